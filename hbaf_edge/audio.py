@@ -1,0 +1,200 @@
+"""Any audio a caller holds -> mono 16 kHz float32, with bounded work and a clear word on what was done to it.
+
+Training and runtime both read audio through this file, so that a model never hears anything else than it learned.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.errors import InputError
+
+if TYPE_CHECKING:
+    import soundfile
+
+SAMPLE_RATE = 16_000  # Hz, what the audio encoder hears
+MAX_SECONDS = 20.0  # of a longer utterance the last part is used: the emotion now, not the one at its start
+MIN_SECONDS = 0.1  # less than two frames of the audio context network say nothing
+RATES = (8_000, 192_000)  # Hz, accepted sample rates
+MAX_CHANNELS = 32
+SILENCE_PEAK = 1e-4  # −80 dBFS: below the noise of any microphone, so no microphone was heard
+
+AudioSource = "str | os.PathLike[str] | bytes | IO[bytes] | NDArray[Any]"
+
+
+@dataclass(frozen=True)
+class Audio:
+    """One utterance as the encoder hears it.
+
+    Attributes:
+        samples: (samples,) float32, mono, 16 kHz, at most 20 s.
+        seconds: length of what was given, before any cut.
+        warnings: what was done to it that the caller should know.
+    """
+
+    samples: NDArray[np.float32]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no sample rises above −80 dBFS."""
+        return self.samples.size == 0 or float(np.abs(self.samples).max()) < SILENCE_PEAK
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether it is shorter than 0.1 s."""
+        return self.samples.size < MIN_SECONDS * SAMPLE_RATE
+
+
+def load_audio(source: Any, sample_rate: int | None = None) -> Audio:
+    """Decode, mix to mono, keep the last 20 s and resample to 16 kHz.
+
+    Args:
+        source: a path, bytes or a binary file object holding WAV, FLAC, OGG or MP3; or a numpy array of float32,
+            float64, int16 or int32 shaped (samples,) or (samples, channels).
+        sample_rate: Hz, 8,000 to 192,000. Required with an array; a file carries its own.
+
+    Raises:
+        InputError: for anything that cannot be read as audio; the text says what is accepted.
+
+    >>> tone = np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
+    >>> load_audio(tone, sample_rate=48_000).samples.shape
+    (16000,)
+    """
+    if isinstance(source, np.ndarray):
+        block, rate, seconds, warnings = _from_array(source, sample_rate)
+    else:
+        block, rate, seconds, warnings = _from_file(source, sample_rate)
+    if block.shape[0] == 0:
+        raise InputError("the audio holds no samples; give at least 0.1 s, or None where there is no audio")
+    if not np.isfinite(block).all():
+        bad = int(np.size(block) - np.isfinite(block).sum())
+        raise InputError(f"the audio holds {bad} NaN or infinite samples; check the capture, or use np.nan_to_num")
+    peak = float(np.abs(block).max())
+    if peak > 8.0:
+        raise InputError(
+            f"float audio must lie in -1..1, this one reaches {peak:.0f}; "
+            "if it holds 16-bit values, pass them as int16 or divide by 32768"
+        )
+    mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
+    if seconds > MAX_SECONDS:
+        warnings.append(f"audio is {seconds:.1f} s long: only its last {MAX_SECONDS:.0f} s were used")
+    return Audio(_resample(mono, rate), seconds, tuple(warnings))
+
+
+def _resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """(samples,) at `rate` -> (samples,) at 16 kHz, at most 20 s."""
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    return np.ascontiguousarray(mono[-int(MAX_SECONDS * SAMPLE_RATE) :], dtype=np.float32)
+
+
+def _check_rate(rate: Any, whose: str) -> int:
+    low, high = RATES
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer, float)) or int(rate) != rate:
+        raise InputError(f"{whose} is {rate!r}; a whole number of Hz is expected, such as 16000")
+    if not low <= rate <= high:
+        raise InputError(f"{whose} is {int(rate):,} Hz; {low:,} to {high:,} Hz are accepted")
+    return int(rate)
+
+
+def _tail(frames: int, rate: int) -> int:
+    """First frame of the last 20 s."""
+    return max(0, frames - int(np.ceil(MAX_SECONDS * rate)))
+
+
+def _from_array(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[Any], int, float, list[str]]:
+    if sample_rate is None:
+        raise InputError("sample_rate is required with an array, in Hz, for instance sample_rate=16000")
+    rate = _check_rate(sample_rate, "sample_rate")
+    scale = {"float32": 1.0, "float64": 1.0, "int16": 2.0**-15, "int32": 2.0**-31}.get(array.dtype.name)
+    if scale is None:
+        raise InputError(f"audio of type {array.dtype} is not accepted; use float32, float64, int16 or int32")
+    if array.ndim not in (1, 2):
+        raise InputError(f"audio has shape {array.shape}; (samples,) or (samples, channels) is expected")
+    block = array[:, None] if array.ndim == 1 else array
+    if block.shape[1] == 0 or block.shape[1] > MAX_CHANNELS:
+        mend = "; it looks like (channels, samples): pass array.T" if 0 < block.shape[0] <= MAX_CHANNELS else ""
+        raise InputError(f"audio has shape {array.shape}: 1 to {MAX_CHANNELS} channels are accepted{mend}")
+    kept = block[_tail(block.shape[0], rate) :]
+    return kept.astype(np.float64) * scale, rate, block.shape[0] / rate, []
+
+
+def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int, float, list[str]]:
+    """Decode the last 20 s of a file; everything before them is skipped, never allocated."""
+    import soundfile
+
+    handle, name = _open(source)
+    try:
+        missing = _missing_bytes(handle)
+        with soundfile.SoundFile(handle) as file:
+            rate = _check_rate(file.samplerate, f"the sample rate of {name}")
+            if sample_rate is not None and sample_rate != rate:
+                raise InputError(
+                    f"{name} says {rate} Hz but sample_rate={sample_rate} was given; leave sample_rate out for files"
+                )
+            if file.channels > MAX_CHANNELS:
+                raise InputError(f"{name} has {file.channels} channels; 1 to {MAX_CHANNELS} are accepted")
+            block, frames = _read_tail(file, rate)
+            if missing or frames < file.frames:
+                lost = "its header promises more than the file holds"
+                warnings = [f"{name} is truncated ({lost}): {frames / rate:.2f} s of it could be used"]
+            else:
+                warnings = []
+            return block, rate, frames / rate, warnings
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(error).split(": ", 1)[-1].rstrip(".")
+        raise InputError(f"{name} cannot be read as audio ({reason}); WAV, FLAC, OGG and MP3 are accepted") from None
+    finally:
+        if handle is not source:
+            handle.close()
+
+
+def _read_tail(file: soundfile.SoundFile, rate: int) -> tuple[NDArray[Any], int]:
+    """The last 20 s as (samples, channels) float32, and how many frames the file really has."""
+    start = _tail(file.frames, rate)
+    if start:
+        file.seek(start)
+    block = file.read(int(np.ceil(MAX_SECONDS * rate)), dtype="float32", always_2d=True)
+    return block, start + block.shape[0]
+
+
+def _open(source: Any) -> tuple[IO[bytes], str]:
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if not os.path.exists(path):
+            raise InputError(f"there is no audio file {path!r} (looked in {os.getcwd()!r})")
+        if not os.path.isfile(path):
+            raise InputError(f"{path!r} is not a file; give one WAV, FLAC, OGG or MP3 file")
+        return open(path, "rb"), repr(path)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), f"the audio of {len(source):,} bytes"
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return source, "the audio file object"
+    raise InputError(
+        f"audio of type {type(source).__name__} is not accepted; give a path, bytes, a binary file object, "
+        "a numpy array with sample_rate, or None"
+    )
+
+
+def _missing_bytes(handle: IO[bytes]) -> int:
+    """How many bytes a WAV's header promises beyond the end of the file (libsndfile reads such files in silence)."""
+    start = handle.tell()
+    head = handle.read(12)
+    size = handle.seek(0, io.SEEK_END) - start
+    handle.seek(start)
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return 0
+    promised = int(struct.unpack("<I", head[4:8])[0]) + 8
+    # Recorders that stream write 0 or the largest number because they cannot know; that is no damage.
+    return promised - size if promised - size > 1 and promised < 0xFFFFFF00 else 0

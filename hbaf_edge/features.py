@@ -1,0 +1,154 @@
+"""What the encoders read: log-mel frames of an utterance's audio and word-piece tokens of its text.
+
+One front end for training and runtime: `log_mel` equals Whisper's features without the padding to 30 s, and
+`normalise_text` and `Tokeniser` are what the corpora go through as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.audio import SAMPLE_RATE, load_audio
+from hbaf_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MEL_BINS = 80
+FFT, HOP = 400, 160  # 25 ms windows every 10 ms
+MAX_TOKENS = 64
+MAX_CHARACTERS = 4_096  # far more than 64 word pieces; bounds the work on a pasted book
+
+
+@functools.cache
+def mel_filters() -> NDArray[np.float64]:
+    """(201, 80) triangles of Slaney's mel scale, each of area one, from 0 to 8 kHz (as librosa and Whisper have it)."""
+
+    def to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+        linear = hertz * 3 / 200
+        return np.where(hertz < 1000, linear, 15 + np.log(np.maximum(hertz, 1e-9) / 1000) * 27 / np.log(6.4))
+
+    def to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+    top = to_mel(np.array([SAMPLE_RATE / 2]))[0]
+    edges = to_hertz(np.linspace(0.0, top, MEL_BINS + 2))
+    bins = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
+    rise = (bins - edges[:-2]) / np.diff(edges)[:-1]
+    fall = (edges[2:] - bins) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))
+
+
+def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Whisper's log-mel spectrogram of exactly the samples given, never padded to 30 s.
+
+    Args:
+        samples: (samples,) float32 at 16 kHz, at least 201 of them.
+
+    Returns:
+        (80, samples // 160) float32: log10 power, floored 8 below the utterance's maximum, then (x + 4) / 4.
+
+    >>> log_mel(np.zeros(16_000, np.float32)).shape
+    (80, 100)
+    """
+    padded = np.pad(samples.astype(np.float64), FFT // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][:-1]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
+    power = np.abs(np.fft.rfft(windows * hann, axis=-1)) ** 2
+    log = np.log10(np.maximum(power @ mel_filters(), 1e-10))
+    log = np.maximum(log, log.max() - 8.0)
+    return np.ascontiguousarray(((log + 4.0) / 4.0).T, dtype=np.float32)
+
+
+def normalise_text(text: str | None) -> str:
+    """NFC, control and formatting characters out, runs of white space to one blank; "" means there is no text.
+
+    >>> normalise_text("  Cafe\u0301 \\x00\\n time ")
+    'Café time'
+    """
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise InputError(f"text is of type {type(text).__name__}; a str is expected, or None where nothing was said")
+    kept = (" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text[:MAX_CHARACTERS])
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+
+
+class Tokeniser:
+    """Word pieces of one utterance, from a `tokenizer.json`.
+
+    Args:
+        path: the tokenizer file of the text encoder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer: Tokenizer = Tokenizer.from_file(os.fspath(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._unknown = self._tokenizer.token_to_id("[UNK]")
+
+    def __call__(self, text: str) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        """Normalised text -> ((tokens,) int64 ids of at most 64 tokens, or None without text; warnings)."""
+        if not text:
+            return None, ()
+        ids = self._tokenizer.encode(text).ids
+        warnings = []
+        if len(ids) > MAX_TOKENS:
+            warnings.append(f"text is longer than {MAX_TOKENS} tokens: only its first {MAX_TOKENS} were used")
+            ids = [*ids[: MAX_TOKENS - 1], ids[-1]]
+        if all(i == self._unknown for i in ids[1:-1]):
+            warnings.append("the text encoder knows no piece of this text; it is English, other scripts are unknown")
+        return np.asarray(ids, np.int64), tuple(warnings)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one utterance offers the encoders.
+
+    Attributes:
+        mel: (80, frames) float32 at 100 Hz, or None where no audio can be used.
+        tokens: (tokens,) int64, or None where there is no text.
+        warnings: for the caller, in the order they arose.
+    """
+
+    mel: NDArray[np.float32] | None
+    tokens: NDArray[np.int64] | None
+    warnings: tuple[str, ...]
+
+
+def extract(audio: Any, sample_rate: int | None, text: str | None, tokeniser: Tokeniser) -> Features:
+    """Front end of `HBAFRuntime.predict`: audio and text as a caller holds them -> `Features`.
+
+    Audio shorter than 0.1 s or digitally silent counts as absent, with a warning, since nothing can be heard in it.
+
+    Raises:
+        InputError: for unusable audio or text, or if neither is left.
+    """
+    tokens, warnings = tokeniser(normalise_text(text))
+    if text and len(text) > MAX_CHARACTERS:
+        warnings = (f"text of {len(text):,} characters: only the first {MAX_CHARACTERS:,} were read", *warnings)
+    mel = None
+    if audio is not None:
+        heard = load_audio(audio, sample_rate)
+        warnings += heard.warnings
+        if heard.is_too_short:
+            warnings += (f"audio of {heard.seconds:.3f} s is shorter than 0.1 s: treated as no audio",)
+        elif heard.is_silent:
+            warnings += ("audio is digital silence: treated as no audio",)
+        else:
+            mel = log_mel(heard.samples)
+    elif sample_rate is not None:
+        raise InputError(f"sample_rate={sample_rate!r} was given without audio; leave both out, or give both")
+    if mel is None and tokens is None:
+        said = "; ".join(warnings) or "both audio and text are missing or empty"
+        raise InputError(f"there is nothing to judge: {said}. Give audio, text, or both")
+    return Features(mel, tokens, warnings)

@@ -1,0 +1,94 @@
+"""The bimodal attention gate in plain PyTorch: what every fused kernel and every export is held against.
+
+For a modality m with other modality n, per head (training/MODEL.md, "Bimodal attention gate"):
+
+    intra = softmax(q k_ownᵀ/√e + bias_own) v_own            own modality
+    inter = softmax(q' k_otherᵀ/√e + bias_other) v_other     other modality
+    inter = sigmoid(w_r · [q' ; inter] + b_r) · inter        dynamic attention: one relevance per query and head
+    g     = sigmoid(W_g [intra ; inter] + b_g)               dynamic gate
+    out   = g ⊙ inter + (1 − g) ⊙ intra
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Finite, so that a row with nothing visible gives no NaN, and small enough for float16.
+MASKED = -3.0e4
+
+
+class Memory(NamedTuple):
+    """What a query may attend to.
+
+    Shapes: keys and values (B, H, M, e); visible (B, N, M) bool; bias (B, H, N, M) or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+    bias: Tensor | None = None
+
+
+class GateWeights(NamedTuple):
+    """Shapes: w_r (H, 2e), b_r (H,), w_g (H, e, 2e), b_g (H, e)."""
+
+    w_r: Tensor
+    b_r: Tensor
+    w_g: Tensor
+    b_g: Tensor
+
+
+def attend(query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    """Masked attention of (B, H, N, e) queries; also whether a query saw anything, (B, 1, N, 1) bool.
+
+    A query without a visible key gets zero, whether the memory is masked or of length zero.
+    """
+    scores = query @ memory.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if memory.bias is not None:
+        scores = scores + memory.bias
+    visible = memory.visible[:, None]
+    weights = torch.softmax(scores.masked_fill(~visible, MASKED), dim=-1)
+    seen = visible.any(dim=-1, keepdim=True)
+    result = weights @ memory.values
+    return torch.where(seen, result, torch.zeros_like(result)), seen
+
+
+def bimodal_attention_gate(
+    query: Tensor,
+    cross_query: Tensor,
+    own: Memory,
+    other: Memory,
+    weights: GateWeights,
+    *,
+    relevance: bool = True,
+    gate: bool = True,
+) -> Tensor:
+    """Own and other modality, weighed per query: (B, H, N, e) -> (B, H, N, e).
+
+    Args:
+        query: q, (B, H, N, e), asks the own modality.
+        cross_query: q', (B, H, N, e), asks the other modality.
+        own, other: the two memories.
+        weights: of relevance and gate.
+        relevance: False sets r = 1 (ablation "no relevance").
+        gate: False sets g = 1/2 (ablation "no gate").
+
+    Source: training/MODEL.md, "Bimodal attention gate". No visible other key -> g = 0; no visible own key -> g = 1;
+    neither -> 0.
+    """
+    intra, own_seen = attend(query, own)
+    inter, other_seen = attend(cross_query, other)
+    if relevance:
+        asked = torch.cat([cross_query, inter], dim=-1)
+        inter = torch.sigmoid((asked * weights.w_r[:, None]).sum(-1, keepdim=True) + weights.b_r[:, None, None]) * inter
+    if gate:
+        both = torch.cat([intra, inter], dim=-1)
+        g = torch.sigmoid(both @ weights.w_g.transpose(-1, -2) + weights.b_g[:, None])
+    else:
+        g = torch.full_like(intra, 0.5)
+    g = torch.where(other_seen, g, torch.zeros_like(g))
+    g = torch.where(own_seen, g, torch.ones_like(g))
+    return g * inter + (1 - g) * intra

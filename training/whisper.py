@@ -1,0 +1,87 @@
+"""Whisper's audio encoder in PyTorch, for utterances of any length up to 30 s, never padded.
+
+It gives every layer's states, since emotion lives in other layers than words do (training/MODEL.md, "Encoders").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class WhisperSize:
+    """Width, heads and blocks of an encoder; positions at 50 Hz."""
+
+    dim: int = 384
+    heads: int = 6
+    layers: int = 4
+    mel_bins: int = 80
+    positions: int = 1500
+
+
+def sinusoids(positions: int, dim: int) -> Tensor:
+    """(positions, dim) fixed position codes, sines first, then cosines."""
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.feed_norm = nn.LayerNorm(dim)
+        self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*parts)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.feed(self.feed_norm(x))
+
+
+class WhisperEncoder(nn.Module):
+    """(B, 80, frames) log-mel -> (B, ceil(frames / 2), layers + 1, dim) states at 50 Hz.
+
+    The states are the stem's output, each block's, and in place of the last block's its final LayerNorm. Utterances of
+    one batch must be of equal length: Whisper has no length mask.
+
+    Source: Radford et al. 2022; equal to the original weights' own runtime (tests/training/test_encoders.py).
+    """
+
+    def __init__(self, size: WhisperSize = WhisperSize()) -> None:
+        super().__init__()
+        self.size = size
+        self.conv1 = nn.Conv1d(size.mel_bins, size.dim, 3, padding=1)
+        self.conv2 = nn.Conv1d(size.dim, size.dim, 3, stride=2, padding=1)
+        self.register_buffer("positions", sinusoids(size.positions, size.dim))
+        self.blocks = nn.ModuleList(Block(size.dim, size.heads) for _ in range(size.layers))
+        self.norm = nn.LayerNorm(size.dim)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return torch.stack(self.layers(mel), 2)
+
+    def layers(self, mel: Tensor) -> list[Tensor]:
+        """The states as a list of (B, frames, dim)."""
+        x = functional.gelu(self.conv2(functional.gelu(self.conv1(mel)))).transpose(1, 2)
+        x = x + self.positions[: x.shape[1]]
+        states = [x]
+        for block in self.blocks:
+            x = block(x)
+            states.append(x)
+        return [*states[:-1], self.norm(x)]
+
+
+def normalise_states(states: Tensor) -> Tensor:
+    """Each layer's states to mean 0 and variance 1 over their width, so that a learned sum can weigh them fairly."""
+    return functional.layer_norm(states, states.shape[-1:])
