@@ -7,7 +7,6 @@ One front end for training and runtime: `log_mel` equals Whisper's features with
 from __future__ import annotations
 
 import functools
-import os
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,16 +81,16 @@ def normalise_text(text: str | None) -> str:
 
 
 class Tokeniser:
-    """Word pieces of one utterance, from a `tokenizer.json`.
+    """Word pieces of one utterance.
 
     Args:
-        path: the tokenizer file of the text encoder.
+        json: content of the text encoder's `tokenizer.json`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, json: bytes) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = Tokenizer.from_file(os.fspath(path))
+        self._tokenizer: Tokenizer = Tokenizer.from_buffer(json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id("[UNK]")

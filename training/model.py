@@ -109,6 +109,10 @@ class HBAF(nn.Module):
         Returns:
             frames (U, F, d), frame_mask (U, F), tokens (U, T, d) and the means (U, 2, d) that later turns recall.
         """
+        return self.represent_mixed(self.audio.mix(audio), audio_mask, self.text.mix(text), text_mask)
+
+    def represent_mixed(self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
+        """`represent` from encoder states whose layers are already summed: (U, 4F, dim) and (U, T, dim)."""
         projected, frames, frame_mask = self.audio(audio, audio_mask)
         tokens = self.text(text)
         means = torch.stack([masked_mean(projected, frame_mask), masked_mean(tokens, text_mask)], 1)
@@ -173,7 +177,7 @@ class Window:
 
 
 class TextProjection(nn.Module):
-    """(U, T, states, dim) -> (U, T, d): learned sum over layers, projection, LayerNorm."""
+    """(U, T, dim) layers summed by `mix` -> (U, T, d): projection and LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -182,11 +186,7 @@ class TextProjection(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, states: Tensor) -> Tensor:
-        return self.project_mixed(self.mix(states))
-
-    def project_mixed(self, mixed: Tensor) -> Tensor:
-        """From (U, T, dim), the layers already summed, as the exported encoder gives them."""
+    def forward(self, mixed: Tensor) -> Tensor:
         return self.dropout(self.norm(self.project(mixed)))
 
 
@@ -206,11 +206,8 @@ class AudioContextNetwork(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.project_mixed(self.mix(states), mask)
-
-    def project_mixed(self, mixed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, frames at 50 Hz, dim) -> projected (U, F, d), A (U, F, d), frame_mask (U, F).
+    def forward(self, mixed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, frames at 50 Hz, dim) with layers summed by `mix` -> projected (U, F, d), A (U, F, d), frame_mask (U, F).
 
         Frames are padded with zeros to a multiple of four by the caller; a stack counts if any of its frames does.
         """

@@ -191,4 +191,4 @@ def predict(model: HBAF, found: Iterator[Batch]) -> tuple[Tensor, Tensor]:
 
 def tokeniser_of(folder: Path | None = None) -> Tokeniser:
     """The text encoder's tokeniser."""
-    return Tokeniser((folder or encoders.folder("text")) / "tokenizer.json")
+    return Tokeniser(((folder or encoders.folder("text")) / "tokenizer.json").read_bytes())

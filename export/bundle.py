@@ -1,0 +1,178 @@
+"""Four ONNX files and what is known about the model -> a bundle: one folder, or one `.hbaf` zip with --zip.
+
+    python -m export.bundle runs/int8 --checkpoint runs/default --precision int8-weights --out runs/bundle
+
+The bundle is written beside its place, loaded once by the runtime's own verifying loader, then moved there whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from hbaf_edge import __version__
+from hbaf_edge.audio import SAMPLE_RATE
+from hbaf_edge.bundle import FORMAT, GRAPHS, load_bundle
+from hbaf_edge.runtime import HBAFRuntime
+from training.config import ModelConfig
+from training.encoders import SOURCES, folder
+
+LICENCE_FILE = "LICENSE-WEIGHTS"
+NON_COMMERCIAL = {
+    "id": "CC-BY-NC-SA-4.0",
+    "commercial": False,
+    "why": "trained on RAVDESS and TESS, whose licences forbid commercial use",
+}
+DATA = [
+    {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split"},
+    {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training"},
+    {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training"},
+    {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training"},
+    {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)"},
+]
+LIMITS = [
+    "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
+    "different corpora were paired in training, and no score on such pairs is claimed.",
+    "Not evaluated on children, on people with speech impairments, or on any language but English.",
+    "An estimate of the emotion expressed, not of what a person feels; not for work or school (EU AI Act, Art. 5) "
+    "except for medical or safety reasons.",
+]
+
+
+def write_bundle(onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any]) -> Path:
+    """Put a bundle together in `out`, replacing what is there only once the new one has loaded.
+
+    Args:
+        onnx_folder: holds audio.onnx, text.onnx, utterance.onnx and dialogue.onnx.
+        config: of the model they were exported from.
+        about: fields of the manifest that describe it: name, precision, temperatures, licence, data, scores …
+    """
+    work = out.with_name(out.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for graph in GRAPHS:
+        shutil.copy(onnx_folder / f"{graph}.onnx", work)
+    tokenizer = onnx_folder / "tokenizer.json"
+    shutil.copy(tokenizer if tokenizer.exists() else folder("text") / "tokenizer.json", work)
+    if not about["licence"].get("commercial"):
+        (work / LICENCE_FILE).write_text(_licence_text(about))
+    manifest = {
+        "format": FORMAT,
+        "created_by": f"hbaf-edge {__version__}",
+        **about,
+        "labels": list(config.labels),
+        "sample_rate": SAMPLE_RATE,
+        "window": config.window,
+        "width": config.width,
+        "dialogue_layers": config.dialogue_layers,
+        "stack": config.stack,
+        "model": config.to_json(),
+        "graphs": {graph: _signature(work / f"{graph}.onnx") for graph in GRAPHS},
+        "files": {path.name: _entry(path) for path in sorted(work.iterdir())},
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
+    shutil.rmtree(out, ignore_errors=True)
+    work.rename(out)
+    return out
+
+
+def zip_bundle(bundle: Path, target: Path) -> Path:
+    """The folder as one `.hbaf` file; the zip too is verified by loading it."""
+    partial = target.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(bundle.iterdir()):
+            archive.write(path, path.name)
+    load_bundle(partial)
+    partial.rename(target)
+    return target
+
+
+def provenance() -> dict[str, Any]:
+    """Where the encoders come from, for the manifest."""
+    return {
+        kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
+        for kind, s in SOURCES.items()
+        if kind in ("text", "audio")
+    }
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _signature(path: Path) -> dict[str, Any]:
+    graph = onnx.load(path).graph
+
+    def describe(values: Any) -> dict[str, Any]:
+        return {
+            v.name: {
+                "type": onnx.helper.tensor_dtype_to_string(v.type.tensor_type.elem_type).removeprefix("TensorProto."),
+                "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            }
+            for v in values
+        }
+
+    return {"file": path.name, "inputs": describe(graph.input), "outputs": describe(graph.output)}
+
+
+def _licence_text(about: dict[str, Any]) -> str:
+    lines = [
+        f"The weights in this folder ({about['name']}) are licensed under Creative Commons",
+        "Attribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):",
+        "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
+        "",
+        "They may NOT be used commercially: they were trained on RAVDESS (CC BY-NC-SA 4.0) and TESS (CC BY-NC-ND 4.0).",
+        "The code of hbaf-edge is Apache-2.0; a model trained without those corpora is free of this restriction.",
+        "",
+        "Trained on:",
+        *(f"- {d['name']}: {d['licence']} ({d['use']})" for d in about.get("data", [])),
+        "",
+        "Built on:",
+        *(f"- {e['model']}: {e['licence']}" for e in about.get("encoders", {}).values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("onnx", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--precision", required=True, help="float32 or int8-weights")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="hbaf-edge default")
+    parser.add_argument("--zip", action="store_true", help="write one .hbaf file beside the folder as well")
+    given = parser.parse_args()
+    stored = json.loads((given.checkpoint / "config.json").read_text())
+    about = about_checkpoint(stored["about"], given.name, given.precision)
+    bundle = write_bundle(given.onnx, given.out, ModelConfig.from_json(stored["model"]), about)
+    print(zip_bundle(bundle, bundle.with_suffix(".hbaf")) if given.zip else bundle)
+
+
+def about_checkpoint(about: dict[str, Any], name: str, precision: str) -> dict[str, Any]:
+    """The manifest's descriptive part for a checkpoint of the default recipe."""
+    if "temperatures" not in about:
+        raise SystemExit("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
+    return {
+        "name": name,
+        "precision": precision,
+        "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
+        "temperatures": about["temperatures"],
+        "encoders": provenance(),
+        "data": DATA,
+        "licence": NON_COMMERCIAL,
+        "limits": LIMITS,
+        "training": about["train"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""hbaf-edge: emotion recognition in conversations from audio and text, turn by turn, on your own hardware.
+
+    from hbaf_edge import HBAFRuntime
+    runtime = HBAFRuntime()
+    chat = runtime.conversation()
+    p = runtime.predict("hello.wav", text="You did it!", speaker="anna", conversation=chat)
+
+Importing this package never imports torch, transformers or tensorrt. Its output is an estimate of the emotion
+expressed, not of what a person feels.
+"""
+
+__version__ = "0.1.0"
+
+from hbaf_edge.conversation import Conversation
+from hbaf_edge.errors import BackendError, BundleError, HBAFError, InputError
+from hbaf_edge.prediction import Prediction
+from hbaf_edge.runtime import HBAFRuntime
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "Conversation",
+    "HBAFError",
+    "HBAFRuntime",
+    "InputError",
+    "Prediction",
+    "__version__",
+]

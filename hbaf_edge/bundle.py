@@ -1,0 +1,160 @@
+"""A bundle is a folder, or one `.hbaf` zip, holding all that inference needs; every byte of it is checked on load.
+
+`manifest.json` names the format, labels, graphs, provenance, licence and scores, and the SHA-256 of every other file.
+Files are read once and hashed in memory, so what is verified is what runs. There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hbaf_edge import __version__
+from hbaf_edge.errors import BundleError
+
+FORMAT = 1
+GRAPHS = ("audio", "text", "utterance", "dialogue")
+MAX_MANIFEST = 1 << 20
+MAX_FILE = 1 << 30
+DEFAULT = Path(__file__).parent / "models" / "default"
+
+Read = Callable[[str, int], bytes]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory.
+
+    Attributes:
+        manifest: the content of manifest.json.
+        files: content by name, each of the manifest's size and SHA-256.
+        key: SHA-256 of manifest.json, which pins every other hash; conversations are tied to it.
+        path: where it came from.
+    """
+
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+    key: str
+    path: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(self.manifest["labels"])
+
+    def graph(self, name: str) -> bytes:
+        """The ONNX file of one graph: audio, text, utterance or dialogue."""
+        return self.files[self.manifest["graphs"][name]["file"]]
+
+
+def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
+    """Read and verify a bundle; None means the default model inside of the package.
+
+    Raises:
+        BundleError: naming the file and what is wrong with it.
+    """
+    where = Path(path) if path is not None else DEFAULT
+    if where.is_dir():
+        return _verified(where, lambda name, limit: _read_file(where, name, limit))
+    if where.is_file():
+        try:
+            with zipfile.ZipFile(where) as archive:
+                return _verified(where, lambda name, limit: _read_member(archive, name, limit))
+        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise BundleError(f"{where} is not a bundle: {error}; expected a folder or an .hbaf zip file") from None
+    raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
+
+
+def _verified(where: Path, read: Read) -> Bundle:
+    raw = read("manifest.json", MAX_MANIFEST)
+    manifest = _manifest(raw, where)
+    files = {}
+    for name, entry in manifest["files"].items():
+        _check_name(name, where)
+        content = read(name, min(MAX_FILE, int(entry["bytes"])))
+        found = hashlib.sha256(content).hexdigest()
+        if found != entry["sha256"]:
+            raise BundleError(
+                f"{where}: {name} has SHA-256 {found[:12]}…, the manifest says {str(entry['sha256'])[:12]}…; "
+                "the file was altered or damaged: take the bundle from its source again"
+            )
+        files[name] = content
+    wanted = ["tokenizer.json", *(manifest["graphs"][g]["file"] for g in GRAPHS)]
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise BundleError(f"{where}: manifest.json gives no hash for {', '.join(missing)}; the bundle is incomplete")
+    return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), str(where))
+
+
+def _manifest(raw: bytes, where: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where}: manifest.json is not JSON ({error})") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{where}: manifest.json has no whole-number 'format'; it is not a bundle's manifest")
+    if version > FORMAT:
+        raise BundleError(
+            f"{where}: the bundle is of format {version}, hbaf-edge {__version__} reads up to {FORMAT}; "
+            "upgrade with: pip install -U hbaf-edge"
+        )
+    try:
+        _check_shape(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{where}: manifest.json is incomplete ({type(error).__name__}: {error})") from None
+    return dict(manifest)
+
+
+def _check_shape(manifest: dict[str, Any]) -> None:
+    """Every field the runtime relies on, of its type and within its bounds, before anything is allocated."""
+    if len(manifest["labels"]) < 2 or not all(isinstance(label, str) for label in manifest["labels"]):
+        raise ValueError("'labels' must be two or more names")
+    for field, low, high in (("window", 1, 4096), ("width", 1, 8192), ("dialogue_layers", 1, 64), ("stack", 1, 64)):
+        if not low <= int(manifest[field]) <= high:
+            raise ValueError(f"{field!r} must lie in {low}..{high}")
+    for graph in GRAPHS:
+        if not isinstance(manifest["graphs"][graph]["file"], str):
+            raise TypeError(f"graphs.{graph}.file must be a name")
+    for kind in ("audio", "text", "audio+text"):
+        if not 0.01 <= float(manifest["temperatures"][kind]) <= 100:
+            raise ValueError(f"temperatures.{kind} must lie in 0.01..100")
+    for name, entry in manifest["files"].items():
+        if not 0 <= int(entry["bytes"]) <= MAX_FILE or len(entry["sha256"]) != 64:
+            raise ValueError(f"files.{name} must have 'bytes' (up to {MAX_FILE:,}) and a 'sha256' of 64 digits")
+
+
+def _check_name(name: str, where: Path) -> None:
+    parts = name.split("/")
+    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in parts):
+        raise BundleError(f"{where}: the manifest names {name!r}; only plain names inside of the bundle are accepted")
+
+
+def _read_file(folder: Path, name: str, limit: int) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{folder}: {name} is missing; the bundle is incomplete")
+    if folder.resolve() not in path.resolve().parents:
+        raise BundleError(f"{folder}: {name} leads out of the bundle; only files inside of it are accepted")
+    return _bounded(path.stat().st_size, limit, lambda: path.read_bytes(), f"{folder}: {name}")
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    try:
+        member = archive.getinfo(name)
+    except KeyError:
+        raise BundleError(f"{archive.filename}: {name} is missing; the bundle is incomplete") from None
+    return _bounded(member.file_size, limit, lambda: archive.read(member), f"{archive.filename}: {name}")
+
+
+def _bounded(size: int, limit: int, read: Callable[[], bytes], what: str) -> bytes:
+    if size > limit:
+        raise BundleError(f"{what} is {size:,} bytes long where {limit:,} are allowed; it was altered or damaged")
+    return read()
