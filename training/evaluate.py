@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hbaf_edge.audio import load_audio
-from hbaf_edge.features import log_mel, normalise_text
+from hbaf_edge.features import Tokeniser, log_mel, normalise_text
 from training import batches, checkpoint, encoders
 from training.batches import Turn
 from training.corpora import clips, meld
@@ -29,14 +29,13 @@ from training.metrics import fit_temperature, scores
 from training.model import HBAF, Batch
 from training.stages import predict, tokeniser_of
 
-Encode = Callable[[Any], Any]
-
 
 class Encoded:
     """Dialogues as batches of encoder states, computed as they are needed; `use` says which modalities are shown."""
 
-    def __init__(self, model: HBAF, text: Any, audio: Any) -> None:
-        self.config, self.text, self.audio, self.tokeniser = model.config, text, audio, tokeniser_of()
+    def __init__(self, model: HBAF, text: Any, audio: Any, tokeniser: Tokeniser | None = None) -> None:
+        self.config, self.text, self.audio = model.config, text, audio
+        self.tokeniser = tokeniser or tokeniser_of()
 
     @torch.inference_mode()
     def batches(self, dialogues: Sequence[Dialogue], use: str, size: int = 8) -> Iterator[Batch]:
@@ -51,7 +50,7 @@ class Encoded:
             ids, _ = self.tokeniser(normalise_text(u.text))
             tokens = torch.from_numpy(ids)[None]
             words = encoders.text_states(self.text, tokens, torch.ones_like(tokens, dtype=torch.bool))[0].numpy()
-        if "audio" in use:
+        if "audio" in use and u.audio:
             mel = torch.from_numpy(log_mel(load_audio(u.audio).samples))
             sound = encoders.audio_states(self.audio, mel[None])[0].numpy()
         return Turn(u.label, speaker, words, sound)
@@ -73,8 +72,10 @@ def evaluate(folder: Path) -> dict[str, Any]:
     temperatures = {}
     for kind, (dialogues, use) in fitted.items():
         temperatures[kind] = round(fit_temperature(*logits(dialogues, use)), 3)
-    held_out = {"meld_test_text": (meld.load("test"), "text"),
-                "ravdess_17_20_audio": ([d for d in ravdess if d.split == "test"], "audio")}
+    held_out = {
+        "meld_test_text": (meld.load("test"), "text"),
+        "ravdess_17_20_audio": ([d for d in ravdess if d.split == "test"], "audio"),
+    }
     found: dict[str, Any] = {}
     for name, (dialogues, use) in held_out.items():
         raw, labels = logits(dialogues, use)

@@ -35,7 +35,9 @@ class ConvContext(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         gated = functional.glu(self.gate(self.norm_in(x)), dim=-1)
-        gated = torch.where(mask[..., None], gated, torch.zeros_like(gated))  # padding must not leak into its neighbours
+        gated = torch.where(
+            mask[..., None], gated, torch.zeros_like(gated)
+        )  # padding must not leak into its neighbours
         convolved = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
         return x + self.dropout(self.out(functional.silu(self.norm(convolved))))
 
@@ -77,9 +79,15 @@ class FusionLayer(nn.Module):
         super().__init__()
         self.halves = nn.ModuleList(FusionHalf(config) for _ in range(2))
 
+    def share(self, modality: int) -> FusionHalf:
+        """One modality's parameters."""
+        half = self.halves[modality]
+        assert isinstance(half, FusionHalf)
+        return half
+
     def remember(self, x: Tensor, modality: int) -> Slots:
         """(B, M, d) states of one modality -> its keys and values, (B, M, d) each."""
-        return Slots(*self.halves[modality].key_value(x).chunk(2, -1))
+        return Slots(*self.share(modality).key_value(x).chunk(2, -1))
 
     def forward(
         self,
@@ -92,12 +100,12 @@ class FusionLayer(nn.Module):
 
         `visible` (B, 1 or N, M) and `bias` (B, H, N, M) belong to the key's modality.
         """
-        heads = self.halves[0].heads
+        audio, text = self.share(AUDIO), self.share(TEXT)
+        heads = audio.heads
         memories = [
             Memory(split_heads(s.keys, heads), split_heads(s.values, heads), v, b)
             for s, v, b in zip(slots, visible, bias)
         ]
-        audio, text = self.halves
         return (
             audio(state[AUDIO], memories[AUDIO], memories[TEXT]),
             text(state[TEXT], memories[TEXT], memories[AUDIO]),
@@ -142,7 +150,7 @@ class StatisticsPooling(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(d, d // 4), nn.Tanh(), nn.Linear(d // 4, 1))
+        self.score = nn.Sequential(nn.Linear(d, d // 4), nn.Tanh(), nn.Linear(d // 4, 1, bias=False))
         self.out = nn.Linear(2 * d, d)
         self.norm = nn.LayerNorm(d)
 

@@ -1,7 +1,7 @@
 """HBAF, top down, in the words of training/MODEL.md.
 
 Shapes: B dialogues, N utterances of a dialogue, U utterances of a batch, F audio frames at 12.5 Hz, T text tokens,
-d width, H heads, e = d/H, W window, M memory slots. Modality 0 is audio, 1 is text. Its parts are in training/layers.py.
+d width, H heads, e = d/H, W window, M memory slots. Modality 0 is audio, 1 is text. Parts: training/layers.py.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class HBAF(nn.Module):
         codes = self.fuse_utterance(frames, frame_mask, tokens, batch.text_mask)
         fused = window.gather(self.fuse_dialogue(window.scatter(codes), window))
         embedding = fused.flatten(1)
-        return Output(self.head(embedding), embedding, *(h(c) for h, c in zip(self.unimodal_heads, unimodal)), *unimodal)
+        audio_logits, text_logits = (head(code) for head, code in zip(self.unimodal_heads, unimodal))
+        return Output(self.head(embedding), embedding, audio_logits, text_logits, *unimodal)
 
     def represent(self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
         """Uni-modal representation of each utterance by itself.
@@ -123,6 +124,7 @@ class HBAF(nn.Module):
         masks = frame_mask, token_mask
         state = frames, tokens
         for layer in self.utterance_scope if self.config.fusion else ():
+            assert isinstance(layer, FusionLayer)
             visible = [m[:, None] for m in masks]
             slots = [layer.remember(x, modality) for modality, x in enumerate(state)]
             state = layer(state, slots, visible, (None, None))
@@ -133,6 +135,7 @@ class HBAF(nn.Module):
     def fuse_dialogue(self, codes: Tensor, window: Window) -> Tensor:
         """Dialogue scope over a whole dialogue: (B, N, 2, d) -> (B, N, 2, d)."""
         for layer, bias in zip(self.dialogue_scope, self.bias) if self.config.fusion else ():
+            assert isinstance(layer, FusionLayer)
             state = codes[:, :, AUDIO], codes[:, :, TEXT]
             slots = [layer.remember(x, modality) for modality, x in enumerate(state)]
             visible = [window.visible & window.present[:, None, :, m] for m in (AUDIO, TEXT)]

@@ -1,7 +1,7 @@
 """The two stages of the default recipe: what each feeds the loop in training/train.py and what it is selected on.
 
 `TextStage` fine-tunes the text encoder inside of HBAF on joined dialogues of MELD and DailyTalk, audio absent.
-`FusionStage` trains HBAF on cached states of both encoders: dialogues with label-matched clips, and clips by themselves.
+`FusionStage` trains HBAF on cached states of both encoders: dialogues with label-matched clips, and clips alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def dev_dialogues() -> list[Dialogue]:
     return meld.load("dev")
 
 
-def encode_tokens(encoder: nn.Module, batch: Batch, chunk: int = 32) -> Batch:
+def encode_tokens(encoder: BertModel, batch: Batch, chunk: int = 32) -> Batch:
     """Token ids (U, T) in `batch.text` -> states; sorted by length, so that short turns are not padded to long ones."""
     lengths = batch.text_mask.sum(1)
     pieces: dict[int, Tensor] = {}

@@ -23,7 +23,7 @@ def ensure_importable() -> bool:
     if importlib.util.find_spec("torchaudio") is None:
         return False
     try:
-        import torchaudio  # noqa: F401
+        import torchaudio
     except OSError:
         for name in [n for n in sys.modules if n == "torchaudio" or n.startswith("torchaudio.")]:
             del sys.modules[name]

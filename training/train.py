@@ -54,7 +54,7 @@ def train(config: TrainConfig, out: Path, init: Path | None = None) -> dict[str,
     """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`."""
     console = Console()
     torch.manual_seed(config.seed)
-    rng = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
+    rng = random.Random(config.seed)
     if init:
         model, text, _ = checkpoint.load(init)
     else:
@@ -103,7 +103,9 @@ def _dry(stage: TextStage | FusionStage, config: TrainConfig) -> Any:
     return range(int(turns / per_batch) + 1)
 
 
-def _learning(stage: TextStage | FusionStage, model: HBAF, text: BertModel, config: TrainConfig, rng: random.Random) -> Any:
+def _learning(
+    stage: TextStage | FusionStage, model: HBAF, text: BertModel, config: TrainConfig, rng: random.Random
+) -> Any:
     """An epoch's batches, with the modules in training mode while each is made and used."""
     model.train()
     text.train(config.stage == "text")

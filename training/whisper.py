@@ -64,6 +64,7 @@ class WhisperEncoder(nn.Module):
         self.size = size
         self.conv1 = nn.Conv1d(size.mel_bins, size.dim, 3, padding=1)
         self.conv2 = nn.Conv1d(size.dim, size.dim, 3, stride=2, padding=1)
+        self.positions: Tensor
         self.register_buffer("positions", sinusoids(size.positions, size.dim))
         self.blocks = nn.ModuleList(Block(size.dim, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(size.dim)

@@ -28,8 +28,15 @@ def load_tess(root: Path | None = None) -> list[Dialogue]:
     """Two women saying "Say the word X" in MELD's seven emotions (CC BY-NC-ND 4.0); training only."""
     folder = root or data_folder() / "tess"
     return [
-        Dialogue(f"tess-{row['id']}", "train", (Utterance(
-            row["transcript"], label_index(row["emotion"]), row["speaker"], folder / row["file"], row["gender"]),))
+        Dialogue(
+            f"tess-{row['id']}",
+            "train",
+            (
+                Utterance(
+                    row["transcript"], label_index(row["emotion"]), row["speaker"], folder / row["file"], row["gender"]
+                ),
+            ),
+        )
         for row in read_csv(folder / "manifest.csv")
     ]
 

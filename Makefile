@@ -1,0 +1,44 @@
+# Two commands: `make demo` and `make test`. Each makes .venv if it is not there and installs what it needs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types encoders bench clean
+
+demo: .venv/demo.done
+	@$(BIN)/hbaf-edge demo
+
+test: .venv/test.done
+	@echo "== tests (about two minutes on two cores; the first run also fetches the pretrained encoders, 150 MB)"
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+lint: .venv/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test.done
+	$(BIN)/mypy
+
+encoders: .venv/test.done
+	$(BIN)/python -m training.encoders
+
+bench: .venv/test.done
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
+
+.venv/bin/python:
+	@echo "== making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+.venv/demo.done: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== installing hbaf-edge and its runtime dependencies into .venv (no torch)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/test.done: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== installing hbaf-edge with everything the tests need into .venv (CPU torch, about 1.7 GB)"
+	@$(PIP) torch
+	@$(PIP) -e ".[dev]"
+	@touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache

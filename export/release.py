@@ -1,0 +1,74 @@
+"""Checkpoint -> the bundle that ships, every step checked against the one before it.
+
+    python -m export.release runs/default --work runs/release --out hbaf_edge/models/default
+
+PyTorch -> ONNX (each graph compared) -> float32 bundle (turn by turn against the whole pass in PyTorch) -> INT8 weights
+-> scores on the held-out sets and label flips against float32, which go into the manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+from rich.console import Console
+
+from export import score, to_onnx, verify
+from export.bundle import about_checkpoint, write_bundle
+from export.quantize import quantize_weights
+from hbaf_edge.bundle import GRAPHS
+from training import checkpoint, encoders
+
+MAX_FLIPS = 0.02
+
+
+def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
+    """Returns the scores that went into the manifest."""
+    console = Console()
+    model, text, about = checkpoint.load(folder)
+    audio = encoders.load_audio()
+    console.print("graphs against PyTorch:", to_onnx.export(model, audio, text, work / "onnx"))
+    reference = write_bundle(work / "onnx", work / "float32", model.config, about_checkpoint(about, name, "float32"))
+    found, flips = verify.difference(model, text, audio, reference)
+    console.print(f"turn by turn against the whole pass in PyTorch: {found:.1e}, {flips} flips in 100 turns")
+    if not found <= verify.TOLERANCE:
+        raise SystemExit(f"the float32 bundle differs from PyTorch by {found:.1e}; {verify.TOLERANCE:.0e} is allowed")
+    (work / "int8").mkdir(exist_ok=True)
+    for graph in GRAPHS:
+        onnx.save(quantize_weights(onnx.load(work / "onnx" / f"{graph}.onnx")), work / "int8" / f"{graph}.onnx")
+    described = about_checkpoint(about, name, "int8-weights")
+    small = write_bundle(work / "int8", work / "bundle", model.config, described)
+    measured = score.score(small, reference)
+    flip_rate = measured["against_float32"]["flip_rate"]
+    if flip_rate > MAX_FLIPS:
+        raise SystemExit(f"INT8 weights flip {flip_rate:.2%} of the labels; {MAX_FLIPS:.0%} are allowed")
+    described |= {"scores": measured, "headline": headline(measured), "float32_difference": found}
+    write_bundle(work / "int8", out, model.config, described)
+    return measured
+
+
+def headline(measured: dict[str, Any]) -> dict[str, str]:
+    """The scores as the card shows them."""
+    text, audio, drift = (measured[k] for k in ("meld_test_text", "ravdess_17_20_audio", "against_float32"))
+    return {
+        "MELD test, text only": f"weighted F1 {text['weighted_f1']:.3f}, macro F1 {text['macro_f1']:.3f}",
+        "RAVDESS actors 17-20, audio only": f"UAR {audio['uar']:.3f} (acted speech, 7 classes)",
+        "against float32": f"{drift['label_flips']} of {drift['turns']} labels differ ({drift['flip_rate']:.2%})",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="hbaf-edge default")
+    given = parser.parse_args()
+    print(json.dumps(release(given.checkpoint, given.work, given.out, given.name)))
+
+
+if __name__ == "__main__":
+    main()

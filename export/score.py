@@ -1,0 +1,85 @@
+"""What a bundle scores when the runtime itself runs it, and how often its labels differ from a reference bundle's.
+
+    python -m export.score runs/int8-bundle --reference runs/float32-bundle
+
+MELD test turn by turn, text only; RAVDESS actors 17-20, audio only; needs the corpora of DATA.md. Last line JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from hbaf_edge import HBAFRuntime, Prediction
+from training.corpora import clips, meld
+from training.corpora.records import Dialogue
+from training.metrics import scores
+
+HELD_OUT = {"meld_test_text": "text", "ravdess_17_20_audio": "audio"}
+
+
+def held_out() -> dict[str, list[Dialogue]]:
+    """The test dialogues by the names of HELD_OUT."""
+    return {
+        "meld_test_text": meld.load("test"),
+        "ravdess_17_20_audio": [d for d in clips.load_ravdess() if d.split == "test"],
+    }
+
+
+def run(runtime: HBAFRuntime, dialogues: list[Dialogue], use: str, what: str) -> list[Prediction]:
+    """Every turn of every dialogue, each dialogue its own conversation."""
+    found = []
+    for dialogue in track(dialogues, description=what):
+        chat = runtime.conversation()
+        for u in dialogue.turns:
+            inputs = {"text": u.text} if use == "text" else {"audio": u.audio}
+            found.append(runtime.predict(**inputs, speaker=u.speaker, conversation=chat))  # type: ignore[arg-type]
+    return found
+
+
+def score(bundle: Path, reference: Path | None = None, threads: int = 2) -> dict[str, Any]:
+    """Scores on the held-out sets, and with a reference flips, differences and cosines against it."""
+    result: dict[str, Any] = {}
+    runtime = HBAFRuntime(bundle, threads=threads)
+    other = HBAFRuntime(reference, threads=threads) if reference else None
+    flips, turns, cosines, differences = 0, 0, [], []
+    for name, dialogues in held_out().items():
+        found = run(runtime, dialogues, HELD_OUT[name], name)
+        logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
+        labels = torch.tensor([u.label for d in dialogues for u in d.turns])
+        result[name] = scores(logits, labels, runtime.labels)
+        if other:
+            theirs = run(other, dialogues, HELD_OUT[name], f"{name}, reference")
+            flips += sum(a.label != b.label for a, b in zip(found, theirs, strict=True))
+            turns += len(found)
+            for a, b in zip(found, theirs, strict=True):
+                norm = np.linalg.norm(a.embedding) * np.linalg.norm(b.embedding)
+                cosines.append(float(a.embedding @ b.embedding / norm))
+                differences.append(max(abs(a.probabilities[k] - b.probabilities[k]) for k in a.probabilities))
+    if other:
+        result["against_float32"] = {
+            "turns": turns,
+            "label_flips": flips,
+            "flip_rate": round(flips / turns, 5),
+            "embedding_cosine_min": round(min(cosines), 5),
+            "probability_difference_max": round(max(differences), 5),
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--reference", type=Path, help="float32 bundle of the same checkpoint")
+    given = parser.parse_args()
+    print(json.dumps(score(given.bundle, given.reference)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Shared pieces: the default runtime, a tiny random model exported end to end, and speech-like sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bundle import DEFAULT
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "hbaf_edge" / "examples"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `data` run where the corpora of DATA.md lie, `gpu` where torch sees a GPU."""
+    from training.corpora.records import data_folder
+
+    no_data = pytest.mark.skip(reason="the corpora of DATA.md are not here; set HBAF_DATA")
+    for item in items:
+        if item.get_closest_marker("data") and not (data_folder() / "meld").is_dir():
+            item.add_marker(no_data)
+
+
+@pytest.fixture(scope="session")
+def runtime() -> HBAFRuntime:
+    """The default model."""
+    return HBAFRuntime(threads=1)
+
+
+def speech(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
+    """A buzz with moving pitch and loudness, and noise: (samples,) float32, nowhere silent."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * rate)) / rate
+    phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(2 * np.pi * 0.7 * t + seed)) / rate
+    voice = sum(np.sin(k * phase) / k for k in range(1, 12)) * (0.5 + 0.5 * np.sin(2 * np.pi * 3 * t))
+    return (0.1 * voice + 0.003 * rng.standard_normal(t.size)).astype(np.float32)
+
+
+@dataclass
+class Tiny:
+    """A tiny random model, its encoders and the bundle made of them."""
+
+    model: Any
+    text: Any
+    audio: Any
+    onnx: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """HBAF with d = 32 and a window of 5 on tiny random encoders, through the real export and the real bundle."""
+    import shutil
+
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from export.bundle import write_bundle
+    from export.to_onnx import export
+    from training.config import ModelConfig
+    from training.model import HBAF
+    from training.whisper import WhisperEncoder, WhisperSize
+
+    torch.manual_seed(7)
+    config = ModelConfig(audio_dim=16, audio_states=3, text_dim=24, text_states=3, width=32, heads=2, window=5)
+    model = HBAF(config)
+    for table in [b.table for b in model.bias] + [model.context.bias.table]:
+        torch.nn.init.normal_(table)  # zero at birth: order and speakers would go untested
+    for head in model.head[-1].weight, model.absent:
+        torch.nn.init.normal_(head)
+    bert = BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    text = BertModel(bert, add_pooling_layer=False)
+    audio = WhisperEncoder(WhisperSize(dim=16, heads=2, layers=2))
+    folder = tmp_path_factory.mktemp("tiny")
+    export(model, audio, text, folder / "onnx")
+    shutil.copy(DEFAULT / "tokenizer.json", folder / "onnx")
+    about = {
+        "name": "tiny",
+        "precision": "float32",
+        "temperatures": {"audio": 1.0, "text": 1.0, "audio+text": 1.0},
+        "licence": {"id": "Apache-2.0", "commercial": True, "why": "random weights"},
+    }
+    bundle = write_bundle(folder / "onnx", folder / "bundle", config, about)
+    return Tiny(model.eval(), text.eval(), audio.eval(), folder / "onnx", bundle)

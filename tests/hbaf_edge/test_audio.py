@@ -1,0 +1,133 @@
+"""Any audio in, mono 16 kHz out; each bad input has its own clear end."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hbaf_edge.audio import load_audio
+from hbaf_edge.errors import InputError
+from tests.conftest import speech
+
+
+def wav(samples: np.ndarray, rate: int = 16_000, kind: str = "WAV") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind)
+    return buffer.getvalue()
+
+
+def test_array_at_16_khz_is_taken_as_it_is():
+    x = speech(1.0)
+    np.testing.assert_array_equal(load_audio(x, 16_000).samples, x)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("int16", 2**15), ("int32", 2**31), ("float64", 1)])
+def test_sample_types_agree(kind, scale):
+    x = speech(0.5)
+    given_ = (x.astype(np.float64) * scale).astype(kind)
+    np.testing.assert_allclose(load_audio(given_, 16_000).samples, x, atol=1 / 2**15)
+
+
+def test_channels_are_averaged():
+    x, y = speech(0.5, seed=1), speech(0.5, seed=2)
+    np.testing.assert_allclose(load_audio(np.stack([x, y], 1), 16_000).samples, (x + y) / 2, atol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rate=st.integers(8_000, 192_000), seconds=st.floats(0.2, 1.0))
+def test_resampling_keeps_length_and_pitch(rate, seconds):
+    t = np.arange(int(rate * seconds)) / rate
+    heard = load_audio(np.sin(2 * np.pi * 440 * t), rate).samples
+    assert abs(heard.size - 16_000 * t.size / rate) <= 1
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(heard.size)))
+    assert abs(spectrum.argmax() * 16_000 / heard.size - 440) < 16_000 / heard.size
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("how", ["path", "bytes", "file"])
+def test_files_in_every_form(kind, how, tmp_path):
+    content = wav(speech(1.0), kind=kind)
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(content)
+    source = {"path": path, "bytes": content, "file": io.BytesIO(content)}[how]
+    heard = load_audio(source)
+    assert abs(heard.samples.size - 16_000) <= 2_400  # MP3 adds its encoder's delay
+    assert heard.warnings == ()
+    assert np.corrcoef(heard.samples[:12_000], speech(1.0)[:12_000])[0, 1] > 0.5 or kind in ("OGG", "MP3")
+
+
+def test_file_object_stays_open():
+    file = io.BytesIO(wav(speech(0.5)))
+    load_audio(file)
+    assert not file.closed
+
+
+def test_ten_minutes_use_the_last_twenty_seconds(tmp_path):
+    x = np.concatenate([np.zeros(580 * 16_000, np.float32), speech(20.0)])
+    soundfile.write(tmp_path / "long.wav", x, 16_000, subtype="FLOAT")
+    for heard in (load_audio(x, 16_000), load_audio(tmp_path / "long.wav")):
+        np.testing.assert_array_equal(heard.samples, speech(20.0))
+        assert heard.seconds == 600
+        assert heard.warnings == ("audio is 600.0 s long: only its last 20 s were used",)
+
+
+def test_truncated_wav_is_used_and_said(tmp_path):
+    content = wav(speech(2.0))
+    heard = load_audio(content[: len(content) // 2])
+    assert 0.9 < heard.samples.size / 16_000 < 1.1
+    assert "truncated" in heard.warnings[0]
+
+
+def test_streamed_wav_with_open_sizes_is_not_called_truncated():
+    content = bytearray(wav(speech(1.0)))
+    content[4:8] = struct.pack("<I", 0xFFFFFFFF)
+    assert load_audio(bytes(content)).warnings == ()
+
+
+BAD_ARRAYS = {
+    "no rate": (speech(1.0), None, "sample_rate is required"),
+    "rate 0": (speech(1.0), 0, "8,000 to 192,000 Hz"),
+    "rate 10 MHz": (speech(1.0), 10_000_000, "10,000,000 Hz"),
+    "rate 44.1": (speech(1.0), 44.1, "whole number of Hz"),
+    "NaN": (np.array([0.0, np.nan] * 2000), 16_000, "2000 NaN or infinite"),
+    "Inf": (np.array([0.0, np.inf] * 2000), 16_000, "NaN or infinite"),
+    "empty": (np.zeros(0, np.float32), 16_000, "no samples"),
+    "3-D": (np.zeros((2, 3, 4)), 16_000, "(2, 3, 4)"),
+    "uint8": (np.zeros(16_000, np.uint8), 16_000, "uint8"),
+    "channels first": (np.zeros((2, 16_000)), 16_000, "array.T"),
+    "float with int16 values": (speech(1.0) * 32768, 16_000, "divide by 32768"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays(name):
+    array, rate, message = BAD_ARRAYS[name]
+    with pytest.raises(InputError) as error:
+        load_audio(array, rate)
+    assert message in str(error.value)
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "text.wav").write_text("this is no sound\n" * 100)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for source, message in [
+        (tmp_path / "text.wav", "WAV, FLAC, OGG and MP3 are accepted"),
+        (tmp_path / "empty.wav", "WAV, FLAC, OGG and MP3 are accepted"),
+        (tmp_path / "none.wav", "there is no audio file"),
+        (tmp_path, "is not a file"),
+        (b"", "WAV, FLAC, OGG and MP3 are accepted"),
+        (wav(speech(1.0))[:20], "WAV, FLAC, OGG and MP3 are accepted"),
+        (12.5, "float is not accepted"),
+    ]:
+        with pytest.raises(InputError) as error:
+            load_audio(source)
+        assert message in str(error.value)
+
+
+def test_a_file_keeps_its_own_rate():
+    with pytest.raises(InputError, match="says 16000 Hz"):
+        load_audio(wav(speech(0.5)), 44_100)

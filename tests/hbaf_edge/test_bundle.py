@@ -1,0 +1,139 @@
+"""A damaged, altered or hostile bundle is refused with a clear word; a good one loads from folder and zip alike."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from hbaf_edge import BundleError, HBAFRuntime
+from hbaf_edge.bundle import DEFAULT, load_bundle
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    return shutil.copytree(tiny.bundle, tmp_path / "bundle")
+
+
+def rewrite(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_default_bundle_is_small_and_says_what_it_is():
+    bundle = load_bundle()
+    assert bundle.labels == ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+    assert sum(map(len, bundle.files.values())) <= 60e6
+    assert bundle.manifest["licence"]["commercial"] is False
+    assert bundle.manifest["precision"] == "int8-weights"
+    assert bundle.manifest["scores"]["against_float32"]["turns"] > 1000
+    assert {p.name for p in DEFAULT.iterdir()} == {*bundle.files, "manifest.json"}
+
+
+def test_folder_and_zip_are_the_same(tiny, tmp_path):
+    from export.bundle import zip_bundle
+
+    zipped = zip_bundle(tiny.bundle, tmp_path / "tiny.hbaf")
+    assert load_bundle(zipped).key == load_bundle(tiny.bundle).key
+    a, b = (HBAFRuntime(path, threads=1).predict(text="hello") for path in (zipped, tiny.bundle))
+    assert a.probabilities == b.probabilities
+
+
+def test_wrong_hash(copy):
+    content = bytearray((copy / "dialogue.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "dialogue.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"dialogue\.onnx has SHA-256 .* altered or damaged"):
+        load_bundle(copy)
+
+
+def test_missing_file(copy):
+    (copy / "text.onnx").unlink()
+    with pytest.raises(BundleError, match=r"text\.onnx is missing"):
+        load_bundle(copy)
+
+
+def test_file_without_hash(copy):
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    del files["tokenizer.json"]
+    rewrite(copy, files=files)
+    with pytest.raises(BundleError, match=r"no hash for tokenizer\.json"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../b", "/etc/passwd", "..", "a\\..\\b", "C:x", ".hidden", ""])
+def test_paths_cannot_leave(copy, name):
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    rewrite(copy, files={**files, name: {"bytes": 1, "sha256": "0" * 64}})
+    with pytest.raises(BundleError, match="only plain names"):
+        load_bundle(copy)
+
+
+def test_link_cannot_leave(copy, tmp_path):
+    outside = tmp_path / "outside.json"
+    shutil.move(copy / "tokenizer.json", outside)
+    (copy / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        load_bundle(copy)
+
+
+def test_newer_format(copy):
+    rewrite(copy, format=2)
+    with pytest.raises(BundleError, match=r"format 2, hbaf-edge .* reads up to 1; upgrade"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", '"x"', "{}", '{"format": "1"}', "[" * 100_000])
+def test_manifest_that_is_none(copy, content):
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": 10**9},
+        {"labels": ["one"]},
+        {"temperatures": {}},
+        {"graphs": {}},
+        {"width": "wide"},
+        {"files": {"x": {"bytes": 1 << 60, "sha256": "0" * 64}}},
+        {"files": []},
+        {"labels": 7},
+    ],
+)
+def test_manifest_out_of_bounds(copy, changes):
+    rewrite(copy, **changes)
+    with pytest.raises(BundleError, match="incomplete"):
+        load_bundle(copy)
+
+
+def test_file_longer_than_promised(copy):
+    with (copy / "text.onnx").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(BundleError, match="are allowed"):
+        load_bundle(copy)
+
+
+def test_not_a_bundle(tmp_path):
+    (tmp_path / "x.hbaf").write_text("no zip")
+    with pytest.raises(BundleError, match="expected a folder or an"):
+        load_bundle(tmp_path / "x.hbaf")
+    with pytest.raises(BundleError, match="there is no bundle"):
+        load_bundle(tmp_path / "nowhere")
+    with zipfile.ZipFile(tmp_path / "empty.hbaf", "w"):
+        pass
+    with pytest.raises(BundleError, match=r"manifest\.json is missing"):
+        load_bundle(tmp_path / "empty.hbaf")
+
+
+def test_graph_that_is_no_model(copy):
+    import hashlib
+
+    (copy / "text.onnx").write_bytes(b"nonsense")
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    files["text.onnx"] = {"bytes": 8, "sha256": hashlib.sha256(b"nonsense").hexdigest()}
+    rewrite(copy, files=files)
+    with pytest.raises(BundleError, match="cannot load the text graph"):
+        HBAFRuntime(copy)

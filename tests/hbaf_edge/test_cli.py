@@ -1,0 +1,91 @@
+"""The command line, run as users run it: output for people, JSON for machines, exit code 2 on bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hbaf_edge import __version__
+from tests.conftest import EXAMPLES, ROOT
+
+
+def run(*words, text=None):
+    command = [sys.executable, "-m", "hbaf_edge", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=text)
+
+
+def test_demo_shows_the_conversation():
+    done = run("demo", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    for part in ("anna", "bob", "I got the job!", "█", "8 turns", "not of what a person feels", "NON-COMMERCIAL"):
+        assert part in done.stdout
+
+
+def test_predict_of_a_dialogue_file_as_json():
+    done = run("predict", EXAMPLES / "conversation.jsonl", "--json", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    turns = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [t["turn"] for t in turns] == list(range(8))
+    assert [t["speaker"] for t in turns[:2]] == ["anna", "bob"]
+    assert all(t["modalities"] == ["audio", "text"] for t in turns)
+    assert all(abs(sum(t["probabilities"].values()) - 1) < 1e-5 for t in turns)
+
+
+def test_predict_of_one_utterance_as_table_and_from_standard_input():
+    table = run("predict", "--audio", EXAMPLES / "turn2_anna.flac", "--text", "I got the job!", "--speaker", "anna")
+    assert table.returncode == 0, table.stderr
+    assert "anna" in table.stdout
+    assert "audio+text" in table.stdout
+    piped = run("predict", "-", "--json", text='{"text": "Fine."}\n')
+    assert json.loads(piped.stdout)["modalities"] == ["text"]
+
+
+def test_info():
+    done = run("info")
+    assert done.returncode == 0
+    for part in ("every SHA-256 right", "NON-COMMERCIAL", "RAVDESS", "MELD", "EU AI Act"):
+        assert part in " ".join(done.stdout.split())
+    assert json.loads(run("info", "--json").stdout)["format"] == 1
+
+
+def test_version():
+    done = run("--version")
+    assert done.stdout.strip() == f"hbaf-edge {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("not json\n", "line 1 is not JSON"),
+        ('{"text": "hi"}\n[1]\n', "line 2 has list"),
+        ('{"txt": "hi"}\n', "['txt']"),
+        ('{"text": 5}\n', "text is 5"),
+        ('{"audio": "nowhere.wav"}\n', "there is no audio file"),
+        ('{"speaker": "anna"}\n', "nothing to judge"),
+        ("\n\n", "holds no turns"),
+    ],
+)
+def test_bad_dialogue_files(tmp_path, lines, message):
+    path = tmp_path / "dialogue.jsonl"
+    path.write_text(lines)
+    done = run("predict", path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_other_bad_calls(tmp_path):
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    for words, message in [
+        (("predict",), "either a dialogue file"),
+        (("predict", "nowhere.jsonl"), "there is no dialogue file"),
+        (("predict", tmp_path / "binary.jsonl"), "not a UTF-8"),
+        (("info", "nowhere"), "there is no bundle"),
+        (("predict", "--text", "hi", "--min-confidence", "2"), "min_confidence"),
+        (("predict", "--nonsense"), "No such option"),
+    ]:
+        done = run(*words)
+        assert done.returncode == 2, words
+        assert message in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,97 @@
+"""The gate's reference against a naive float64 account of its equations, and its empty memories."""
+
+import math
+
+import pytest
+import torch
+
+from kernels.reference import GateWeights, Memory, bimodal_attention_gate
+
+
+def case(seed=0, batch=2, heads=3, queries=4, own=5, other=6, e=8, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+
+    def r(*shape):
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    memories = [
+        Memory(
+            r(batch, heads, m, e),
+            r(batch, heads, m, e),
+            torch.rand(batch, queries, m, generator=g) > 0.3,
+            r(batch, heads, queries, m),
+        )
+        for m in (own, other)
+    ]
+    weights = GateWeights(r(heads, 2 * e), r(heads), r(heads, e, 2 * e), r(heads, e))
+    return r(batch, heads, queries, e), r(batch, heads, queries, e), *memories, weights
+
+
+def naive(query, cross, own, other, weights):
+    """The equations of MODEL.md, one query and head at a time."""
+    out = torch.zeros_like(query)
+    batch, heads, queries, e = query.shape
+
+    def attend(q, memory, b, h, i):
+        seen = [j for j in range(memory.keys.shape[2]) if memory.visible[b, i, j]]
+        if not seen:
+            return None
+        scores = [float(q @ memory.keys[b, h, j]) / math.sqrt(e) + float(memory.bias[b, h, i, j]) for j in seen]
+        raised = [math.exp(s - max(scores)) for s in scores]
+        return sum(w / sum(raised) * memory.values[b, h, j] for w, j in zip(raised, seen))
+
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(queries):
+                intra = attend(query[b, h, i], own, b, h, i)
+                inter = attend(cross[b, h, i], other, b, h, i)
+                if inter is not None:
+                    r = torch.sigmoid(weights.w_r[h] @ torch.cat([cross[b, h, i], inter]) + weights.b_r[h])
+                    inter = r * inter
+                if intra is None and inter is None:
+                    continue
+                if inter is None or intra is None:
+                    out[b, h, i] = intra if inter is None else inter
+                    continue
+                g = torch.sigmoid(weights.w_g[h] @ torch.cat([intra, inter]) + weights.b_g[h])
+                out[b, h, i] = g * inter + (1 - g) * intra
+    return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_the_equations(seed):
+    inputs = case(seed)
+    torch.testing.assert_close(bimodal_attention_gate(*inputs), naive(*inputs), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["own", "other", "both"])
+def test_masked_and_zero_length_are_the_same_thing(which):
+    query, cross, own, other, weights = case(queries=3)
+    masked, empty = [], []
+    for name, memory in (("own", own), ("other", other)):
+        gone = which in (name, "both")
+        masked.append(memory._replace(visible=memory.visible & (not gone)))
+        cut = Memory(memory.keys[:, :, :0], memory.values[:, :, :0], memory.visible[:, :, :0], memory.bias[..., :0])
+        empty.append(cut if gone else memory)
+    a = bimodal_attention_gate(query, cross, *masked, weights)
+    b = bimodal_attention_gate(query, cross, *empty, weights)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert torch.isfinite(a).all()
+    if which == "both":
+        assert (a == 0).all()
+
+
+def test_gradients_are_finite_where_memories_are_empty():
+    query, cross, own, other, weights = case()
+    query.requires_grad_()
+    own = own._replace(visible=torch.zeros_like(own.visible))
+    other = other._replace(visible=torch.zeros_like(other.visible))
+    bimodal_attention_gate(query, cross, own, other, weights).sum().backward()
+    assert torch.isfinite(query.grad).all()
+
+
+def test_ablations_change_what_they_name():
+    inputs = case()
+    full = bimodal_attention_gate(*inputs)
+    assert not torch.allclose(full, bimodal_attention_gate(*inputs, relevance=False))
+    assert not torch.allclose(full, bimodal_attention_gate(*inputs, gate=False))

@@ -1,0 +1,62 @@
+"""How dialogues become batches: joined histories, relations, padding, partners."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from training.batches import Partner, Turn, collate, join, pad
+from training.config import TrainConfig
+from training.corpora.records import Dialogue, Utterance
+
+
+def dialogues(count):
+    return [
+        Dialogue(f"d{n}", "train", tuple(Utterance(f"{n}.{i}", 0, "ab"[i % 2]) for i in range(3 + n % 4)))
+        for n in range(count)
+    ]
+
+
+def test_join_keeps_every_turn_once_in_order_and_speakers_apart():
+    found = list(join(dialogues(30), random.Random(0), 12))
+    texts = [u.text for history in found for u, _ in history]
+    assert sorted(texts) == sorted(u.text for d in dialogues(30) for u in d.turns)
+    for history in found:
+        for (u, s), (v, t) in itertools.pairwise(history):
+            if u.text.split(".")[0] == v.text.split(".")[0]:
+                assert int(v.text.split(".")[1]) == int(u.text.split(".")[1]) + 1
+            else:
+                assert s != t
+    assert len({len(h) for h in found}) > 3  # lengths are drawn at random
+    assert max(map(len, found)) > 8
+
+
+def test_pad_to_a_multiple_and_empty():
+    filled, mask = pad([np.ones((5, 2)), None], (2,), 4)
+    assert filled.shape == (2, 8, 2)
+    assert mask.sum(1).tolist() == [5, 0]
+    assert pad([None], (2,), 4)[0].shape == (1, 4, 2)
+
+
+def test_collate_places_turns():
+    a, b = Turn(1, "x", np.zeros((2, 3, 5)), None), Turn(2, None, None, np.zeros((6, 2, 6)))
+    batch = collate([[a, b], [b]], (2, 6), (3, 5))
+    assert batch.rows.tolist() == [[0, 1], [2, -1]]
+    assert batch.labels.tolist() == [1, 2, 2]
+    assert batch.audio.shape == (3, 8, 2, 6)
+    assert batch.relation[0].tolist() == [[0, 2], [2, 2]]
+    assert torch.equal(batch.audio_mask.any(1), torch.tensor([False, True, True]))
+
+
+def test_partners_match_the_label_and_mislead_with_what_is_named():
+    clips = [Utterance("", label, f"s{label}") for label in range(7) for _ in range(3)]
+    config = replace(TrainConfig(), audio_seconds=0.2)
+    partner = Partner(clips, lambda u: np.full((30, 1, 1), u.label, np.float16), config)
+    rng = random.Random(0)
+    assert {float(partner.pick(3, rng).max()) for _ in range(20)} == {3.0}
+    assert partner.pick(0, rng).shape == (10, 1, 1)
+    kinds = [partner.misleading(rng) for _ in range(200)]
+    assert any(np.unique(k).size > 1 for k in kinds)  # noise
+    assert len({float(k.flat[0]) for k in kinds if np.unique(k).size == 1}) == 7  # clips of any label

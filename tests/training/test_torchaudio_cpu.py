@@ -1,0 +1,17 @@
+"""torchaudio beside a CPU torch: importable, and its transforms compute."""
+
+import torch
+
+from training.torchaudio_cpu import ensure_importable
+
+
+def test_torchaudio_works_without_its_library():
+    assert ensure_importable()
+    import torchaudio
+
+    mel = torchaudio.transforms.MelSpectrogram(16_000, n_mels=40)(torch.randn(1, 16_000))
+    assert mel.shape[1] == 40
+    assert torchaudio.transforms.Resample(16_000, 8_000)(torch.randn(1, 16_000)).shape == (1, 8_000)
+    from transformers import BertModel
+
+    assert BertModel is not None
