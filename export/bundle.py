@@ -30,12 +30,13 @@ NON_COMMERCIAL = {
     "commercial": False,
     "why": "trained on RAVDESS and TESS, whose licences forbid commercial use",
 }
-DATA = [
-    {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split"},
-    {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training"},
-    {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training"},
-    {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training"},
-    {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)"},
+OPEN = {"id": "CC-BY-SA-4.0", "commercial": True, "why": "trained on DailyTalk (CC BY-SA 4.0) and EmoGator alone"}
+DATA: list[dict[str, Any]] = [
+    {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split", "open": False},
+    {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
+    {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
+    {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
+    {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
 ]
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
@@ -161,14 +162,15 @@ def about_checkpoint(about: dict[str, Any], name: str, precision: str) -> dict[s
     """The manifest's descriptive part for a checkpoint of the default recipe."""
     if "temperatures" not in about:
         raise SystemExit("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
+    is_open = bool(about["train"].get("open"))
     return {
         "name": name,
         "precision": precision,
         "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
         "temperatures": about["temperatures"],
         "encoders": provenance(),
-        "data": DATA,
-        "licence": NON_COMMERCIAL,
+        "data": [d for d in DATA if not is_open or d["open"]],
+        "licence": OPEN if is_open else NON_COMMERCIAL,
         "limits": LIMITS,
         "training": about["train"],
     }

@@ -62,6 +62,7 @@ class TrainConfig:
     """One run of training.train. `stage` is "text" (encoder fine-tuned on dialogues) or "fusion" (cached features)."""
 
     stage: str = "fusion"
+    open: bool = False  # only corpora that allow commercial use: DailyTalk and EmoGator
     seed: int = 0
     epochs: int = 4
     learning_rate: float = 4e-4
@@ -71,7 +72,7 @@ class TrainConfig:
     clip: float = 1.0
     sequences: int = 3  # joined dialogues in one batch
     max_turns: int = 40  # of one joined dialogue
-    audio_seconds: float = 6.0  # a clip longer than this is cropped at random in training
+    audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
     drop_audio: float = 0.15
     drop_text: float = 0.15
     mislead: float = 0.2  # share of partners that are noise, silence or an unrelated neutral sentence

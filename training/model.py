@@ -218,7 +218,7 @@ class AudioContextNetwork(nn.Module):
         mixed = torch.where(mask[..., None], mixed, torch.zeros_like(mixed))
         frame_mask = mask.unflatten(1, (-1, stack)).any(-1)
         stacked = mixed.unflatten(1, (-1, stack)).flatten(2)
-        projected = self.dropout(self.project_norm(self.project(stacked)))
+        projected = self.dropout(self.project_norm(self.project(self.dropout(stacked))))
         if not self.config.context_network:
             return projected, projected, frame_mask
         local = self.attention(self.convolve(projected, frame_mask), frame_mask)

@@ -27,9 +27,17 @@ from training.model import HBAF, Batch
 TRAIN_TOKENS = 40  # a longer utterance is cut in the text stage only; 1 % of MELD's are
 
 
-def dev_dialogues() -> list[Dialogue]:
-    """MELD's dev dialogues."""
-    return meld.load("dev")
+def talk(config: TrainConfig) -> tuple[list[Dialogue], list[Dialogue], list[Dialogue]]:
+    """Dialogues of words: all of these train, a share of these trains in each epoch, these select."""
+    if config.open:
+        return [], dailytalk.load("train"), dailytalk.load("val")
+    return meld.load("train"), dailytalk.load("train"), meld.load("dev")
+
+
+def recordings(config: TrainConfig) -> list[Dialogue]:
+    """Clips that train and select; the test fold is never loaded."""
+    found = clips.load_emogator() if config.open else clips.load_ravdess() + clips.load_tess() + clips.load_emogator()
+    return [d for d in found if d.split != "test"]
 
 
 def encode_tokens(encoder: BertModel, batch: Batch, chunk: int = 32) -> Batch:
@@ -53,21 +61,21 @@ class TextStage:
 
     def __init__(self, config: TrainConfig, model: ModelConfig, text: BertModel, tokeniser: Tokeniser) -> None:
         self.config, self.model, self.text, self.tokeniser = config, model, text, tokeniser
-        self.meld, self.dailytalk = meld.load("train"), dailytalk.load()
+        self.all, self.shared, self.dev_dialogues = talk(config)
 
     def epoch(self, rng: random.Random) -> Iterator[Batch]:
-        share = rng.sample(self.dailytalk, int(len(self.dailytalk) * self.config.dailytalk_share))
-        histories = list(batches.join(self.meld + share, rng, self.config.max_turns))
+        share = rng.sample(self.shared, int(len(self.shared) * self.config.dailytalk_share))
+        histories = list(batches.join(self.all + share, rng, self.config.max_turns))
         rng.shuffle(histories)
         for group in batches.groups(histories, self.config.sequences):
             yield self._batch(group, rng)
 
     def dev(self) -> Iterator[Batch]:
-        for group in batches.groups(dev_dialogues(), 8):
+        for group in batches.groups(self.dev_dialogues, 8):
             yield self._batch([batches.alone(d) for d in group], None)
 
     def judge(self, model: HBAF) -> dict[str, float]:
-        """Selected on weighted F1 of MELD dev."""
+        """Selected on weighted F1 of MELD dev (DailyTalk's for the open recipe)."""
         found = scores(*predict(model, self.dev()), self.model.labels)
         return {"score": float(found["weighted_f1"]), "macro_f1": float(found["macro_f1"])}  # type: ignore[arg-type]
 
@@ -88,16 +96,15 @@ class FusionStage:
 
     def __init__(self, config: TrainConfig, model: ModelConfig, text: BertModel, tokeniser: Tokeniser) -> None:
         self.config, self.model = config, model
-        self.meld, self.dailytalk = meld.load("train"), dailytalk.load()
-        self.clips = clips.load_ravdess() + clips.load_tess() + clips.load_emogator()
-        every = [d for d in self.clips if d.split != "test"]
-        paths = [t.audio for d in every for t in d.turns if t.audio]
+        self.all, self.shared, self.dev_dialogues = talk(config)
+        self.clips = recordings(config)
+        paths = [t.audio for d in self.clips for t in d.turns if t.audio]
         self.sounds = caches.audio_cache(paths, encoders.load_audio())
-        dialogues = [*self.meld, *self.dailytalk, *dev_dialogues(), *self.clips]
+        dialogues = [*self.all, *self.shared, *self.dev_dialogues, *self.clips]
         self.words = caches.text_cache([t.text for d in dialogues for t in d.turns], text, tokeniser)
-        train = [d.turns[0] for d in every if d.split == "train"]
+        train = [d.turns[0] for d in self.clips if d.split == "train"]
         self.partner = batches.Partner(train, self.sound, config)
-        self.neutral = [t.text for d in self.meld for t in d.turns if t.label == 4 and len(t.text) > 12]
+        self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
 
     def sound(self, utterance: Utterance) -> np.ndarray:
         return self.sounds[str(utterance.audio)]
@@ -107,9 +114,9 @@ class FusionStage:
         return self.words[text] if text else None
 
     def epoch(self, rng: random.Random) -> Iterator[Batch]:
-        share = rng.sample(self.dailytalk, int(len(self.dailytalk) * self.config.dailytalk_share))
-        talk = batches.join(self.meld + share, rng, self.config.max_turns)
-        histories = [[self._spoken(u, s, rng) for u, s in h] for h in talk]
+        share = rng.sample(self.shared, int(len(self.shared) * self.config.dailytalk_share))
+        joined = batches.join(self.all + share, rng, self.config.max_turns)
+        histories = [[self._spoken(u, s, rng) for u, s in h] for h in joined]
         histories += list(self._clip_histories(rng))
         rng.shuffle(histories)
         # Equal work per batch: histories of single clips are far shorter than joined dialogues.
@@ -154,16 +161,20 @@ class FusionStage:
         return batches.collate(histories, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim))
 
     def dev_text(self) -> Iterator[Batch]:
-        for group in batches.groups(dev_dialogues(), 8):
+        for group in batches.groups(self.dev_dialogues, 8):
             yield self._collate([[Turn(t.label, t.speaker, self.word(t.text), None) for t in d.turns] for d in group])
 
     def dev_audio(self) -> Iterator[Batch]:
-        found = [d.turns[0] for d in self.clips if d.split == "dev" and d.name.startswith("ravdess")]
+        corpus = "emogator" if self.config.open else "ravdess"
+        found = [d.turns[0] for d in self.clips if d.split == "dev" and d.name.startswith(corpus)]
         for group in batches.groups(found, 40):
             yield self._collate([[Turn(t.label, None, None, self.sound(t))] for t in group])
 
     def judge(self, model: HBAF) -> dict[str, float]:
-        """Selected on the mean of MELD dev weighted F1 (text only) and RAVDESS dev UAR (audio only)."""
+        """Selected on the mean of dev weighted F1 (text only) and dev UAR (audio only): MELD and RAVDESS.
+
+        The open recipe selects on DailyTalk and EmoGator instead.
+        """
         text = float(scores(*predict(model, self.dev_text()), self.model.labels)["weighted_f1"])  # type: ignore[arg-type]
         audio = float(scores(*predict(model, self.dev_audio()), self.model.labels)["uar"])  # type: ignore[arg-type]
         return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}

@@ -3,7 +3,9 @@
     python -m training.train text   --out runs/text
     python -m training.train fusion --init runs/text --out runs/default
 
-Selected on dev after every epoch; the best checkpoint stays in --out, with a log line per epoch in log.jsonl.
+`--open` leaves out every corpus that forbids commercial use (RAVDESS, TESS) and MELD, whose source is television;
+DailyTalk and EmoGator remain. Selected on dev after every epoch; the best checkpoint stays in --out, with a log line per
+epoch in log.jsonl.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def train(config: TrainConfig, out: Path, init: Path | None = None) -> dict[str,
 
 def _dry(stage: TextStage | FusionStage, config: TrainConfig) -> Any:
     """Batches of an epoch, counted without encoding anything: how long the schedule must be."""
-    turns = sum(len(d.turns) for d in stage.meld) + config.dailytalk_share * sum(len(d.turns) for d in stage.dailytalk)
+    turns = sum(len(d.turns) for d in stage.all) + config.dailytalk_share * sum(len(d.turns) for d in stage.shared)
     per_batch = config.sequences * (config.max_turns / 2 + 5)
     if config.stage == "fusion":
         turns, per_batch = turns + 4200, 3 * config.max_turns + 10
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("text", "fusion"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    parser.add_argument("--open", action="store_true", default=None, help="only corpora that allow commercial use")
     parser.add_argument("--threads", type=int, default=2)
     for name in ("epochs", "seed"):
         parser.add_argument(f"--{name}", type=int)
