@@ -46,6 +46,7 @@ class Backend:
         self._stack = int(bundle.manifest["stack"])
         self._providers = _available(provider)
         self._sessions = {name: self._session(bundle, name) for name in GRAPHS}
+        self._dims = {i.name: i.shape[-1] for i in self._sessions["utterance"].get_inputs()}
         self._check(bundle)
 
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
@@ -90,9 +91,8 @@ class Backend:
 
     def utterance(self, frames: Array | None, tokens: Array | None, recall: Recall) -> tuple[Array, Array, Array]:
         """One utterance's frames × tokens, with what earlier turns said -> codes, context key and value, (1, 2, d)."""
-        dim = next(x for x in (frames, tokens) if x is not None).shape[-1]
-        frames, frame_mask = _masked(frames, dim, self._stack)
-        tokens, token_mask = _masked(tokens, dim, 1)
+        frames, frame_mask = _masked(frames, self._dims["frames"], self._stack)
+        tokens, token_mask = _masked(tokens, self._dims["tokens"], 1)
         codes, key, value = self._run(
             "utterance",
             frames=frames,

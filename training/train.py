@@ -4,7 +4,7 @@
     python -m training.train fusion --init runs/text --out runs/default
 
 `--open` leaves out every corpus that forbids commercial use (RAVDESS, TESS) and MELD, whose source is television;
-DailyTalk and EmoGator remain. Selected on dev after every epoch; the best checkpoint stays in --out, with a log line per
+DailyTalk and EmoGator remain. Selected on dev after every epoch; the best checkpoint stays in --out, with a line per
 epoch in log.jsonl.
 """
 
