@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ FORMAT = 1
 GRAPHS = ("audio", "text", "utterance", "dialogue")
 MAX_MANIFEST = 1 << 20
 MAX_FILE = 1 << 30
+MAX_STATE = 1 << 26  # bytes of a conversation's rings; the default model takes 393,216
 DEFAULT = Path(__file__).parent / "models" / "default"
 
 Read = Callable[[str, int], bytes]
@@ -67,7 +69,7 @@ def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
         try:
             with zipfile.ZipFile(where) as archive:
                 return _verified(where, lambda name, limit: _read_member(archive, name, limit))
-        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise BundleError(f"{where} is not a bundle: {error}; expected a folder or an .hbaf zip file") from None
     raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
 
@@ -120,6 +122,9 @@ def _check_shape(manifest: dict[str, Any]) -> None:
     for field, low, high in (("window", 1, 4096), ("width", 1, 8192), ("dialogue_layers", 1, 64), ("stack", 1, 64)):
         if not low <= int(manifest[field]) <= high:
             raise ValueError(f"{field!r} must lie in {low}..{high}")
+    state = 8 * 2 * int(manifest["window"]) * int(manifest["width"]) * (int(manifest["dialogue_layers"]) + 1)
+    if state > MAX_STATE:
+        raise ValueError(f"a conversation would take {state:,} bytes, {MAX_STATE:,} are allowed")
     for graph in GRAPHS:
         if not isinstance(manifest["graphs"][graph]["file"], str):
             raise TypeError(f"graphs.{graph}.file must be a name")

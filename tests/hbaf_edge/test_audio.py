@@ -57,7 +57,9 @@ def test_files_in_every_form(kind, how, tmp_path):
     heard = load_audio(source)
     assert abs(heard.samples.size - 16_000) <= 2_400  # MP3 adds its encoder's delay
     assert heard.warnings == ()
-    assert np.corrcoef(heard.samples[:12_000], speech(1.0)[:12_000])[0, 1] > 0.5 or kind in ("OGG", "MP3")
+    # Lossy encoders may shift the sound by their delay: the best alignment must match.
+    likeness = np.correlate(heard.samples, speech(1.0)[4_000:8_000], "valid").max()
+    assert likeness > 0.9 * np.sum(speech(1.0)[4_000:8_000] ** 2)
 
 
 def test_file_object_stays_open():

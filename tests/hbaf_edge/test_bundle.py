@@ -94,6 +94,7 @@ def test_manifest_that_is_none(copy, content):
     "changes",
     [
         {"window": 10**9},
+        {"window": 4096, "width": 8192, "dialogue_layers": 64},
         {"labels": ["one"]},
         {"temperatures": {}},
         {"graphs": {}},
@@ -116,12 +117,19 @@ def test_file_longer_than_promised(copy):
         load_bundle(copy)
 
 
-def test_not_a_bundle(tmp_path):
+def test_not_a_bundle(tmp_path, tiny):
     (tmp_path / "x.hbaf").write_text("no zip")
     with pytest.raises(BundleError, match="expected a folder or an"):
         load_bundle(tmp_path / "x.hbaf")
     with pytest.raises(BundleError, match="there is no bundle"):
         load_bundle(tmp_path / "nowhere")
+    from export.bundle import zip_bundle
+
+    whole = zip_bundle(tiny.bundle, tmp_path / "whole.hbaf").read_bytes()
+    for name, content in (("short", whole[: len(whole) // 2]), ("torn", whole[:5000] + b"x" * 500 + whole[5500:])):
+        (tmp_path / f"{name}.hbaf").write_bytes(content)
+        with pytest.raises(BundleError):
+            load_bundle(tmp_path / f"{name}.hbaf")
     with zipfile.ZipFile(tmp_path / "empty.hbaf", "w"):
         pass
     with pytest.raises(BundleError, match=r"manifest\.json is missing"):

@@ -1,0 +1,32 @@
+"""The first-look benchmark runs, ends in JSON, and says on what it was measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.report import percentiles
+from tests.conftest import ROOT
+
+
+def test_percentiles():
+    assert percentiles(list(range(1, 101))) == {"p50": 50.5, "p90": 90.1, "p99": 99.01}
+
+
+@pytest.mark.slow
+def test_first_look_runs():
+    command = [sys.executable, "-m", "benchmarks.first_look", "--threads", "1", "--repeats", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["predict_ms"]["p50"] > 0
+    assert result["demo_peak_mb"] > 50
+    assert {"cpu", "cores", "python", "onnxruntime", "OMP_WAIT_POLICY"} <= set(result["machine"])
+    assert "first look" in done.stdout
+
+
+@pytest.mark.slow
+def test_picture(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.picture", "--out", str(tmp_path / "p.png")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
