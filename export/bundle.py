@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx
 
+from export.card import model_card
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, load_bundle
@@ -64,6 +65,7 @@ def write_bundle(onnx_folder: Path, out: Path, config: ModelConfig, about: dict[
     shutil.copy(tokenizer if tokenizer.exists() else folder("text") / "tokenizer.json", work)
     if not about["licence"].get("commercial"):
         (work / LICENCE_FILE).write_text(_licence_text(about))
+    (work / "MODEL_CARD.md").write_text(model_card(about, config.labels))
     manifest = {
         "format": FORMAT,
         "created_by": f"hbaf-edge {__version__}",

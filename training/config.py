@@ -75,7 +75,7 @@ class TrainConfig:
     audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
     drop_audio: float = 0.15
     drop_text: float = 0.15
-    mislead: float = 0.2  # share of partners that are noise, silence or an unrelated neutral sentence
+    mislead: float = 0.4  # share of partners that are noise, silence or an unrelated neutral sentence
     paired: float = 0.7  # share of text utterances that get a label-matched clip
     hide_speaker: float = 0.1
     dailytalk_share: float = 0.3  # of its dialogues in each epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 
-def scores(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, object]:
+def scores(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Weighted F1, macro F1, accuracy, UAR, ECE (15 bins), recall per class and the confusion matrix.
 
     Shapes: logits (U, labels), labels (U,).

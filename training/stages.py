@@ -77,7 +77,7 @@ class TextStage:
     def judge(self, model: HBAF) -> dict[str, float]:
         """Selected on weighted F1 of MELD dev (DailyTalk's for the open recipe)."""
         found = scores(*predict(model, self.dev()), self.model.labels)
-        return {"score": float(found["weighted_f1"]), "macro_f1": float(found["macro_f1"])}  # type: ignore[arg-type]
+        return {"score": float(found["weighted_f1"]), "macro_f1": float(found["macro_f1"])}
 
     def _batch(self, histories: Sequence, rng: random.Random | None) -> Batch:
         def turn(utterance: Utterance, speaker: str | None) -> Turn:
@@ -175,8 +175,8 @@ class FusionStage:
 
         The open recipe selects on DailyTalk and EmoGator instead.
         """
-        text = float(scores(*predict(model, self.dev_text()), self.model.labels)["weighted_f1"])  # type: ignore[arg-type]
-        audio = float(scores(*predict(model, self.dev_audio()), self.model.labels)["uar"])  # type: ignore[arg-type]
+        text = float(scores(*predict(model, self.dev_text()), self.model.labels)["weighted_f1"])
+        audio = float(scores(*predict(model, self.dev_audio()), self.model.labels)["uar"])
         return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}
 
 

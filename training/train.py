@@ -54,64 +54,69 @@ def optimiser_of(model: HBAF, text: BertModel, config: TrainConfig) -> torch.opt
 
 def train(config: TrainConfig, out: Path, init: Path | None = None) -> dict[str, float]:
     """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`."""
-    console = Console()
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
-    if init:
-        model, text, _ = checkpoint.load(init)
-    else:
-        model, text = HBAF(ModelConfig()), encoders.load_text()
+    model, text = checkpoint.load(init)[:2] if init else (HBAF(ModelConfig()), encoders.load_text())
     text.requires_grad_(config.stage == "text")
     stage = (TextStage if config.stage == "text" else FusionStage)(config, model.config, text, tokeniser_of())
     optimiser = optimiser_of(model, text, config)
-    steps = config.epochs * sum(1 for _ in _dry(stage, config))
-    factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: schedule(s, steps, config.warmup))
+    steps = config.epochs * _steps(stage, config)
+    factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, steps, config.warmup))
+    out.mkdir(parents=True, exist_ok=True)
     best: dict[str, float] = {"score": -1.0}
     for epoch in range(config.epochs):
-        started, losses_seen = time.perf_counter(), []
-        for batch in _learning(stage, model, text, config, rng):
-            loss = losses.total(model, batch, model(batch), config.loss)
-            optimiser.zero_grad()
-            loss.backward()
-            learned = [p for g in optimiser.param_groups for p in g["params"]]
-            nn.utils.clip_grad_norm_(learned, config.clip)
-            optimiser.step()
-            factor.step()
-            losses_seen.append(float(loss.detach()))
-            if len(losses_seen) % 20 == 0:
-                console.print(f"epoch {epoch} step {len(losses_seen)} loss {sum(losses_seen[-20:]) / 20:.3f}")
+        started = time.perf_counter()
+        model.train()
+        text.train(config.stage == "text")
+        loss = _epoch(stage, model, optimiser, factor, rng, f"epoch {epoch}")
         model.eval()
         text.eval()
         with torch.inference_mode():
             found = stage.judge(model)
-        line = {"epoch": epoch, "loss": sum(losses_seen) / len(losses_seen), **found}
-        line["minutes"] = (time.perf_counter() - started) / 60
-        console.print({k: round(v, 4) for k, v in line.items()})
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        _log({"epoch": epoch, "loss": loss, **found, "minutes": (time.perf_counter() - started) / 60}, out)
         if found["score"] > best["score"]:
             best = found
             checkpoint.save(out, model, text, {"train": config.to_json(), "dev": found, "epoch": epoch})
     return best
 
 
-def _dry(stage: TextStage | FusionStage, config: TrainConfig) -> Any:
-    """Batches of an epoch, counted without encoding anything: how long the schedule must be."""
+def _epoch(
+    stage: TextStage | FusionStage,
+    model: HBAF,
+    optimiser: torch.optim.AdamW,
+    factor: torch.optim.lr_scheduler.LambdaLR,
+    rng: random.Random,
+    name: str,
+) -> float:
+    """One pass over the stage's batches; returns the mean loss."""
+    learned = [p for group in optimiser.param_groups for p in group["params"]]
+    seen: list[float] = []
+    for batch in stage.epoch(rng):
+        loss = losses.total(model, batch, model(batch), stage.config.loss)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, stage.config.clip)
+        optimiser.step()
+        factor.step()
+        seen.append(float(loss.detach()))
+        if len(seen) % 20 == 0:
+            Console().print(f"{name} step {len(seen)} loss {sum(seen[-20:]) / 20:.3f}")
+    return sum(seen) / len(seen)
+
+
+def _log(line: dict[str, float], out: Path) -> None:
+    Console().print({k: round(v, 4) for k, v in line.items()})
+    with (out / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def _steps(stage: TextStage | FusionStage, config: TrainConfig) -> int:
+    """About how many batches an epoch has: the schedule's length, known before anything is encoded."""
     turns = sum(len(d.turns) for d in stage.all) + config.dailytalk_share * sum(len(d.turns) for d in stage.shared)
     per_batch = config.sequences * (config.max_turns / 2 + 5)
-    if config.stage == "fusion":
+    if config.stage == "fusion":  # clips by themselves come on top, and batches are filled by turns
         turns, per_batch = turns + 4200, 3 * config.max_turns + 10
-    return range(int(turns / per_batch) + 1)
-
-
-def _learning(
-    stage: TextStage | FusionStage, model: HBAF, text: BertModel, config: TrainConfig, rng: random.Random
-) -> Any:
-    """An epoch's batches, with the modules in training mode while each is made and used."""
-    model.train()
-    text.train(config.stage == "text")
-    yield from stage.epoch(rng)
+    return int(turns / per_batch) + 1
 
 
 def main() -> None:
