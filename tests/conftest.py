@@ -11,6 +11,7 @@ import pytest
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import DEFAULT
+from tests.made import small  # noqa: F401 - a fixture for all
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "hbaf_edge" / "examples"

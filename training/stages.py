@@ -152,7 +152,7 @@ class FusionStage:
         kind, text = rng.random(), None
         if kind < 0.35:
             text = self.word(u.text)
-        elif kind < 0.5:
+        elif kind < 0.5 and self.neutral:
             text = self.word(rng.choice(self.neutral))
         return Turn(u.label, None if rng.random() < 0.5 else u.speaker, text, self.partner.crop(self.sound(u), rng))
 

@@ -1,0 +1,31 @@
+"""From training to the bundle that ships, on made corpora: every step runs, checks itself and is said."""
+
+import json
+
+import pytest
+
+from export import release, verify
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bundle import load_bundle
+from tests.made import FAST
+from training.config import TrainConfig
+from training.evaluate import evaluate
+from training.train import train
+
+
+def test_release_of_a_trained_model(small):
+    train(TrainConfig(stage="fusion", epochs=1, **FAST), small / "run")
+    with pytest.raises(SystemExit, match="no temperatures yet"):
+        release.release(small / "run", small / "work", small / "out", "made")
+    evaluate(small / "run")
+    measured = release.release(small / "run", small / "work", small / "out", "made")
+    manifest = load_bundle(small / "out").manifest
+    assert manifest["scores"] == json.loads(json.dumps(measured))
+    assert manifest["float32_difference"] <= verify.TOLERANCE
+    assert manifest["licence"]["commercial"] is False
+    assert manifest["headline"]["against float32"].split()[0] == str(measured["against_float32"]["label_flips"])
+    assert "NON-COMMERCIAL" in repr(HBAFRuntime(small / "out"))
+    card = (small / "out" / "MODEL_CARD.md").read_text()
+    assert "not for commercial use" in card
+    assert "recall anger" in card
+    assert "RAVDESS" in (small / "out" / "LICENSE-WEIGHTS").read_text()

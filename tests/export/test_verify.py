@@ -1,0 +1,30 @@
+"""The check of a bundle against its checkpoint passes for the right one and fails for another."""
+
+import copy
+
+import torch
+
+from export.verify import TOLERANCE, conversation, difference
+
+
+def test_the_bundle_of_this_model_passes(tiny):
+    found, flips = difference(tiny.model, tiny.text, tiny.audio, tiny.bundle)
+    assert found <= TOLERANCE
+    assert flips == 0
+
+
+def test_the_bundle_of_another_model_fails(tiny):
+    other = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        other.dialogue_scope[0].halves[0].w_g += 0.5
+    found, _ = difference(other, tiny.text, tiny.audio, tiny.bundle)
+    assert found > TOLERANCE
+
+
+def test_the_conversation_is_hard_enough():
+    """It runs past the default window three times and has turns without audio, without text and with both."""
+    turns = conversation().turns
+    assert len(turns) == 100
+    kinds = {(bool(u.text), u.audio is not None) for u in turns}
+    assert kinds == {(True, True), (True, False), (False, True)}
+    assert {u.speaker for u in turns} == {"anna", "bob", None}
