@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types encoders bench clean
+.PHONY: demo test lint types encoders bench model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -24,6 +24,22 @@ encoders: .venv/test.done
 
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
+
+# The default recipe, about 100 minutes on two cores; needs the corpora (HBAF_DATA). OPEN=--open leaves out all that
+# forbids commercial use. RUNS is where checkpoints and logs go, BUNDLE where the result goes.
+RUNS ?= runs
+BUNDLE ?= hbaf_edge/models/default
+TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train
+model: .venv/test.done
+	$(TRAIN) text $(OPEN) --out $(RUNS)/text
+	$(TRAIN) text $(OPEN) --init $(RUNS)/text --out $(RUNS)/text2 --epochs 3 --dailytalk-share 0.1 \
+	  --encoder-rate 6e-5 --learning-rate 2e-4 --seed 1
+	$(TRAIN) fusion $(OPEN) --init $(RUNS)/text2 --out $(RUNS)/apart --epochs 6 --paired 0 \
+	  --talk-share 0.4 --dailytalk-share 0 --learning-rate 6e-4
+	$(TRAIN) fusion $(OPEN) --init $(RUNS)/apart --out $(RUNS)/default --epochs 2 --dailytalk-share 0.1 \
+	  --learning-rate 3e-4
+	$(BIN)/python -m training.evaluate $(RUNS)/default
+	$(BIN)/python -m export.release $(RUNS)/default --work $(RUNS)/release --out $(BUNDLE)
 
 .venv/bin/python:
 	@echo "== making .venv with $$($(PYTHON) --version)"

@@ -28,13 +28,15 @@ STACK = 4
 class Turn:
     """One utterance as a batch holds it: states of what is present, who spoke, what is to be learned.
 
-    text is (T, states, dim) or token ids (T,); audio is (F, states, dim); speaker None means unknown.
+    text is (T, states, dim) or token ids (T,); audio is (F, states, dim); speaker None means unknown. `honest` says of
+    (audio, text) whether it belongs to the label; what misleads is there to be rejected, not to be learned from.
     """
 
     label: int
     speaker: str | None
     text: NDArray | None
     audio: States | None
+    honest: tuple[bool, bool] = (True, True)
 
 
 def join(
@@ -100,8 +102,10 @@ def collate(histories: Sequence[Sequence[Turn]], audio: tuple[int, int], text: t
         rows[i, :n] = np.arange(start, start + n)
         relation[i, :n, :n] = relations([t.speaker for t in history])
         start += n
-    labels = torch.tensor([t.label for t in turns])
-    return Batch(sounds, sound_mask, words, word_mask, torch.from_numpy(rows), torch.from_numpy(relation), labels)
+    labels, honest = torch.tensor([t.label for t in turns]), torch.tensor([t.honest for t in turns])
+    return Batch(
+        sounds, sound_mask, words, word_mask, torch.from_numpy(rows), torch.from_numpy(relation), labels, honest
+    )
 
 
 def groups(items: Sequence, size: int) -> Iterator[Sequence]:

@@ -78,8 +78,10 @@ class TrainConfig:
     mislead: float = 0.4  # share of partners that are noise, silence or an unrelated neutral sentence
     paired: float = 0.7  # share of text utterances that get a label-matched clip
     hide_speaker: float = 0.1
-    dailytalk_share: float = 0.3  # of its dialogues in each epoch
-    class_power: float = 0.0  # weight of a class = frequency ** -power
+    talk_share: float = 1.0  # of MELD's dialogues in each epoch
+    dailytalk_share: float = 0.3  # of DailyTalk's
+    ravdess_repeats: int = 3  # of each of its clips in an epoch: few actors, but the only sentences
+    other_clips: int = 2500  # of TESS and EmoGator in an epoch
     loss: LossWeights = field(default_factory=LossWeights)
 
     def to_json(self) -> dict[str, Any]:

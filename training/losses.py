@@ -48,7 +48,8 @@ def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, class
         classes: (labels,) weight of each class in every cross-entropy, or None.
     """
     labels = batch.labels
-    has_audio, has_text = batch.audio_mask.any(1), batch.text_mask.any(1)
+    has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO]
+    has_text = batch.text_mask.any(1) & batch.honest[:, TEXT]
     loss = functional.cross_entropy(output.logits, labels, classes)
     for logits, present in ((output.audio_logits, has_audio), (output.text_logits, has_text)):
         if weights.unimodal and present.any():

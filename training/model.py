@@ -38,8 +38,9 @@ class Batch:
     """U utterances and how they follow one another in B dialogues.
 
     Shapes: audio (U, 4F', states, dim), audio_mask (U, 4F') bool, text (U, T, states, dim), text_mask (U, T) bool,
-    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64 or −1.
-    An absent modality is a row whose mask is all False.
+    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64, honest (U, 2) bool.
+    An absent modality is a row whose mask is all False; one that misleads is not `honest`, and no uni-modal or
+    contrastive loss is taken on it.
     """
 
     audio: Tensor
@@ -49,6 +50,7 @@ class Batch:
     rows: Tensor
     relation: Tensor
     labels: Tensor
+    honest: Tensor
 
 
 class Output(NamedTuple):

@@ -64,8 +64,7 @@ class TextStage:
         self.all, self.shared, self.dev_dialogues = talk(config)
 
     def epoch(self, rng: random.Random) -> Iterator[Batch]:
-        share = rng.sample(self.shared, int(len(self.shared) * self.config.dailytalk_share))
-        histories = list(batches.join(self.all + share, rng, self.config.max_turns))
+        histories = list(batches.join(_talk_of_an_epoch(self, rng), rng, self.config.max_turns))
         rng.shuffle(histories)
         for group in batches.groups(histories, self.config.sequences):
             yield self._batch(group, rng)
@@ -102,8 +101,10 @@ class FusionStage:
         self.sounds = caches.audio_cache(paths, encoders.load_audio())
         dialogues = [*self.all, *self.shared, *self.dev_dialogues, *self.clips]
         self.words = caches.text_cache([t.text for d in dialogues for t in d.turns], text, tokeniser)
-        train = [d.turns[0] for d in self.clips if d.split == "train"]
-        self.partner = batches.Partner(train, self.sound, config)
+        train = [d for d in self.clips if d.split == "train"]
+        self.ravdess = [d.turns[0] for d in train if d.name.startswith("ravdess")]
+        self.others = [d.turns[0] for d in train if not d.name.startswith("ravdess")]
+        self.partner = batches.Partner(self.ravdess + self.others, self.sound, config)
         self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
 
     def sound(self, utterance: Utterance) -> np.ndarray:
@@ -114,47 +115,51 @@ class FusionStage:
         return self.words[text] if text else None
 
     def epoch(self, rng: random.Random) -> Iterator[Batch]:
-        share = rng.sample(self.shared, int(len(self.shared) * self.config.dailytalk_share))
-        joined = batches.join(self.all + share, rng, self.config.max_turns)
-        histories = [[self._spoken(u, s, rng) for u, s in h] for h in joined]
-        histories += list(self._clip_histories(rng))
-        rng.shuffle(histories)
-        # Equal work per batch: histories of single clips are far shorter than joined dialogues.
-        for group in fill(histories, 3 * self.config.max_turns):
+        joined = batches.join(_talk_of_an_epoch(self, rng), rng, self.config.max_turns)
+        talks = [[self._spoken(u, s, rng) for u, s in history] for history in joined]
+        rng.shuffle(talks)
+        # Dialogues and clips stay in batches of their own: words alone need no padded audio beside them.
+        groups = [*fill(talks, 3 * self.config.max_turns), *fill(list(self._clip_histories(rng)), 64)]
+        rng.shuffle(groups)
+        for group in groups:
             yield self._collate(group)
 
     def _spoken(self, u: Utterance, speaker: str | None, rng: random.Random) -> Turn:
         """A turn of a text corpus with a partner from the clips, none, or one that misleads."""
-        c, text, audio = self.config, self.word(u.text), None
+        c, text, audio, honest = self.config, self.word(u.text), None, True
         if text is None or rng.random() < c.paired:
             if text is not None and rng.random() < c.mislead:
-                audio = self.partner.misleading(rng)
+                audio, honest = self.partner.misleading(rng), False
             elif rng.random() >= c.drop_audio:
                 audio = self.partner.pick(u.label, rng)
                 text = None if rng.random() < c.drop_text else text
         if text is None and audio is None:
             audio = self.partner.pick(u.label, rng)
-        return Turn(u.label, None if rng.random() < c.hide_speaker else speaker, text, audio)
+        return Turn(u.label, None if rng.random() < c.hide_speaker else speaker, text, audio, (honest, True))
+
+    def clips_of_an_epoch(self) -> int:
+        """How many clips an epoch shows."""
+        return len(self.ravdess) * self.config.ravdess_repeats + min(len(self.others), self.config.other_clips)
 
     def _clip_histories(self, rng: random.Random) -> Iterator[list[Turn]]:
         """Clips with their own words, none, or an unrelated neutral sentence; half of them alone, half in a row."""
-        train = [d for d in self.clips if d.split == "train"]
-        ravdess = [d for d in train if d.name.startswith("ravdess")]
-        others = [d for d in train if not d.name.startswith("ravdess")]
-        chosen = ravdess * 2 + rng.sample(others, min(len(others), 2500))
+        others = rng.sample(self.others, min(len(self.others), self.config.other_clips))
+        chosen = self.ravdess * self.config.ravdess_repeats + others
         rng.shuffle(chosen)
         while chosen:
             length = 1 if rng.random() < 0.5 else rng.randint(2, 8)
-            yield [self._clip(d.turns[0], rng) for d in chosen[:length]]
+            yield [self._clip(clip, rng) for clip in chosen[:length]]
             del chosen[:length]
 
     def _clip(self, u: Utterance, rng: random.Random) -> Turn:
         kind, text = rng.random(), None
-        if kind < 0.35:
+        if kind < 0.2:
             text = self.word(u.text)
-        elif kind < 0.5 and self.neutral:
+        elif kind < 0.35 and self.neutral:
             text = self.word(rng.choice(self.neutral))
-        return Turn(u.label, None if rng.random() < 0.5 else u.speaker, text, self.partner.crop(self.sound(u), rng))
+        speaker = None if rng.random() < 0.5 else u.speaker
+        # The acted corpora's fixed sentences say nothing of the label either.
+        return Turn(u.label, speaker, text, self.partner.crop(self.sound(u), rng), (True, False))
 
     def _collate(self, histories: Sequence[Sequence[Turn]]) -> Batch:
         c = self.model
@@ -178,6 +183,12 @@ class FusionStage:
         text = float(scores(*predict(model, self.dev_text()), self.model.labels)["weighted_f1"])
         audio = float(scores(*predict(model, self.dev_audio()), self.model.labels)["uar"])
         return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}
+
+
+def _talk_of_an_epoch(stage: TextStage | FusionStage, rng: random.Random) -> list[Dialogue]:
+    """The drawn shares of the dialogues that always train and of those that only add to them."""
+    parts = ((stage.all, stage.config.talk_share), (stage.shared, stage.config.dailytalk_share))
+    return [d for dialogues, share in parts for d in rng.sample(dialogues, int(len(dialogues) * share))]
 
 
 def fill(histories: Sequence[list[Turn]], turns: int) -> Iterator[list[list[Turn]]]:

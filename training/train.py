@@ -112,11 +112,11 @@ def _log(line: dict[str, float], out: Path) -> None:
 
 def _steps(stage: TextStage | FusionStage, config: TrainConfig) -> int:
     """About how many batches an epoch has: the schedule's length, known before anything is encoded."""
-    turns = sum(len(d.turns) for d in stage.all) + config.dailytalk_share * sum(len(d.turns) for d in stage.shared)
-    per_batch = config.sequences * (config.max_turns / 2 + 5)
-    if config.stage == "fusion":  # clips by themselves come on top, and batches are filled by turns
-        turns, per_batch = turns + 4200, 3 * config.max_turns + 10
-    return int(turns / per_batch) + 1
+    turns = config.talk_share * sum(len(d.turns) for d in stage.all)
+    turns += config.dailytalk_share * sum(len(d.turns) for d in stage.shared)
+    if isinstance(stage, TextStage):
+        return int(turns / (config.sequences * (config.max_turns / 2 + 5))) + 1
+    return int(turns / (3 * config.max_turns + 10) + stage.clips_of_an_epoch() / 66) + 1
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     for name in ("epochs", "seed"):
         parser.add_argument(f"--{name}", type=int)
-    for name in ("learning_rate", "encoder_rate", "dailytalk_share", "paired", "mislead"):
+    for name in ("learning_rate", "encoder_rate", "talk_share", "dailytalk_share", "paired", "mislead"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     given = vars(parser.parse_args())
     torch.set_num_threads(given.pop("threads"))
