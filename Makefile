@@ -31,7 +31,7 @@ RUNS ?= runs
 BUNDLE ?= hbaf_edge/models/default
 TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train
 model: .venv/test.done
-	$(TRAIN) text $(OPEN) --out $(RUNS)/text
+	$(TRAIN) text $(OPEN) --out $(RUNS)/text --epochs 4 --dailytalk-share 0.3
 	$(TRAIN) text $(OPEN) --init $(RUNS)/text --out $(RUNS)/text2 --epochs 3 --dailytalk-share 0.1 \
 	  --encoder-rate 6e-5 --learning-rate 2e-4 --seed 1
 	$(TRAIN) fusion $(OPEN) --init $(RUNS)/text2 --out $(RUNS)/apart --epochs 6 --paired 0 \

@@ -17,19 +17,9 @@ import torch
 from rich.progress import track
 
 from hbaf_edge import HBAFRuntime, Prediction
-from training.corpora import clips, meld
 from training.corpora.records import Dialogue
+from training.evaluate import held_out
 from training.metrics import scores
-
-HELD_OUT = {"meld_test_text": "text", "ravdess_17_20_audio": "audio"}
-
-
-def held_out() -> dict[str, list[Dialogue]]:
-    """The test dialogues by the names of HELD_OUT."""
-    return {
-        "meld_test_text": meld.load("test"),
-        "ravdess_17_20_audio": [d for d in clips.load_ravdess() if d.split == "test"],
-    }
 
 
 def run(runtime: HBAFRuntime, dialogues: list[Dialogue], use: str, what: str) -> list[Prediction]:
@@ -49,13 +39,13 @@ def score(bundle: Path, reference: Path | None = None, threads: int = 2) -> dict
     runtime = HBAFRuntime(bundle, threads=threads)
     other = HBAFRuntime(reference, threads=threads) if reference else None
     flips, turns, cosines, differences = 0, 0, [], []
-    for name, dialogues in held_out().items():
-        found = run(runtime, dialogues, HELD_OUT[name], name)
+    for name, (use, dialogues) in held_out().items():
+        found = run(runtime, dialogues, use, name)
         logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
         labels = torch.tensor([u.label for d in dialogues for u in d.turns])
         result[name] = scores(logits, labels, runtime.labels)
         if other:
-            theirs = run(other, dialogues, HELD_OUT[name], f"{name}, reference")
+            theirs = run(other, dialogues, use, f"{name}, reference")
             flips += sum(a.label != b.label for a, b in zip(found, theirs, strict=True))
             turns += len(found)
             for a, b in zip(found, theirs, strict=True):

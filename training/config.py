@@ -80,6 +80,7 @@ class TrainConfig:
     hide_speaker: float = 0.1
     talk_share: float = 1.0  # of MELD's dialogues in each epoch
     dailytalk_share: float = 0.3  # of DailyTalk's
+    clip_batch: int = 64  # turns in a batch of clips
     ravdess_repeats: int = 3  # of each of its clips in an epoch: few actors, but the only sentences
     other_clips: int = 2500  # of TESS and EmoGator in an epoch
     loss: LossWeights = field(default_factory=LossWeights)

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from hbaf_edge.audio import load_audio
 from hbaf_edge.features import Tokeniser, log_mel, normalise_text
 from training import batches, checkpoint, encoders
 from training.batches import Turn
-from training.corpora import clips, meld
+from training.corpora import clips, dailytalk, meld
 from training.corpora.records import Dialogue
 from training.metrics import fit_temperature, scores
 from training.model import HBAF, Batch
@@ -58,32 +57,37 @@ class Encoded:
 
 def evaluate(folder: Path) -> dict[str, Any]:
     """Temperatures on dev, scores on test; stored in the checkpoint."""
-    model, text, _ = checkpoint.load(folder)
+    model, text, about = checkpoint.load(folder)
     data = Encoded(model, text, encoders.load_audio())
-    ravdess = clips.load_ravdess()
     names = model.config.labels
-
-    def logits(dialogues: Sequence[Dialogue], use: str) -> tuple[Tensor, Tensor]:
-        return predict(model, data.batches(dialogues, use))
-
-    # The only clips at hand with words of their own are RAVDESS' two fixed sentences; A+T is fitted on them.
-    dev = [d for d in ravdess if d.split == "dev"]
-    fitted = {"text": (meld.load("dev"), "text"), "audio": (dev, "audio"), "audio+text": (dev, "audio+text")}
-    temperatures = {}
-    for kind, (dialogues, use) in fitted.items():
-        temperatures[kind] = round(fit_temperature(*logits(dialogues, use)), 3)
-    held_out = {
-        "meld_test_text": (meld.load("test"), "text"),
-        "ravdess_17_20_audio": ([d for d in ravdess if d.split == "test"], "audio"),
+    temperatures = {
+        kind: round(fit_temperature(*predict(model, data.batches(dialogues, kind))), 3)
+        for kind, dialogues in dev_sets(about["train"]["open"]).items()
     }
+    # Without clips that have words of their own, the two together are trusted no more than the less certain one.
+    temperatures.setdefault("audio+text", max(temperatures.values()))
     found: dict[str, Any] = {}
-    for name, (dialogues, use) in held_out.items():
-        raw, labels = logits(dialogues, use)
+    for name, (use, dialogues) in held_out().items():
+        raw, labels = predict(model, data.batches(dialogues, use))
         found[name] = scores(raw / temperatures[use], labels, names)
         found[name]["ece_before_scaling"] = scores(raw, labels, names)["ece"]
     result = {"temperatures": temperatures, "scores": found}
     checkpoint.amend(folder, **result)
     return result
+
+
+def dev_sets(is_open: bool) -> dict[str, list[Dialogue]]:
+    """What temperatures are fitted on: dev dialogues for words, dev clips for audio, and clips that have words."""
+    if is_open:
+        return {"text": dailytalk.load("val"), "audio": [d for d in clips.load_emogator() if d.split == "dev"]}
+    dev = [d for d in clips.load_ravdess() if d.split == "dev"]
+    return {"text": meld.load("dev"), "audio": dev, "audio+text": dev}
+
+
+def held_out() -> dict[str, tuple[str, list[Dialogue]]]:
+    """The test splits by name: which modality is shown, and the dialogues."""
+    ravdess = [d for d in clips.load_ravdess() if d.split == "test"]
+    return {"meld_test_text": ("text", meld.load("test")), "ravdess_17_20_audio": ("audio", ravdess)}
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -30,7 +30,7 @@ TRAIN_TOKENS = 40  # a longer utterance is cut in the text stage only; 1 % of ME
 def talk(config: TrainConfig) -> tuple[list[Dialogue], list[Dialogue], list[Dialogue]]:
     """Dialogues of words: all of these train, a share of these trains in each epoch, these select."""
     if config.open:
-        return [], dailytalk.load("train"), dailytalk.load("val")
+        return dailytalk.load("train"), [], dailytalk.load("val")
     return meld.load("train"), dailytalk.load("train"), meld.load("dev")
 
 
@@ -119,7 +119,10 @@ class FusionStage:
         talks = [[self._spoken(u, s, rng) for u, s in history] for history in joined]
         rng.shuffle(talks)
         # Dialogues and clips stay in batches of their own: words alone need no padded audio beside them.
-        groups = [*fill(talks, 3 * self.config.max_turns), *fill(list(self._clip_histories(rng)), 64)]
+        groups = [
+            *fill(talks, 3 * self.config.max_turns),
+            *fill(list(self._clip_histories(rng)), self.config.clip_batch),
+        ]
         rng.shuffle(groups)
         for group in groups:
             yield self._collate(group)

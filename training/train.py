@@ -116,7 +116,7 @@ def _steps(stage: TextStage | FusionStage, config: TrainConfig) -> int:
     turns += config.dailytalk_share * sum(len(d.turns) for d in stage.shared)
     if isinstance(stage, TextStage):
         return int(turns / (config.sequences * (config.max_turns / 2 + 5))) + 1
-    return int(turns / (3 * config.max_turns + 10) + stage.clips_of_an_epoch() / 66) + 1
+    return int(turns / (3 * config.max_turns + 10) + stage.clips_of_an_epoch() / (config.clip_batch + 2)) + 1
 
 
 def main() -> None:
