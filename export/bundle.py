@@ -37,6 +37,12 @@ DATA: list[dict[str, Any]] = [
     {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
     {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
     {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
+    {
+        "name": "AMI (training meetings), synthetic voices and noise",
+        "licence": "CC-BY-4.0",
+        "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
+        "open": True,
+    },
     {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
 ]
 LIMITS = [

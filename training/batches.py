@@ -21,6 +21,7 @@ from training.model import OTHER, SAME, UNKNOWN, Batch
 
 States = NDArray[np.float16]
 FRAMES_PER_SECOND = 50
+NEUTRAL = 4
 STACK = 4
 
 
@@ -122,8 +123,14 @@ class Partner:
     dropped at random, so that relevance and gate learn to reject.
     """
 
-    def __init__(self, clips: Sequence[Utterance], sound: Callable[[Utterance], States], config: TrainConfig) -> None:
-        self.config, self.sound = config, sound
+    def __init__(
+        self,
+        clips: Sequence[Utterance],
+        plain: Sequence[Utterance],
+        sound: Callable[[Utterance], States],
+        config: TrainConfig,
+    ) -> None:
+        self.config, self.sound, self.plain = config, sound, plain
         self.by_label: dict[int, list[Utterance]] = {}
         for clip in clips:
             self.by_label.setdefault(clip.label, []).append(clip)
@@ -139,12 +146,9 @@ class Partner:
         return states[start : start + limit]
 
     def misleading(self, rng: random.Random) -> States:
-        """Noise, near-silence, or a clip of any label at all."""
+        """Plain speech or noise that says nothing, a neutral clip, or a clip of any label at all."""
         kind = rng.random()
-        if kind < 0.5:
-            return self.pick(rng.choice(list(self.by_label)), rng)
-        sample = self.pick(4 if 4 in self.by_label else rng.choice(list(self.by_label)), rng)
-        if kind < 0.75:
-            return sample
-        spread = np.random.default_rng(rng.getrandbits(32)).standard_normal(sample.shape)
-        return spread.astype(np.float16)
+        if kind < 0.55 and self.plain:
+            return self.crop(self.sound(rng.choice(self.plain)), rng)
+        labels = list(self.by_label)
+        return self.pick(NEUTRAL if kind < 0.75 and NEUTRAL in labels else rng.choice(labels), rng)

@@ -19,7 +19,7 @@ from hbaf_edge.features import Tokeniser, normalise_text
 from training import batches, caches, encoders
 from training.batches import Turn
 from training.config import ModelConfig, TrainConfig
-from training.corpora import clips, dailytalk, meld
+from training.corpora import clips, dailytalk, meld, plain
 from training.corpora.records import Dialogue, Utterance
 from training.metrics import scores
 from training.model import HBAF, Batch
@@ -98,14 +98,16 @@ class FusionStage:
         self.all, self.shared, self.dev_dialogues = talk(config)
         self.clips = recordings(config)
         paths = [t.audio for d in self.clips for t in d.turns if t.audio]
+        self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
+        self.plain = plain.load(self.neutral)
+        paths += [u.audio for u in self.plain if u.audio]
         self.sounds = caches.audio_cache(paths, encoders.load_audio())
         dialogues = [*self.all, *self.shared, *self.dev_dialogues, *self.clips]
         self.words = caches.text_cache([t.text for d in dialogues for t in d.turns], text, tokeniser)
         train = [d for d in self.clips if d.split == "train"]
         self.ravdess = [d.turns[0] for d in train if d.name.startswith("ravdess")]
         self.others = [d.turns[0] for d in train if not d.name.startswith("ravdess")]
-        self.partner = batches.Partner(self.ravdess + self.others, self.sound, config)
-        self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
+        self.partner = batches.Partner(self.ravdess + self.others, self.plain, self.sound, config)
 
     def sound(self, utterance: Utterance) -> np.ndarray:
         return self.sounds[str(utterance.audio)]
@@ -142,12 +144,13 @@ class FusionStage:
 
     def clips_of_an_epoch(self) -> int:
         """How many clips an epoch shows."""
-        return len(self.ravdess) * self.config.ravdess_repeats + min(len(self.others), self.config.other_clips)
+        acted = len(self.ravdess) * self.config.ravdess_repeats + min(len(self.others), self.config.other_clips)
+        return acted + len(self.plain)
 
     def _clip_histories(self, rng: random.Random) -> Iterator[list[Turn]]:
         """Clips with their own words, none, or an unrelated neutral sentence; half of them alone, half in a row."""
         others = rng.sample(self.others, min(len(self.others), self.config.other_clips))
-        chosen = self.ravdess * self.config.ravdess_repeats + others
+        chosen = self.ravdess * self.config.ravdess_repeats + others + self.plain
         rng.shuffle(chosen)
         while chosen:
             length = 1 if rng.random() < 0.5 else rng.randint(2, 8)

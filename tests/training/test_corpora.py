@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import soundfile
 
-from training.corpora import clips, dailytalk, meld
+from tests.conftest import speech
+from training.corpora import clips, dailytalk, meld, plain
 from training.corpora.records import label_index
 
 
@@ -46,6 +48,23 @@ def test_ravdess_folds_keep_speakers_apart(tmp_path):
     assert split["test"] == {"A17", "A18", "A19", "A20"}
     assert not split["train"] & (split["dev"] | split["test"])
     assert {d.turns[0].label for d in found} == {4}
+
+
+def test_plain_speech_is_cut_made_and_kept(tmp_path, monkeypatch, capsys):
+    """Meeting talk in three-second pieces, noise, and without espeak-ng a word about its absence; made once."""
+    (tmp_path / "data" / "ami").mkdir(parents=True)
+    soundfile.write(tmp_path / "data" / "ami" / "trn00.flac", speech(7.0), 16_000)
+    soundfile.write(tmp_path / "data" / "ami" / "tst00.flac", speech(7.0), 16_000)
+    monkeypatch.setenv("HBAF_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HBAF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = plain.load(["A sentence."])
+    names = {u.audio.stem.split("_")[0] for u in found}
+    assert names == {"trn00", "noise"}
+    assert sum(u.audio.stem.startswith("trn") for u in found) == 2
+    assert {u.label for u in found} == {4}
+    assert "espeak-ng is not installed" in capsys.readouterr().err
+    assert [u.audio for u in plain.load([])] == [u.audio for u in found]
 
 
 def test_an_unknown_label_is_an_error():
