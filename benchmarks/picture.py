@@ -34,12 +34,12 @@ LABEL_COLOURS = {
 }
 # x, y, width, text, colour
 BOXES = [
-    (0.0, 1.0, 1.5, "audio\n16 kHz → log-mel", AUDIO),
-    (0.0, 0.0, 1.5, "words\n→ tokens", TEXT),
-    (1.9, 1.0, 1.6, "Whisper encoder\n50 Hz frames", AUDIO),
-    (1.9, 0.0, 1.6, "MiniLM\ntoken states", TEXT),
-    (3.9, 1.0, 1.9, "audio context network\n+ earlier turns", AUDIO),
-    (3.9, 0.0, 1.9, "projection", TEXT),
+    (0.0, 0.0, 1.5, "audio\n16 kHz → log-mel", AUDIO),
+    (0.0, 1.0, 1.5, "words\n→ tokens", TEXT),
+    (1.9, 0.0, 1.6, "Whisper encoder\n50 Hz frames", AUDIO),
+    (1.9, 1.0, 1.6, "MiniLM\ntoken states", TEXT),
+    (3.9, 0.0, 1.9, "audio context network\n+ earlier turns", AUDIO),
+    (3.9, 1.0, 1.9, "projection", TEXT),
     (6.2, 0.5, 1.9, "utterance scope\nframes × tokens\nattention gate × 2", FUSED),
     (8.5, 0.5, 1.9, "dialogue scope\nlast 32 turns\nattention gate × 2", FUSED),
     (10.8, 0.5, 1.3, "emotion\nof the turn", FUSED),
@@ -85,7 +85,7 @@ def draw_turns(ax: Axes, predictions: list[Prediction], texts: list[str]) -> Non
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="probability")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(ncols=len(labels), loc="upper center", bbox_to_anchor=(0.3, -0.16), frameon=False, fontsize=9)
+    ax.legend(ncols=len(labels), loc="upper center", bbox_to_anchor=(0.2, -0.14), frameon=False, fontsize=9)
 
 
 def main() -> None:
@@ -95,11 +95,10 @@ def main() -> None:
     runtime = HBAFRuntime()
     chat, turns = runtime.conversation(), list(read_dialogue(EXAMPLE))
     found = [runtime.predict(t["audio"], text=t["text"], speaker=t["speaker"], conversation=chat) for t in turns]
-    figure, (flow, bars) = plt.subplots(2, 1, figsize=(12, 7.4), height_ratios=(1, 1.25))
-    draw_flow(flow)
-    draw_turns(bars, found, [t["text"] for t in turns])
-    figure.text(0.99, 0.005, NOTICE, ha="right", fontsize=8, color="#666")
-    figure.tight_layout()
+    figure = plt.figure(figsize=(12, 7.6))
+    draw_flow(figure.add_axes((0.01, 0.58, 0.98, 0.41)))
+    draw_turns(figure.add_axes((0.37, 0.13, 0.53, 0.42)), found, [t["text"] for t in turns])
+    figure.text(0.99, 0.01, NOTICE, ha="right", fontsize=8, color="#666")
     given.out.parent.mkdir(exist_ok=True)
     figure.savefig(given.out, dpi=110)
     print(given.out)
