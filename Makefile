@@ -26,12 +26,14 @@ bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
 
 # The default recipe, about 100 minutes on two cores; needs the corpora (HBAF_DATA). OPEN=--open leaves out all that
-# forbids commercial use. RUNS is where checkpoints and logs go, BUNDLE where the result goes.
+# forbids commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go,
+# BUNDLE where the result goes. Debian's espeak-ng, where installed, adds synthetic voices that say nothing.
+AUDIO ?= audio
 RUNS ?= runs
 BUNDLE ?= hbaf_edge/models/default
 TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train
 model: .venv/test.done
-	$(TRAIN) text $(OPEN) --out $(RUNS)/text --epochs 4 --dailytalk-share 0.3
+	$(TRAIN) text $(OPEN) --audio $(AUDIO) --out $(RUNS)/text --epochs 4 --dailytalk-share 0.3
 	$(TRAIN) text $(OPEN) --init $(RUNS)/text --out $(RUNS)/text2 --epochs 3 --dailytalk-share 0.1 \
 	  --encoder-rate 6e-5 --learning-rate 2e-4 --seed 1
 	$(TRAIN) fusion $(OPEN) --init $(RUNS)/text2 --out $(RUNS)/apart --epochs 6 --paired 0 \

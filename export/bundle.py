@@ -104,12 +104,12 @@ def zip_bundle(bundle: Path, target: Path) -> Path:
     return target
 
 
-def provenance() -> dict[str, Any]:
+def provenance(audio_encoder: str) -> dict[str, Any]:
     """Where the encoders come from, for the manifest."""
+    used = {"text": SOURCES["text"], "audio": SOURCES[audio_encoder]}
     return {
         kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
-        for kind, s in SOURCES.items()
-        if kind in ("text", "audio")
+        for kind, s in used.items()
     }
 
 
@@ -161,12 +161,13 @@ def main() -> None:
     parser.add_argument("--zip", action="store_true", help="write one .hbaf file beside the folder as well")
     given = parser.parse_args()
     stored = json.loads((given.checkpoint / "config.json").read_text())
-    about = about_checkpoint(stored["about"], given.name, given.precision)
-    bundle = write_bundle(given.onnx, given.out, ModelConfig.from_json(stored["model"]), about)
+    config = ModelConfig.from_json(stored["model"])
+    about = about_checkpoint(stored["about"], config, given.name, given.precision)
+    bundle = write_bundle(given.onnx, given.out, config, about)
     print(zip_bundle(bundle, bundle.with_suffix(".hbaf")) if given.zip else bundle)
 
 
-def about_checkpoint(about: dict[str, Any], name: str, precision: str) -> dict[str, Any]:
+def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:
     """The manifest's descriptive part for a checkpoint of the default recipe."""
     if "temperatures" not in about:
         raise SystemExit("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
@@ -176,7 +177,7 @@ def about_checkpoint(about: dict[str, Any], name: str, precision: str) -> dict[s
         "precision": precision,
         "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
         "temperatures": about["temperatures"],
-        "encoders": provenance(),
+        "encoders": provenance(config.audio_encoder),
         "data": [d for d in DATA if not is_open or d["open"]],
         "licence": OPEN if is_open else NON_COMMERCIAL,
         "limits": LIMITS,

@@ -29,9 +29,10 @@ def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
     """Returns the scores that went into the manifest."""
     console = Console()
     model, text, about = checkpoint.load(folder)
-    audio = encoders.load_audio()
+    audio = encoders.load_audio(model.config.audio_encoder)
     console.print("graphs against PyTorch:", to_onnx.export(model, audio, text, work / "onnx"))
-    reference = write_bundle(work / "onnx", work / "float32", model.config, about_checkpoint(about, name, "float32"))
+    described = about_checkpoint(about, model.config, name, "float32")
+    reference = write_bundle(work / "onnx", work / "float32", model.config, described)
     found, flips = verify.difference(model, text, audio, reference)
     console.print(f"turn by turn against the whole pass in PyTorch: {found:.1e}, {flips} flips in 100 turns")
     if not found <= verify.TOLERANCE:
@@ -39,7 +40,7 @@ def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
     (work / "int8").mkdir(exist_ok=True)
     for graph in GRAPHS:
         onnx.save(quantize_weights(onnx.load(work / "onnx" / f"{graph}.onnx")), work / "int8" / f"{graph}.onnx")
-    described = about_checkpoint(about, name, "int8-weights")
+    described = about_checkpoint(about, model.config, name, "int8-weights")
     small = write_bundle(work / "int8", work / "bundle", model.config, described)
     measured = score.score(small, reference)
     flip_rate = measured["against_float32"]["flip_rate"]

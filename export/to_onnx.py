@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model, text, _ = checkpoint.load(given.checkpoint)
-    differences = export(model, encoders.load_audio(), text, given.out)
+    differences = export(model, encoders.load_audio(model.config.audio_encoder), text, given.out)
     for name, difference in differences.items():
         size = (given.out / f"{name}.onnx").stat().st_size / 1e6
         Console().print(f"{name:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")

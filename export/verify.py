@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     given = parser.parse_args()
     model, text, _ = checkpoint.load(given.checkpoint)
-    found, flips = difference(model, text, encoders.load_audio(), given.bundle)
+    audio = encoders.load_audio(model.config.audio_encoder)
+    found, flips = difference(model, text, audio, given.bundle)
     Console().print(f"{given.bundle}: largest difference from PyTorch {found:.1e}, {flips} label flips in 100 turns")
     if not found <= given.tolerance:
         raise SystemExit(f"{found:.1e} is more than the {given.tolerance:.0e} allowed")

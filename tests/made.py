@@ -66,9 +66,9 @@ def small(tmp_path, monkeypatch, tiny):
     monkeypatch.setenv("HBAF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("training.stages.encoders.folder", lambda name: tokenizer)
     monkeypatch.setattr(encoders, "load_text", lambda: copy.deepcopy(tiny.text))
-    monkeypatch.setattr(encoders, "load_audio", lambda: hearing(tiny.audio))
+    monkeypatch.setattr(encoders, "load_audio", lambda name: hearing(tiny.audio))
     c = tiny.model.config
-    monkeypatch.setattr("training.train.ModelConfig", lambda: ModelConfig.from_json(c.to_json()))
+    monkeypatch.setattr(encoders, "model_config", lambda name: ModelConfig.from_json(c.to_json()))
     return tmp_path
 
 

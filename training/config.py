@@ -13,6 +13,7 @@ class ModelConfig:
     """Sizes of HBAF. Shapes in the model are named after these: d = width, H = heads, W = window."""
 
     labels: tuple[str, ...] = MELD_LABELS
+    audio_encoder: str = "audio"  # Whisper tiny.en; "audio-base" is Whisper base (training/encoders.py)
     audio_dim: int = 384  # of the audio encoder's states
     audio_states: int = 5  # its convolutional stem and four blocks
     text_dim: int = 384

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from training.config import ModelConfig
 from training.whisper import WhisperEncoder, WhisperSize, normalise_states
 
 
@@ -72,6 +73,15 @@ SOURCES = {
         WhisperSize(512, 8, 6),
     ),
 }
+
+
+def model_config(audio_encoder: str) -> ModelConfig:
+    """The default sizes, for one of the audio encoders of SOURCES."""
+    found = SOURCES.get(audio_encoder)
+    if found is None or found.size is None:
+        audible = ", ".join(name for name, source in SOURCES.items() if source.size)
+        raise SystemExit(f"unknown audio encoder {audio_encoder!r}; there are {audible}")
+    return ModelConfig(audio_encoder=audio_encoder, audio_dim=found.size.dim, audio_states=found.size.layers + 1)
 
 
 def cache_folder() -> Path:

@@ -58,7 +58,7 @@ class Encoded:
 def evaluate(folder: Path) -> dict[str, Any]:
     """Temperatures on dev, scores on test; stored in the checkpoint."""
     model, text, about = checkpoint.load(folder)
-    data = Encoded(model, text, encoders.load_audio())
+    data = Encoded(model, text, encoders.load_audio(model.config.audio_encoder))
     names = model.config.labels
     temperatures = {
         kind: round(fit_temperature(*predict(model, data.batches(dialogues, kind))), 3)

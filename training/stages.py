@@ -101,7 +101,7 @@ class FusionStage:
         self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
         self.plain = plain.load(self.neutral)
         paths += [u.audio for u in self.plain if u.audio]
-        self.sounds = caches.audio_cache(paths, encoders.load_audio())
+        self.sounds = caches.audio_cache(paths, encoders.load_audio(model.audio_encoder))
         dialogues = [*self.all, *self.shared, *self.dev_dialogues, *self.clips]
         self.words = caches.text_cache([t.text for d in dialogues for t in d.turns], text, tokeniser)
         train = [d for d in self.clips if d.split == "train"]

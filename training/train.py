@@ -25,7 +25,7 @@ from torch import nn
 from transformers import BertModel
 
 from training import checkpoint, encoders, losses
-from training.config import ModelConfig, TrainConfig
+from training.config import TrainConfig
 from training.model import HBAF
 from training.stages import FusionStage, TextStage, tokeniser_of
 
@@ -52,11 +52,18 @@ def optimiser_of(model: HBAF, text: BertModel, config: TrainConfig) -> torch.opt
     return torch.optim.AdamW([g for g in groups if g["params"]])
 
 
-def train(config: TrainConfig, out: Path, init: Path | None = None) -> dict[str, float]:
-    """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`."""
+def train(config: TrainConfig, out: Path, init: Path | None = None, audio: str = "audio") -> dict[str, float]:
+    """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`.
+
+    Args:
+        config: stage, corpora, rates.
+        out: where the checkpoint and log.jsonl go.
+        init: a checkpoint to start from, whose sizes and audio encoder stay.
+        audio: audio encoder of a model that starts afresh.
+    """
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
-    model, text = checkpoint.load(init)[:2] if init else (HBAF(ModelConfig()), encoders.load_text())
+    model, text = checkpoint.load(init)[:2] if init else (HBAF(encoders.model_config(audio)), encoders.load_text())
     text.requires_grad_(config.stage == "text")
     stage = (TextStage if config.stage == "text" else FusionStage)(config, model.config, text, tokeniser_of())
     optimiser = optimiser_of(model, text, config)
@@ -123,7 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("text", "fusion"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--init", type=Path, help="checkpoint folder to start from; its audio encoder stays")
+    begin.add_argument("--audio", default="audio", help="encoder of a fresh model: audio (tiny.en) or audio-base")
     parser.add_argument("--open", action="store_true", default=None, help="only corpora that allow commercial use")
     parser.add_argument("--threads", type=int, default=2)
     for name in ("epochs", "seed"):
@@ -132,9 +141,9 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     given = vars(parser.parse_args())
     torch.set_num_threads(given.pop("threads"))
-    out, init = given.pop("out"), given.pop("init")
+    out, init, audio = given.pop("out"), given.pop("init"), given.pop("audio")
     config = dataclasses.replace(TrainConfig(), **{k: v for k, v in given.items() if v is not None})
-    print(json.dumps(train(config, out, init)))
+    print(json.dumps(train(config, out, init, audio)))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,11 @@ def transformers_whisper(ours: WhisperEncoder):
     return model
 
 
-def test_whisper_equals_transformers(mel):
-    ours = encoders.load_audio()
+@pytest.mark.parametrize("name", ["audio", "audio-base"])
+def test_whisper_equals_transformers(mel, name):
+    ours = encoders.load_audio(name)
+    config = encoders.model_config(name)
+    assert (config.audio_dim, config.audio_states) == (ours.size.dim, ours.size.layers + 1)
     with torch.inference_mode():
         expected = transformers_whisper(ours)(mel, output_hidden_states=True)
         found = ours.layers(mel)
@@ -131,6 +134,11 @@ def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="refusing them"):
         encoders.convert("text", tmp_path / "text")
     assert not (tmp_path / "text").exists()
+
+
+def test_an_unknown_encoder_is_named():
+    with pytest.raises(SystemExit, match="unknown audio encoder 'text'; there are audio, audio-base"):
+        encoders.model_config("text")
 
 
 def test_ctranslate2_reader_on_a_file_made_here():
