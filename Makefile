@@ -9,7 +9,7 @@ demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
 
 test: .venv/test.done
-	@echo "== tests (two and a half minutes on two cores; the first run also fetches the pretrained encoders, 150 MB)"
+	@echo "== tests (two and a half minutes on two cores; the first run also fetches the pretrained encoders, 300 MB)"
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: .venv/test.done
@@ -41,7 +41,8 @@ model: .venv/test.done
 	$(TRAIN) fusion $(OPEN) --init $(RUNS)/apart --out $(RUNS)/default --epochs 2 --dailytalk-share 0.1 \
 	  --learning-rate 3e-4
 	$(BIN)/python -m training.evaluate $(RUNS)/default
-	$(BIN)/python -m export.release $(RUNS)/default --work $(RUNS)/release --out $(BUNDLE)
+	$(BIN)/python -m export.release $(RUNS)/default --work $(RUNS)/release --out $(BUNDLE) \
+	  --name "hbaf-edge $(if $(OPEN),open,default)"
 
 .venv/bin/python:
 	@echo "== making .venv with $$($(PYTHON) --version)"

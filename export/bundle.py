@@ -31,7 +31,11 @@ NON_COMMERCIAL = {
     "commercial": False,
     "why": "trained on RAVDESS and TESS, whose licences forbid commercial use",
 }
-OPEN = {"id": "CC-BY-SA-4.0", "commercial": True, "why": "trained on DailyTalk (CC BY-SA 4.0) and EmoGator alone"}
+OPEN = {
+    "id": "CC-BY-SA-4.0",
+    "commercial": True,
+    "why": "trained on DailyTalk (CC BY-SA 4.0), EmoGator (Apache-2.0) and AMI (CC BY 4.0) alone",
+}
 DATA: list[dict[str, Any]] = [
     {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split", "open": False},
     {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
@@ -48,6 +52,8 @@ DATA: list[dict[str, Any]] = [
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
     "different corpora were paired in training, and no score on such pairs is claimed.",
+    "On natural speech the voice is unreliable: of ten MELD clips two were right by audio, six by words, four by both. "
+    "Prefer the words where there are any.",
     "Not evaluated on children, on people with speech impairments, or on any language but English.",
     "An estimate of the emotion expressed, not of what a person feels; not for work or school (EU AI Act, Art. 5) "
     "except for medical or safety reasons.",

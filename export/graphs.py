@@ -1,8 +1,8 @@
 """The four graphs of a bundle as modules, made of the very parts that training trains.
 
 audio and text run once per utterance; utterance and dialogue also take what the conversation's rings hold, so that a
-turn costs the same however many came before it. Names and shapes here are those of the bundle (export/README in
-training/MODEL.md, "Graphs"); B conversations, W slots, d width, L dialogue layers.
+turn costs the same however many came before it. Names and shapes here are those of the bundle (training/MODEL.md,
+"Graphs"); B conversations, W slots, d width, L dialogue layers.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class Graph:
 def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
     """The four graphs with example inputs; every batch, frame and token axis varies, the window does not."""
     c = model.config
+    if not (c.fusion and c.causal):
+        raise ValueError("a model without fusion or with future context is for ablations; it has no incremental form")
     masks = {"token_mask": torch.ones(2, 7, dtype=torch.bool)}
     ring = _example_ring(c)
     utterance = {

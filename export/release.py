@@ -13,12 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnx
 from rich.console import Console
 
 from export import score, to_onnx, verify
 from export.bundle import about_checkpoint, write_bundle
-from export.quantize import quantize_weights
+from export.quantize import quantize_file
 from hbaf_edge.bundle import GRAPHS
 from training import checkpoint, encoders
 
@@ -39,7 +38,7 @@ def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
         raise SystemExit(f"the float32 bundle differs from PyTorch by {found:.1e}; {verify.TOLERANCE:.0e} is allowed")
     (work / "int8").mkdir(exist_ok=True)
     for graph in GRAPHS:
-        onnx.save(quantize_weights(onnx.load(work / "onnx" / f"{graph}.onnx")), work / "int8" / f"{graph}.onnx")
+        console.print(quantize_file(work / "onnx" / f"{graph}.onnx", work / "int8" / f"{graph}.onnx"))
     described = about_checkpoint(about, model.config, name, "int8-weights")
     small = write_bundle(work / "int8", work / "bundle", model.config, described)
     measured = score.score(small, reference)

@@ -99,15 +99,20 @@ def compare(graph: Graph, path: Path, seed: int = 0) -> float:
 
 
 def _resized(name: str, tensor: Tensor, graph: Graph) -> Tensor:
-    """The example at batch one and twice its length, with new values."""
-    shape = [1, *tensor.shape[1:]]
+    """The example at batch three and twice its length, with new values; in masks some are out, in the last row all."""
+    shape = [3, *tensor.shape[1:]]
     for axis in graph.varying.get(name, {}):
         shape[axis] = 2 * shape[axis]
     if tensor.is_floating_point():
         return torch.randn(shape)
-    if name == "tokens":
-        return torch.randint(5, 100, shape)
-    return torch.ones(shape, dtype=tensor.dtype) if name != "distance" else tensor[:1]
+    if tensor.dtype == torch.bool:
+        mask = torch.rand(shape) > 0.3
+        mask[-1] = False
+        return mask
+    if name == "token_mask":
+        return (torch.arange(shape[1]) < torch.tensor([[shape[1]], [3], [1]])).long()
+    highest = {"tokens": 100, "distance": tensor.shape[-1] + 1}.get(name, 3)
+    return torch.randint(1 if name == "distance" else 0, highest, shape)
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from training.model import OTHER, SAME, UNKNOWN, Batch
 States = NDArray[np.float16]
 FRAMES_PER_SECOND = 50
 NEUTRAL = 4
-STACK = 4
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,12 @@ def pad(parts: Sequence[NDArray | None], shape: tuple[int, ...], multiple: int =
     return torch.from_numpy(filled), torch.from_numpy(mask)
 
 
-def collate(histories: Sequence[Sequence[Turn]], audio: tuple[int, int], text: tuple[int, ...]) -> Batch:
-    """Histories -> one batch. `audio` and `text` are (states, dim); `text` is () for token ids."""
+def collate(
+    histories: Sequence[Sequence[Turn]], audio: tuple[int, int], text: tuple[int, ...], stack: int = 4
+) -> Batch:
+    """Histories -> one batch. `audio` and `text` are (states, dim), `text` () for ids; frames are padded to stacks."""
     turns = [turn for history in histories for turn in history]
-    sounds, sound_mask = pad([t.audio for t in turns], audio, STACK)
+    sounds, sound_mask = pad([t.audio for t in turns], audio, stack)
     words, word_mask = pad([t.text for t in turns], text)
     longest = max(len(h) for h in histories)
     rows = np.full((len(histories), longest), -1, np.int64)

@@ -1,7 +1,8 @@
 """Encoder states computed once and memory-mapped, so that a head trains on two CPU cores.
 
 A cache is three files in `.cache/states/KEY`: states.npy (all frames, states, dim) float16, ends.npy, and keys.json.
-KEY hashes the encoder's weights, its settings and what was encoded; a cache appears whole or not at all.
+KEY hashes the encoder's weights, the version of the front end and what was encoded (texts; clips by path and size); a
+cache appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.progress import track
 from torch import nn
 from transformers import BertModel
 
+from hbaf_edge import __version__
 from hbaf_edge.audio import load_audio
 from hbaf_edge.features import Tokeniser, log_mel, normalise_text
 from training.encoders import audio_states, cache_folder, text_states
@@ -59,7 +61,7 @@ def build(
         what: shown beside the progress bar.
         mark: further content that is hashed, such as the clips' sizes.
     """
-    name = hashlib.sha256("\n".join([settings, mark, *keys]).encode()).hexdigest()[:16]
+    name = hashlib.sha256("\n".join([settings, __version__, mark, *keys]).encode()).hexdigest()[:16]
     folder = cache_folder() / "states" / name
     if not (folder / "keys.json").exists():
         partial = folder.with_suffix(".partial")

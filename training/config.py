@@ -1,4 +1,4 @@
-"""Sizes and choices of the model: every decision MODEL.md makes is a field here."""
+"""Sizes and choices: the model's, the loss's and a training run's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelConfig:
     kernel: int = 15  # frames seen by the depthwise convolution
     dropout: float = 0.1
     contrastive_dim: int = 128
-    # The paper's ablations and ours; see MODEL.md, last paragraph of "The completion".
+    # The paper's ablations and ours; see MODEL.md, "Flags".
     context_network: bool = True
     fusion: bool = True
     gate: bool = True
@@ -75,8 +75,8 @@ class TrainConfig:
     max_turns: int = 40  # of one joined dialogue
     audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
     drop_audio: float = 0.15
-    drop_text: float = 0.15
-    mislead: float = 0.4  # share of partners that are noise, silence or an unrelated neutral sentence
+    drop_text: float = 0.15  # of turns with a matched partner
+    mislead: float = 0.4  # share of a dialogue's audio partners that are plain speech, noise or of any label
     paired: float = 0.7  # share of text utterances that get a label-matched clip
     hide_speaker: float = 0.1
     talk_share: float = 1.0  # of MELD's dialogues in each epoch

@@ -41,12 +41,12 @@ class Encoded:
         c = self.config
         for group in batches.groups(dialogues, size):
             made = [[self._turn(u, s, use) for u, s in batches.alone(d)] for d in group]
-            yield batches.collate(made, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim))
+            yield batches.collate(made, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack)
 
     def _turn(self, u: Any, speaker: str | None, use: str) -> Turn:
         words = sound = None
-        if "text" in use and u.text:
-            ids, _ = self.tokeniser(normalise_text(u.text))
+        ids, _ = self.tokeniser(normalise_text(u.text))
+        if "text" in use and ids is not None:
             tokens = torch.from_numpy(ids)[None]
             words = encoders.text_states(self.text, tokens, torch.ones_like(tokens, dtype=torch.bool))[0].numpy()
         if "audio" in use and u.audio:

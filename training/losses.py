@@ -41,19 +41,15 @@ def relative_contrast(audio: Tensor, text: Tensor, temperature: float) -> Tensor
     return (there + back) / 2
 
 
-def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, classes: Tensor | None = None) -> Tensor:
-    """The whole training loss of a batch.
-
-    Args:
-        classes: (labels,) weight of each class in every cross-entropy, or None.
-    """
+def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights) -> Tensor:
+    """The whole training loss of a batch."""
     labels = batch.labels
     has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO]
     has_text = batch.text_mask.any(1) & batch.honest[:, TEXT]
-    loss = functional.cross_entropy(output.logits, labels, classes)
+    loss = functional.cross_entropy(output.logits, labels)
     for logits, present in ((output.audio_logits, has_audio), (output.text_logits, has_text)):
         if weights.unimodal and present.any():
-            loss = loss + weights.unimodal * functional.cross_entropy(logits[present], labels[present], classes)
+            loss = loss + weights.unimodal * functional.cross_entropy(logits[present], labels[present])
     pairs = has_audio & has_text
     if pairs.sum() >= 3 and (weights.absolute or weights.relative):
         audio, text = (

@@ -70,8 +70,8 @@ class HBAF(nn.Module):
     Args:
         config: sizes and ablations.
 
-    Source: training/MODEL.md. `forward` sees whole dialogues through a causal sliding window; the export calls
-    `represent`, `fuse_utterance` and `fuse_dialogue` turn by turn, with earlier turns in rings.
+    Source: training/MODEL.md. `forward` sees whole dialogues through a causal sliding window; export/graphs.py
+    takes the same parts turn by turn, with earlier turns in rings.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -98,9 +98,8 @@ class HBAF(nn.Module):
         present = torch.stack([frame_mask.any(1), batch.text_mask.any(1)], 1)
         window = Window.of(batch, present, self.config)
         past = window.gather(self.context(window.scatter(means), window))
-        frames = frames + past[:, None]
-        unimodal = masked_mean(frames, frame_mask), means[:, TEXT]
-        codes = self.fuse_utterance(frames, frame_mask, tokens, batch.text_mask)
+        unimodal = masked_mean(frames, frame_mask), means[:, TEXT]  # before any word, earlier ones too, reaches audio
+        codes = self.fuse_utterance(frames + past[:, None], frame_mask, tokens, batch.text_mask)
         fused = window.gather(self.fuse_dialogue(window.scatter(codes), window))
         embedding = fused.flatten(1)
         audio_logits, text_logits = (head(code) for head, code in zip(self.unimodal_heads, unimodal))

@@ -86,7 +86,7 @@ class TextStage:
             return Turn(utterance.label, speaker, None if ids is None else ids[:TRAIN_TOKENS], None)
 
         made = [[turn(u, s) for u, s in history] for history in histories]
-        batch = batches.collate(made, (self.model.audio_states, self.model.audio_dim), ())
+        batch = batches.collate(made, (self.model.audio_states, self.model.audio_dim), (), self.model.stack)
         return encode_tokens(self.text, batch)
 
 
@@ -148,7 +148,7 @@ class FusionStage:
         return acted + len(self.plain)
 
     def _clip_histories(self, rng: random.Random) -> Iterator[list[Turn]]:
-        """Clips with their own words, none, or an unrelated neutral sentence; half of them alone, half in a row."""
+        """Clips with their own words, none, or an unrelated neutral sentence; half of the histories are one clip."""
         others = rng.sample(self.others, min(len(self.others), self.config.other_clips))
         chosen = self.ravdess * self.config.ravdess_repeats + others + self.plain
         rng.shuffle(chosen)
@@ -169,7 +169,7 @@ class FusionStage:
 
     def _collate(self, histories: Sequence[Sequence[Turn]]) -> Batch:
         c = self.model
-        return batches.collate(histories, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim))
+        return batches.collate(histories, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack)
 
     def dev_text(self) -> Iterator[Batch]:
         for group in batches.groups(self.dev_dialogues, 8):

@@ -4,8 +4,8 @@
     python -m training.train fusion --init runs/text --out runs/default
 
 `--open` leaves out every corpus that forbids commercial use (RAVDESS, TESS) and MELD, whose source is television;
-DailyTalk and EmoGator remain. Selected on dev after every epoch; the best checkpoint stays in --out, with a line per
-epoch in log.jsonl.
+DailyTalk, EmoGator and AMI remain. Selected on dev after every epoch; the best checkpoint stays in --out, with a line
+per epoch in log.jsonl.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def optimiser_of(model: HBAF, text: BertModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; no decay on vectors (norms, biases, gates' offsets); the encoder at its own rate where it learns."""
+    """AdamW; no decay on one-dimensional parameters (norms, biases); the encoder at its own rate where it learns."""
     groups: list[dict[str, Any]] = []
     for module, rate in ((model, config.learning_rate), (text, config.encoder_rate)):
         learned = [p for p in module.parameters() if p.requires_grad]

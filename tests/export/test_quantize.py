@@ -35,6 +35,17 @@ def test_quantised_graph_stays_close(tiny, name, tmp_path, monkeypatch):
     assert 0 < difference < 0.1
 
 
+def test_a_file_that_drifts_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "SMALLEST", 64)
+    assert "dB" in quantize.quantize_file(tiny.onnx / "dialogue.onnx", tmp_path / "good.onnx")
+    monkeypatch.setattr(
+        quantize, "to_int8", lambda weight, axis: (to_int8(weight, axis)[0], to_int8(weight, axis)[1] * 2)
+    )
+    with pytest.raises(SystemExit, match="keep it in float32"):
+        quantize.quantize_file(tiny.onnx / "dialogue.onnx", tmp_path / "bad.onnx")
+    assert not (tmp_path / "bad.onnx").exists()
+
+
 def test_default_bundle_holds_int8_weights_and_an_int8_embedding_table():
     bundle = load_bundle()
     for name in ("audio", "text", "utterance", "dialogue"):

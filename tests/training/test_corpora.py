@@ -64,7 +64,16 @@ def test_plain_speech_is_cut_made_and_kept(tmp_path, monkeypatch, capsys):
     assert sum(u.audio.stem.startswith("trn") for u in found) == 2
     assert {u.label for u in found} == {4}
     assert "espeak-ng is not installed" in capsys.readouterr().err
-    assert [u.audio for u in plain.load([])] == [u.audio for u in found]
+    assert [u.audio for u in plain.load(["A sentence."])] == [u.audio for u in found]
+
+
+def test_plain_speech_of_one_recipe_is_not_anothers(tmp_path, monkeypatch):
+    """The open recipe must not read sentences of a corpus it leaves out from a cache the default recipe made."""
+    monkeypatch.setenv("HBAF_DATA", str(tmp_path))
+    monkeypatch.setenv("HBAF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    first, second = plain.load(["From one corpus."]), plain.load(["From another."])
+    assert not {u.audio for u in first} & {u.audio for u in second}
 
 
 def test_an_unknown_label_is_an_error():

@@ -7,6 +7,7 @@ says nothing, and it stands for neutral by itself. Without it, an acted-speech m
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import shutil
@@ -29,8 +30,8 @@ NEUTRAL = 4
 
 
 def load(sentences: list[str]) -> list[Utterance]:
-    """Clips of about three seconds, made once in the cache folder; label neutral, no words."""
-    folder = cache_folder() / "plain"
+    """Clips of about three seconds, made once for these sentences in the cache folder; label neutral, no words."""
+    folder = cache_folder() / "plain" / hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
