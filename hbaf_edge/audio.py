@@ -24,6 +24,7 @@ MAX_SECONDS = 20.0  # of a longer utterance the last part is used: the emotion n
 MIN_SECONDS = 0.1  # less than two frames of the audio context network say nothing
 RATES = (8_000, 192_000)  # Hz, accepted sample rates
 MAX_CHANNELS = 32
+MAX_FRAMES = 1 << 40  # more than any file holds: a header that does not know its length
 SILENCE_PEAK = 1e-4  # −80 dBFS: below the noise of any microphone, so no microphone was heard
 
 AudioSource = "str | os.PathLike[str] | bytes | IO[bytes] | NDArray[Any]"
@@ -101,10 +102,11 @@ def _resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 def _check_rate(rate: Any, whose: str) -> int:
     low, high = RATES
-    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer, float)) or int(rate) != rate:
+    real = isinstance(rate, (float, np.floating)) and float(rate).is_integer()
+    if isinstance(rate, bool) or not (real or isinstance(rate, (int, np.integer))):
         raise InputError(f"{whose} is {rate!r}; a whole number of Hz is expected, such as 16000")
     if not low <= rate <= high:
-        raise InputError(f"{whose} is {int(rate):,} Hz; {low:,} to {high:,} Hz are accepted")
+        raise InputError(f"{whose} is {float(min(rate, 1e18)):,.0f} Hz; {low:,} to {high:,} Hz are accepted")
     return int(rate)
 
 
@@ -117,6 +119,9 @@ def _from_array(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[A
     if sample_rate is None:
         raise InputError("sample_rate is required with an array, in Hz, for instance sample_rate=16000")
     rate = _check_rate(sample_rate, "sample_rate")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError("a masked array is not accepted; fill its gaps first, for instance with array.filled(0)")
+    array = np.asarray(array)
     scale = {"float32": 1.0, "float64": 1.0, "int16": 2.0**-15, "int32": 2.0**-31}.get(array.dtype.name)
     if scale is None:
         raise InputError(f"audio of type {array.dtype} is not accepted; use float32, float64, int16 or int32")
@@ -134,8 +139,12 @@ def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int,
     """Decode the last 20 s of a file; everything before them is skipped, never allocated."""
     import soundfile
 
+    if sample_rate is not None:
+        _check_rate(sample_rate, "sample_rate")
     handle, name = _open(source)
     try:
+        if handle is source and handle.tell():  # libsndfile's seeks count from a file's beginning
+            handle = io.BytesIO(handle.read())
         missing = _missing_bytes(handle)
         with soundfile.SoundFile(handle) as file:
             rate = _check_rate(file.samplerate, f"the sample rate of {name}")
@@ -146,13 +155,17 @@ def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int,
             if file.channels > MAX_CHANNELS:
                 raise InputError(f"{name} has {file.channels} channels; 1 to {MAX_CHANNELS} are accepted")
             block, frames = _read_tail(file, rate)
-            if missing or frames < file.frames:
+            _check_all_read(handle, file.format, name, frames / rate)
+            if missing or (frames < file.frames < MAX_FRAMES and file.format != "MP3"):
                 lost = "its header promises more than the file holds"
                 warnings = [f"{name} is truncated ({lost}): {frames / rate:.2f} s of it could be used"]
             else:
                 warnings = []
             return block, rate, frames / rate, warnings
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except InputError:
+        raise
+    # A caller's file object may raise anything at all: closed, write-only, text mode, a pipe.
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split(": ", 1)[-1].rstrip(".")
         raise InputError(f"{name} cannot be read as audio ({reason}); WAV, FLAC, OGG and MP3 are accepted") from None
     finally:
@@ -162,11 +175,51 @@ def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int,
 
 def _read_tail(file: soundfile.SoundFile, rate: int) -> tuple[NDArray[Any], int]:
     """The last 20 s as (samples, channels) float32, and how many frames the file really has."""
+    if file.format == "MP3" or file.frames > MAX_FRAMES:
+        return _read_to_the_end(file, rate)
     start = _tail(file.frames, rate)
     if start:
         file.seek(start)
     block = file.read(int(np.ceil(MAX_SECONDS * rate)), dtype="float32", always_2d=True)
     return block, start + block.shape[0]
+
+
+def _read_to_the_end(file: soundfile.SoundFile, rate: int) -> tuple[NDArray[Any], int]:
+    """The same, block by block, where the header does not know the length (MP3 by its nature, a streamed FLAC)."""
+    wanted, frames = int(np.ceil(MAX_SECONDS * rate)), 0
+    kept = np.zeros((0, file.channels), np.float32)
+    block = np.empty((wanted, file.channels), np.float32)
+    while (count := _next_block(file, block)) > 0:
+        frames += count
+        kept = np.concatenate([kept, block[:count]])[-wanted:]
+    return kept, frames
+
+
+def _check_all_read(handle: IO[bytes], kind: str, name: str, seconds: float) -> None:
+    """An MP3 that lost its length header is cut by libsndfile at a guess, in silence: refuse it instead."""
+    if kind == "MP3":
+        place = handle.tell()
+        unread = handle.seek(0, io.SEEK_END) - place
+        if unread > 16_384 and unread > 0.02 * (place + unread):
+            raise InputError(
+                f"{name} has lost the header that says how long it is, and only its first {seconds:.1f} s can be read; "
+                "re-encode it, for instance with: ffmpeg -i in.mp3 out.flac"
+            )
+
+
+def _next_block(file: soundfile.SoundFile, block: NDArray[np.float32]) -> int:
+    """Fill the block; how many frames were read.
+
+    soundfile seeks after each read, and in a FLAC of unknown length that fails at the end, after the samples have
+    arrived: what they have overwritten tells how many there were.
+    """
+    import soundfile
+
+    block.fill(np.nan)
+    try:
+        return int(file.buffer_read_into(block, "float32"))
+    except soundfile.LibsndfileError:
+        return int(np.isfinite(block[:, 0]).sum())
 
 
 def _open(source: Any) -> tuple[IO[bytes], str]:
@@ -176,9 +229,12 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
             raise InputError(f"there is no audio file {path!r} (looked in {os.getcwd()!r})")
         if not os.path.isfile(path):
             raise InputError(f"{path!r} is not a file; give one WAV, FLAC, OGG or MP3 file")
-        return open(path, "rb"), repr(path)
+        try:
+            return open(path, "rb"), repr(path)
+        except OSError as error:
+            raise InputError(f"{path!r} cannot be opened: {error.strerror}") from None
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source), f"the audio of {len(source):,} bytes"
+        return io.BytesIO(bytes(source)), f"the audio of {len(source):,} bytes"
     if hasattr(source, "read") and hasattr(source, "seek"):
         return source, "the audio file object"
     raise InputError(
@@ -189,10 +245,9 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
 
 def _missing_bytes(handle: IO[bytes]) -> int:
     """How many bytes a WAV's header promises beyond the end of the file (libsndfile reads such files in silence)."""
-    start = handle.tell()
     head = handle.read(12)
-    size = handle.seek(0, io.SEEK_END) - start
-    handle.seek(start)
+    size = handle.seek(0, io.SEEK_END)
+    handle.seek(0)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
         return 0
     promised = int(struct.unpack("<I", head[4:8])[0]) + 8

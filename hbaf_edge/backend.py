@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge.bundle import GRAPHS, Bundle
-from hbaf_edge.conversation import Recall, Slot
+from hbaf_edge.conversation import Conversation, Recall, Slot
 from hbaf_edge.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
@@ -73,9 +73,23 @@ class Backend:
         if self._providers[0] not in ran:
             raise BackendError(f"provider {self.provider!r} could not start, only {ran}; see ONNX Runtime's log")
         for name, session in self._sessions.items():
-            given, found = bundle.manifest["graphs"][name].get("inputs", {}), {i.name for i in session.get_inputs()}
+            given, found = bundle.manifest["graphs"][name]["inputs"], {i.name for i in session.get_inputs()}
             if set(given) != found:
                 raise BundleError(f"{bundle.path}: {name} takes {sorted(found)}, the manifest says {sorted(given)}")
+        self._rehearse(bundle)
+
+    def _rehearse(self, bundle: Bundle) -> None:
+        """One word without sound as a first turn: a manifest of other sizes than the graphs' gets no further."""
+        m = bundle.manifest
+        chat = Conversation(bundle.key, m["window"], m["dialogue_layers"], m["width"])
+        try:
+            tokens = self.text(np.array([1], np.int64))
+            logits, _, slot = self.turn(None, tokens, chat.recall(None), lambda stage: None)
+            chat.commit(slot, None)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BundleError(f"{bundle.path}: the graphs do not fit the manifest's sizes: {error}") from error
+        if logits.shape != (len(bundle.labels),):
+            raise BundleError(f"{bundle.path}: {logits.size} logits for {len(bundle.labels)} labels in the manifest")
 
     def _run(self, graph: str, **inputs: Array) -> list[Array]:
         result: list[Array] = self._sessions[graph].run(None, inputs)
@@ -145,7 +159,7 @@ def _masked(states: Array | None, dim: int, multiple: int) -> tuple[Array, Array
 def _available(provider: str) -> list[str]:
     import onnxruntime as ort
 
-    if provider not in PROVIDERS:
+    if not isinstance(provider, str) or provider not in PROVIDERS:
         raise BackendError(f"provider {provider!r} is unknown; valid ones are {', '.join(map(repr, PROVIDERS))}")
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import re
 import zipfile
@@ -26,6 +27,12 @@ MAX_MANIFEST = 1 << 20
 MAX_FILE = 1 << 30
 MAX_STATE = 1 << 26  # bytes of a conversation's rings; the default model takes 393,216
 DEFAULT = Path(__file__).parent / "models" / "default"
+
+# What reading a folder or a zip made in bad faith can raise.
+BROKEN = (
+    OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
 
 Read = Callable[[str, int], bytes]
 
@@ -62,15 +69,17 @@ def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
     Raises:
         BundleError: naming the file and what is wrong with it.
     """
-    where = Path(path) if path is not None else DEFAULT
-    if where.is_dir():
-        return _verified(where, lambda name, limit: _read_file(where, name, limit))
-    if where.is_file():
-        try:
+    try:
+        where = Path(path) if path is not None else DEFAULT
+        if where.is_dir():
+            return _verified(where, lambda name, limit: _read_file(where, name, limit))
+        if where.is_file():
             with zipfile.ZipFile(where) as archive:
                 return _verified(where, lambda name, limit: _read_member(archive, name, limit))
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-            raise BundleError(f"{where} is not a bundle: {error}; expected a folder or an .hbaf zip file") from None
+    except BundleError:
+        raise
+    except BROKEN as error:
+        raise BundleError(f"{path} is not a bundle: {error}; expected a folder or an .hbaf zip file") from None
     raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
 
 
@@ -110,17 +119,23 @@ def _manifest(raw: bytes, where: Path) -> dict[str, Any]:
         )
     try:
         _check_shape(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{where}: manifest.json is incomplete ({type(error).__name__}: {error})") from None
     return dict(manifest)
 
 
 def _check_shape(manifest: dict[str, Any]) -> None:
     """Every field the runtime relies on, of its type and within its bounds, before anything is allocated."""
-    if len(manifest["labels"]) < 2 or not all(isinstance(label, str) for label in manifest["labels"]):
-        raise ValueError("'labels' must be two or more names")
+    labels = manifest["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise TypeError("'labels' must be a list of names")
+    if len(set(labels)) != len(labels) or len(labels) < 2:
+        raise ValueError("'labels' must be two or more different names")
+    for shown, shape in (("encoders", dict), ("headline", dict), ("licence", dict), ("data", list), ("limits", list)):
+        if not isinstance(manifest.get(shown, shape()), shape):
+            raise TypeError(f"{shown!r} must be a JSON {'object' if shape is dict else 'list'}")
     for field, low, high in (("window", 1, 4096), ("width", 1, 8192), ("dialogue_layers", 1, 64), ("stack", 1, 64)):
-        if not low <= int(manifest[field]) <= high:
+        if type(manifest[field]) is not int or not low <= manifest[field] <= high:
             raise ValueError(f"{field!r} must lie in {low}..{high}")
     state = 8 * 2 * int(manifest["window"]) * int(manifest["width"]) * (int(manifest["dialogue_layers"]) + 1)
     if state > MAX_STATE:
@@ -128,6 +143,8 @@ def _check_shape(manifest: dict[str, Any]) -> None:
     for graph in GRAPHS:
         if not isinstance(manifest["graphs"][graph]["file"], str):
             raise TypeError(f"graphs.{graph}.file must be a name")
+        if not isinstance(manifest["graphs"][graph]["inputs"], dict):
+            raise TypeError(f"graphs.{graph}.inputs must be a JSON object")
     for kind in ("audio", "text", "audio+text"):
         if not 0.01 <= float(manifest["temperatures"][kind]) <= 100:
             raise ValueError(f"temperatures.{kind} must lie in 0.01..100")
@@ -156,7 +173,10 @@ def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
         member = archive.getinfo(name)
     except KeyError:
         raise BundleError(f"{archive.filename}: {name} is missing; the bundle is incomplete") from None
-    return _bounded(member.file_size, limit, lambda: archive.read(member), f"{archive.filename}: {name}")
+    what = f"{archive.filename}: {name}"
+    with archive.open(member) as file:  # the size a zip states may be a lie; never unpack more than is allowed
+        content = _bounded(member.file_size, limit, lambda: file.read(limit + 1), what)
+    return _bounded(len(content), limit, lambda: content, what)
 
 
 def _bounded(size: int, limit: int, read: Callable[[], bytes], what: str) -> bytes:

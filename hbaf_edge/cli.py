@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hbaf_edge import __version__
 from hbaf_edge.bundle import load_bundle
@@ -61,11 +63,11 @@ def predict(
         turns = list(read_dialogue(dialogue))
     runtime = HBAFRuntime(bundle, threads=threads, min_confidence=min_confidence)
     chat, found = runtime.conversation(), []
-    for number, turn in enumerate(turns, 1):
+    for turn in turns:
         try:
             p = runtime.predict(turn["audio"], text=turn["text"], speaker=turn["speaker"], conversation=chat)
         except InputError as error:
-            raise InputError(f"{dialogue}, line {number}: {error}" if dialogue else str(error)) from None
+            raise InputError(f"{dialogue}, line {turn['line']}: {error}" if dialogue else str(error)) from None
         found.append(p)
         if as_json:
             print(json.dumps(p.to_json(), ensure_ascii=False), flush=True)
@@ -90,7 +92,7 @@ def info(
         return
     console = Console()
     size = sum(len(content) for content in loaded.files.values()) / 1e6
-    console.print(f"[bold]{loaded.path}[/], {len(loaded.files)} files, {size:.1f} MB, every SHA-256 right")
+    console.print(f"[bold]{escape(loaded.path)}[/], {len(loaded.files)} files, {size:.1f} MB, every SHA-256 right")
     for line in describe(loaded.manifest):
         console.print(f"  {line}", markup=False)
     for entry in loaded.manifest.get("data", []):
@@ -117,23 +119,23 @@ def demo(bundle: BundleOption = None, threads: ThreadsOption = None) -> None:
 
 
 def read_dialogue(path: Path) -> Iterator[dict[str, Any]]:
-    """Turns of a JSON Lines file; audio paths are taken from the file's own folder."""
+    """Turns of a JSON Lines file with their line numbers; audio paths are taken from the file's own folder."""
     if str(path) == "-":
-        lines, folder = sys.stdin.read().splitlines(), Path()
+        lines, folder = sys.stdin.read().split("\n"), Path()
     elif path.is_file():
-        lines, folder = _text(path).splitlines(), path.parent
+        lines, folder = _text(path).split("\n"), path.parent
     else:
         raise InputError(f"there is no dialogue file {str(path)!r}; JSON Lines with {', '.join(FIELDS)} are expected")
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"{path} holds no turns; JSON Lines with {', '.join(FIELDS)} are expected")
     for number, line in numbered:
-        yield _turn(line, f"{path}, line {number}", folder)
+        yield {**_turn(line, f"{path}, line {number}", folder), "line": number}
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a UTF-8 text file; JSON Lines with {', '.join(FIELDS)} are expected") from None
 
@@ -154,9 +156,14 @@ def _turn(line: str, where: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point: runs the command; an error of ours becomes one line and exit code 2."""
+    """Entry point: runs the command; an error of ours or of the system becomes one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except HBAFError as error:
+    except BrokenPipeError:
+        raise
+    except (HBAFError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)

@@ -31,8 +31,9 @@ def turns_table(predictions: Sequence[Prediction], texts: Sequence[str | None]) 
     """A row per turn."""
     table = Table("turn", "speaker", "text", "emotion", "confidence", "used", "ms", title=None)
     for p, text in zip(predictions, texts):
-        row = (str(p.turn), p.speaker or "?", text or "", shown_label(p), f"{p.confidence:.2f}", "+".join(p.modalities))
-        table.add_row(*row, f"{p.timing['total']:.0f}")
+        said = Text(p.speaker or "?"), Text(text or "")  # as Text: what people say must not be read as markup
+        used = "+".join(p.modalities)
+        table.add_row(str(p.turn), *said, shown_label(p), f"{p.confidence:.2f}", used, f"{p.timing['total']:.0f}")
     return table
 
 

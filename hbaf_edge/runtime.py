@@ -9,14 +9,17 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hbaf_edge.backend import Backend, default_threads
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import describe
-from hbaf_edge.conversation import Conversation
-from hbaf_edge.errors import InputError
+from hbaf_edge.conversation import Conversation, Slot
+from hbaf_edge.errors import BundleError, InputError
 from hbaf_edge.features import Tokeniser, extract
 from hbaf_edge.prediction import Prediction, softmax
+
+MAX_THREADS = 256
 
 
 class HBAFRuntime:
@@ -46,8 +49,9 @@ class HBAFRuntime:
         provider: str = "cpu",
         min_confidence: float = 0.0,
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads={threads!r}; a whole number of at least 1 is expected, or None")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+            raise InputError(f"threads={threads!r}; a whole number from 1 to {MAX_THREADS} is expected, or None")
         if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence={min_confidence!r}; a probability from 0 to 1 is expected")
         loaded = load_bundle(bundle)
@@ -55,7 +59,10 @@ class HBAFRuntime:
         self.manifest = loaded.manifest
         self.min_confidence = float(min_confidence)
         self._key = loaded.key
-        self._tokeniser = Tokeniser(loaded.files["tokenizer.json"])
+        try:
+            self._tokeniser = Tokeniser(loaded.files["tokenizer.json"])
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{loaded.path}: tokenizer.json cannot be read: {error}") from None
         self._backend = Backend(loaded, provider, threads or default_threads())
 
     def __repr__(self) -> str:
@@ -104,10 +111,22 @@ class HBAFRuntime:
         clock("text")
         with chat:
             logits, embedding, slot = self._backend.turn(frames, tokens, chat.recall(speaker), clock)
-            turn = chat.turn
-            modalities = tuple(name for name, used in zip(("audio", "text"), slot.present) if used)
-            probabilities = softmax(logits, float(self.manifest["temperatures"]["+".join(modalities)]))
-            chat.commit(slot, speaker)
+            result = self._prediction(logits, embedding, slot, chat.turn, speaker, features.warnings, clock)
+            chat.commit(slot, speaker)  # last: whatever fails above leaves the conversation as it was
+        return result
+
+    def _prediction(
+        self,
+        logits: NDArray[Any],
+        embedding: NDArray[Any],
+        slot: Slot,
+        turn: int,
+        speaker: str | None,
+        warnings: tuple[str, ...],
+        clock: _Clock,
+    ) -> Prediction:
+        modalities = tuple(name for name, used in zip(("audio", "text"), slot.present) if used)
+        probabilities = softmax(logits, float(self.manifest["temperatures"]["+".join(modalities)]))
         best = int(np.argmax(probabilities))
         confidence = float(probabilities[best])
         return Prediction(
@@ -117,7 +136,7 @@ class HBAFRuntime:
             modalities=modalities,
             turn=turn,
             speaker=speaker,
-            warnings=features.warnings,
+            warnings=warnings,
             timing=clock.stages(),
             embedding=embedding,
         )

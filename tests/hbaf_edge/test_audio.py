@@ -130,6 +130,59 @@ def test_bad_files(tmp_path):
         assert message in str(error.value)
 
 
+def test_mp3_that_lost_its_length_is_refused_and_a_truncated_one_read():
+    """Without the header that holds its length libsndfile guesses, short, and would read on in silence."""
+    whole = wav(np.concatenate([speech(6.0) * 3, speech(24.0) * 0.001, speech(1.0)]), kind="MP3")
+    heard = load_audio(whole)
+    assert 30.5 < heard.seconds < 31.5
+    assert heard.samples.size == 320_000
+    silenced = whole.replace(b"Xing", b"____", 1).replace(b"Info", b"____", 1)
+    assert silenced != whole
+    with pytest.raises(InputError, match=r"only its first .* re-encode it"):
+        load_audio(silenced)
+    assert 1 < load_audio(whole[: len(whole) // 3]).seconds < 25
+
+
+def test_streamed_flac_that_does_not_know_its_length():
+    content = bytearray(wav(speech(1.5), kind="FLAC"))
+    content[21] &= 0xF0  # the 36 bits of total samples in STREAMINFO
+    content[22:26] = bytes(4)
+    assert load_audio(bytes(content)).samples.size == 24_000
+
+
+def test_file_objects_that_cannot_be_read(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(speech(0.5)))
+    closed = path.open("rb")
+    closed.close()
+    with path.open("r", encoding="latin-1") as text, (tmp_path / "b.wav").open("wb") as written:
+        for source in (closed, text, written):
+            with pytest.raises(InputError, match="cannot be read as audio"):
+                load_audio(source)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_file_object_at_an_offset_is_read_from_there(kind):
+    content = wav(speech(0.5), kind=kind)
+    shifted = io.BytesIO(b"12345" * 200 + content)
+    shifted.seek(1_000)
+    np.testing.assert_array_equal(load_audio(shifted).samples, load_audio(content).samples)
+
+
+@pytest.mark.parametrize(
+    "rate", [float("nan"), float("inf"), pytest.param(10**400, id="huge"), "16000", True, [16_000]]
+)
+def test_rates_that_are_none(rate):
+    for source in (speech(0.5), wav(speech(0.5))):
+        with pytest.raises(InputError, match="sample_rate is"):
+            load_audio(source, rate)
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(InputError, match=r"array\.filled"):
+        load_audio(np.ma.masked_all(16_000), 16_000)
+
+
 def test_a_file_keeps_its_own_rate():
     with pytest.raises(InputError, match="says 16000 Hz"):
         load_audio(wav(speech(0.5)), 44_100)

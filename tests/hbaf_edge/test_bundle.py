@@ -102,12 +102,56 @@ def test_manifest_that_is_none(copy, content):
         {"files": {"x": {"bytes": 1 << 60, "sha256": "0" * 64}}},
         {"files": []},
         {"labels": 7},
+        {"labels": "abcdefg"},
+        {"labels": ["a"] * 7},
+        {"window": float("inf")},
+        {"window": 5.0},
+        {"encoders": 5},
+        {"limits": {}},
     ],
 )
 def test_manifest_out_of_bounds(copy, changes):
     rewrite(copy, **changes)
     with pytest.raises(BundleError, match="incomplete"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"labels": ["a", "b", "c"]}, {"labels": list("abcdefgh")}, {"window": 4}, {"width": 31}, {"dialogue_layers": 1}],
+)
+def test_manifest_that_does_not_fit_its_graphs(copy, changes):
+    rewrite(copy, **changes)
+    with pytest.raises(BundleError, match="manifest"):
+        HBAFRuntime(copy, threads=1)
+
+
+def test_zip_that_lies_about_its_sizes(tiny, tmp_path):
+    """A manifest of 300 MB that states 1,000 bytes is given up at the limit, not unpacked."""
+    import tracemalloc
+
+    path = tmp_path / "bomb.hbaf"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", bytes(300 << 20))
+    content = bytearray(path.read_bytes())
+    for place in (content.index(b"PK\x03\x04") + 22, content.index(b"PK\x01\x02") + 24):
+        content[place : place + 4] = (1_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(BundleError):
+        load_bundle(path)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_tokenizer_that_is_none(copy):
+    import hashlib
+
+    (copy / "tokenizer.json").write_bytes(b"{}")
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    rewrite(copy, files={**files, "tokenizer.json": {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}})
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        HBAFRuntime(copy)
 
 
 def test_file_longer_than_promised(copy):
@@ -123,6 +167,9 @@ def test_not_a_bundle(tmp_path, tiny):
         load_bundle(tmp_path / "x.hbaf")
     with pytest.raises(BundleError, match="there is no bundle"):
         load_bundle(tmp_path / "nowhere")
+    for odd in (5, "x" * 5000):
+        with pytest.raises(BundleError):
+            load_bundle(odd)
     from export.bundle import zip_bundle
 
     whole = zip_bundle(tiny.bundle, tmp_path / "whole.hbaf").read_bytes()

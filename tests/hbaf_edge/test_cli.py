@@ -49,6 +49,32 @@ def test_info():
     assert json.loads(run("info", "--json").stdout)["format"] == 1
 
 
+def test_what_people_say_is_not_markup():
+    done = run("predict", "--text", "ok [/i] I won [laughs]", "--speaker", "[/]")
+    assert done.returncode == 0, done.stderr
+    assert "[laughs]" in done.stdout
+    assert "[/]" in done.stdout
+
+
+def test_terminals_without_our_letters():
+    import os
+
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for words in (("demo",), ("predict", "--text", "Hallo", "--speaker", "Jörg"), ("predict", "--text", "é", "--json")):
+        command = [sys.executable, "-m", "hbaf_edge", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, env=env)
+        assert done.returncode == 0, done.stderr
+
+
+def test_dialogue_files_from_other_editors(tmp_path):
+    """A byte-order mark, CRLF, and a line separator inside of a string."""
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "Hello."}\r\n\r\n{"text": "one\xe2\x80\xa8two"}\r\n')
+    assert len(run("predict", path, "--json").stdout.splitlines()) == 2
+    path.write_text('{"text": "Hello."}\n\n\n{"speaker": "anna"}\n')
+    assert "line 4:" in " ".join(run("predict", path).stderr.split())
+
+
 def test_version():
     done = run("--version")
     assert done.stdout.strip() == f"hbaf-edge {__version__}"

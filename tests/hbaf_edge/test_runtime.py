@@ -216,7 +216,7 @@ def test_conversations_belong_to_their_bundle(runtime, tiny_runtime):
 def test_providers_and_threads(tiny):
     with pytest.raises(BackendError, match="valid ones are 'cpu', 'ort-cuda', 'ort-tensorrt'"):
         HBAFRuntime(tiny.bundle, provider="tpu")
-    for bad in (0, -1, 1.5, True):
+    for bad in (0, -1, 1.5, True, 2**31):
         with pytest.raises(InputError, match="threads"):
             HBAFRuntime(tiny.bundle, threads=bad)
     with pytest.raises(BundleError):
