@@ -246,6 +246,8 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
 def _missing_bytes(handle: IO[bytes]) -> int:
     """How many bytes a WAV's header promises beyond the end of the file (libsndfile reads such files in silence)."""
     head = handle.read(12)
+    if not isinstance(head, bytes):
+        raise InputError("the audio file object gives text; open the file in binary mode, with open(path, 'rb')")
     size = handle.seek(0, io.SEEK_END)
     handle.seek(0)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":

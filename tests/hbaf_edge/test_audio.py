@@ -156,8 +156,8 @@ def test_file_objects_that_cannot_be_read(tmp_path):
     closed = path.open("rb")
     closed.close()
     with path.open("r", encoding="latin-1") as text, (tmp_path / "b.wav").open("wb") as written:
-        for source in (closed, text, written):
-            with pytest.raises(InputError, match="cannot be read as audio"):
+        for source, message in ((closed, "cannot be read"), (text, "binary mode"), (written, "cannot be read")):
+            with pytest.raises(InputError, match=message):
                 load_audio(source)
 
 
