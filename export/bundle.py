@@ -52,8 +52,8 @@ DATA: list[dict[str, Any]] = [
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
     "different corpora were paired in training, and no score on such pairs is claimed.",
-    "On natural speech the voice is unreliable: of ten MELD clips two were right by audio, six by words, four by both. "
-    "Prefer the words where there are any.",
+    "The voice was learned from acted speech and is unreliable on natural speech (python -m benchmarks.natural shows "
+    "how much): prefer the words where there are any.",
     "Not evaluated on children, on people with speech impairments, or on any language but English.",
     "An estimate of the emotion expressed, not of what a person feels; not for work or school (EU AI Act, Art. 5) "
     "except for medical or safety reasons.",

@@ -27,8 +27,6 @@ MAX_CHANNELS = 32
 MAX_FRAMES = 1 << 40  # more than any file holds: a header that does not know its length
 SILENCE_PEAK = 1e-4  # −80 dBFS: below the noise of any microphone, so no microphone was heard
 
-AudioSource = "str | os.PathLike[str] | bytes | IO[bytes] | NDArray[Any]"
-
 
 @dataclass(frozen=True)
 class Audio:

@@ -81,7 +81,7 @@ class Conversation:
         """What the next turn, spoken by `speaker`, may recall."""
         distance = (self.turn - 1 - np.arange(self._window)) % self._window + 1
         inside = (distance < self._window) & (distance <= self.turn)
-        relation = [_relation(speaker, other) for other in self._speakers]
+        relation = [relate(speaker, other) for other in self._speakers]
         return Recall(
             self._context_keys[None],
             self._context_values[None],
@@ -90,7 +90,7 @@ class Conversation:
             (self._present & inside[:, None])[None],
             distance[None],
             np.array([relation], np.int64),
-            np.array([[_relation(speaker, speaker)]], np.int64),
+            np.array([[relate(speaker, speaker)]], np.int64),
         )
 
     def commit(self, slot: Slot, speaker: str | None) -> None:
@@ -112,7 +112,12 @@ class Conversation:
         self._lock.release()
 
 
-def _relation(speaker: str | None, other: str | None) -> int:
+def relate(speaker: str | None, other: str | None) -> int:
+    """Relation of a turn's speaker to another turn's, as training and runtime both see it.
+
+    >>> relate("anna", "anna"), relate("anna", "bob"), relate("anna", None)
+    (0, 1, 2)
+    """
     if speaker is None or other is None:
         return UNKNOWN
     return SAME if speaker == other else OTHER

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.config import TrainConfig
+from hbaf_edge.conversation import UNKNOWN, relate
+from training.config import NEUTRAL, TrainConfig
 from training.corpora.records import Dialogue, Utterance
-from training.model import OTHER, SAME, UNKNOWN, Batch
+from training.model import Batch
 
 States = NDArray[np.float16]
 FRAMES_PER_SECOND = 50
-NEUTRAL = 4
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ def relations(speakers: Sequence[str | None]) -> NDArray[np.int64]:
     >>> relations(["anna", "bob", None]).tolist()
     [[0, 1, 2], [1, 0, 2], [2, 2, 2]]
     """
-
-    def relate(a: str | None, b: str | None) -> int:
-        return UNKNOWN if a is None or b is None else SAME if a == b else OTHER
-
     return np.array([[relate(a, b) for b in speakers] for a in speakers], np.int64)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+NEUTRAL = MELD_LABELS.index("neutral")
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ from training.layers import (
     split_heads,
 )
 
-SAME, OTHER, UNKNOWN = 0, 1, 2  # relation of a turn's speaker to an earlier one's
-
 
 @dataclass
 class Batch:

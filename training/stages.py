@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import BertModel
 from hbaf_edge.features import Tokeniser, normalise_text
 from training import batches, caches, encoders
 from training.batches import Turn
-from training.config import ModelConfig, TrainConfig
+from training.config import NEUTRAL, ModelConfig, TrainConfig
 from training.corpora import clips, dailytalk, meld, plain
 from training.corpora.records import Dialogue, Utterance
 from training.metrics import scores
@@ -98,7 +97,9 @@ class FusionStage:
         self.all, self.shared, self.dev_dialogues = talk(config)
         self.clips = recordings(config)
         paths = [t.audio for d in self.clips for t in d.turns if t.audio]
-        self.neutral = [t.text for d in self.all + self.shared for t in d.turns if t.label == 4 and len(t.text) > 12]
+        self.neutral = [
+            t.text for d in self.all + self.shared for t in d.turns if t.label == NEUTRAL and len(t.text) > 12
+        ]
         self.plain = plain.load(self.neutral)
         paths += [u.audio for u in self.plain if u.audio]
         self.sounds = caches.audio_cache(paths, encoders.load_audio(model.audio_encoder))
@@ -217,6 +218,6 @@ def predict(model: HBAF, found: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
 
 
-def tokeniser_of(folder: Path | None = None) -> Tokeniser:
+def tokeniser_of() -> Tokeniser:
     """The text encoder's tokeniser."""
-    return Tokeniser(((folder or encoders.folder("text")) / "tokenizer.json").read_bytes())
+    return Tokeniser((encoders.folder("text") / "tokenizer.json").read_bytes())

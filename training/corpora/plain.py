@@ -19,6 +19,7 @@ import soundfile
 from rich.console import Console
 
 from hbaf_edge.audio import SAMPLE_RATE
+from training.config import NEUTRAL
 from training.corpora.records import Utterance, data_folder
 from training.encoders import cache_folder
 
@@ -26,7 +27,6 @@ SECONDS = 3.0
 SPOKEN = 150
 # The voices of the example conversation (+f3, +m3) are left out: the demo is to be new to the model.
 VOICES = [f"{accent}+{variant}" for accent in ("en-us", "en-gb") for variant in ("f1", "f2", "f4", "m1", "m2", "m4")]
-NEUTRAL = 4
 
 
 def load(sentences: list[str]) -> list[Utterance]:
