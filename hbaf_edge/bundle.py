@@ -134,6 +134,11 @@ def _check_shape(manifest: dict[str, Any]) -> None:
     for shown, shape in (("encoders", dict), ("headline", dict), ("licence", dict), ("data", list), ("limits", list)):
         if not isinstance(manifest.get(shown, shape()), shape):
             raise TypeError(f"{shown!r} must be a JSON {'object' if shape is dict else 'list'}")
+    if not all(isinstance(encoder, dict) for encoder in manifest.get("encoders", {}).values()):
+        raise TypeError("each of 'encoders' must be a JSON object")
+    for entry in manifest.get("data", []):
+        if not isinstance(entry, dict) or {"name", "licence", "use"} - set(entry):
+            raise TypeError("each of 'data' must be a JSON object with name, licence and use")
     for field, low, high in (("window", 1, 4096), ("width", 1, 8192), ("dialogue_layers", 1, 64), ("stack", 1, 64)):
         if type(manifest[field]) is not int or not low <= manifest[field] <= high:
             raise ValueError(f"{field!r} must lie in {low}..{high}")

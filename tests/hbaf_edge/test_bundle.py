@@ -107,6 +107,9 @@ def test_manifest_that_is_none(copy, content):
         {"window": float("inf")},
         {"window": 5.0},
         {"encoders": 5},
+        {"encoders": {"text": 5}},
+        {"data": ["MELD"]},
+        {"data": [{"name": "MELD"}]},
         {"limits": {}},
     ],
 )
