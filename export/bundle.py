@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,25 @@ OPEN = {
     "commercial": True,
     "why": "trained on DailyTalk (CC BY-SA 4.0), EmoGator (Apache-2.0) and AMI (CC BY 4.0) alone",
 }
-DATA: list[dict[str, Any]] = [
-    {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split", "open": False},
-    {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
-    {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
-    {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
-    {
-        "name": "AMI (training meetings), synthetic voices and noise",
-        "licence": "CC-BY-4.0",
-        "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
-        "open": True,
-    },
-    {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
-]
+OWN = {
+    "id": "LicenseRef-own-data",
+    "commercial": False,
+    "why": "trained on data whose licence this project does not know; whoever owns them decides (see data)",
+}
+OPEN_CORPORA = ("dailytalk", "emogator")
+PLAIN = {
+    "name": "AMI (training meetings), synthetic voices and noise",
+    "licence": "CC-BY-4.0",
+    "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
+    "open": True,
+}
+DATA: dict[str, dict[str, Any]] = {
+    "meld": {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split", "open": False},
+    "dailytalk": {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
+    "ravdess": {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
+    "tess": {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
+    "emogator": {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
+}
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
     "different corpora were paired in training, and no score on such pairs is claimed.",
@@ -140,13 +147,22 @@ def _signature(path: Path) -> dict[str, Any]:
 
 
 def _licence_text(about: dict[str, Any]) -> str:
+    licence = about["licence"]
+    creative = licence["id"] == NON_COMMERCIAL["id"]
     lines = [
-        f"The weights in this folder ({about['name']}) are licensed under Creative Commons",
-        "Attribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):",
-        "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
+        f"The weights in this folder ({about['name']}) are licensed under "
+        + ("Creative Commons" if creative else licence["id"] + "."),
+        *(
+            (
+                "Attribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):",
+                "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
+            )
+            if creative
+            else ()
+        ),
         "",
-        "They may NOT be used commercially: they were trained on RAVDESS (CC BY-NC-SA 4.0) and TESS (CC BY-NC-ND 4.0).",
-        "The code of hbaf-edge is Apache-2.0; a model trained without those corpora is free of this restriction.",
+        f"They may NOT be used commercially: {licence['why']}.",
+        "The code of hbaf-edge is Apache-2.0; a model trained on other data is free of this restriction.",
         "",
         "Trained on:",
         *(f"- {d['name']}: {d['licence']} ({d['use']})" for d in about.get("data", [])),
@@ -174,21 +190,39 @@ def main() -> None:
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:
-    """The manifest's descriptive part for a checkpoint of the default recipe."""
+    """The manifest's descriptive part for a checkpoint: its licence follows from every corpus its weights have seen."""
     if "temperatures" not in about:
         raise SystemExit("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
-    is_open = bool(about["train"].get("open"))
+    seen = about.get("corpora", ["unknown"])
     return {
         "name": name,
         "precision": precision,
         "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
         "temperatures": about["temperatures"],
         "encoders": provenance(config.audio_encoder),
-        "data": [d for d in DATA if not is_open or d["open"]],
-        "licence": OPEN if is_open else NON_COMMERCIAL,
+        "data": data_of(seen, bool(about["train"].get("pair"))),
+        "licence": licence_of(seen),
         "limits": LIMITS,
         "training": about["train"],
     }
+
+
+def licence_of(seen: Sequence[str]) -> dict[str, Any]:
+    """The strictest terms of the corpora that the weights learned from, in this run or before it.
+
+    >>> licence_of(["dailytalk", "emogator"])["commercial"], licence_of(["emogator", "tess", "manifest"])["id"]
+    (True, 'CC-BY-NC-SA-4.0')
+    """
+    if set(seen) <= set(OPEN_CORPORA):
+        return OPEN
+    return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess"} & set(seen) else OWN
+
+
+def data_of(seen: Sequence[str], paired: bool) -> list[dict[str, Any]]:
+    """The manifest's list of training data."""
+    own = {"licence": "not known to this project", "use": "training", "open": False}
+    found = [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in seen]
+    return found + ([PLAIN] if paired else [])
 
 
 if __name__ == "__main__":

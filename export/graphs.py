@@ -143,6 +143,8 @@ def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
     c = model.config
     if not (c.fusion and c.causal):
         raise ValueError("a model without fusion or with future context is for ablations; it has no incremental form")
+    if c.earlier_turns or c.recurrent:
+        raise ValueError("earlier turns as a second segment and the BiGRU are for research; the runtime has neither")
     masks = {"token_mask": torch.ones(2, 7, dtype=torch.bool)}
     ring = _example_ring(c)
     utterance = {

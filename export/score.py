@@ -17,35 +17,40 @@ import torch
 from rich.progress import track
 
 from hbaf_edge import HBAFRuntime, Prediction
-from training.corpora.records import Dialogue
-from training.evaluate import held_out
+from training.corpora.records import UNLABELLED
+from training.evaluate import Trial, held_out
 from training.metrics import scores
 
 
-def run(runtime: HBAFRuntime, dialogues: list[Dialogue], use: str, what: str) -> list[Prediction]:
-    """Every turn of every dialogue, each dialogue its own conversation."""
-    found = []
-    for dialogue in track(dialogues, description=what):
+def run(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
+    """Every turn of every dialogue that shows something, each dialogue its own conversation; and their labels."""
+    found, labels = [], []
+    for dialogue in track(trial.dialogues, description=what):
         chat = runtime.conversation()
         for u in dialogue.turns:
-            inputs = {"text": u.text} if use == "text" else {"audio": u.audio}
-            found.append(runtime.predict(**inputs, speaker=u.speaker, conversation=chat))  # type: ignore[arg-type]
-    return found
+            text = u.text if "text" in trial.use else None
+            audio = u.audio if "audio" in trial.use else None
+            if not text and audio is None:
+                continue
+            p = runtime.predict(audio, text=text, speaker=u.speaker, conversation=chat)
+            if u.label != UNLABELLED:
+                found.append(p)
+                labels.append(u.label)
+    return found, labels
 
 
-def score(bundle: Path, reference: Path | None = None, threads: int = 2) -> dict[str, Any]:
-    """Scores on the held-out sets, and with a reference flips, differences and cosines against it."""
+def score(bundle: Path, tests: dict[str, Trial], reference: Path | None = None, threads: int = 2) -> dict[str, Any]:
+    """Scores on the test sets, and with a reference flips, differences and cosines against it."""
     result: dict[str, Any] = {}
     runtime = HBAFRuntime(bundle, threads=threads)
     other = HBAFRuntime(reference, threads=threads) if reference else None
     flips, turns, cosines, differences = 0, 0, [], []
-    for name, (use, dialogues) in held_out().items():
-        found = run(runtime, dialogues, use, name)
+    for name, trial in tests.items():
+        found, labels = run(runtime, trial, name)
         logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
-        labels = torch.tensor([u.label for d in dialogues for u in d.turns])
-        result[name] = scores(logits, labels, runtime.labels)
+        result[name] = scores(logits, torch.tensor(labels), runtime.labels)
         if other:
-            theirs = run(other, dialogues, use, f"{name}, reference")
+            theirs, _ = run(other, trial, f"{name}, reference")
             flips += sum(a.label != b.label for a, b in zip(found, theirs, strict=True))
             turns += len(found)
             for a, b in zip(found, theirs, strict=True):
@@ -68,7 +73,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--reference", type=Path, help="float32 bundle of the same checkpoint")
     given = parser.parse_args()
-    print(json.dumps(score(given.bundle, given.reference)))
+    tests = {name: Trial(*pair) for name, pair in held_out().items()}
+    print(json.dumps(score(given.bundle, tests, given.reference)))
 
 
 if __name__ == "__main__":

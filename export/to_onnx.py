@@ -16,20 +16,26 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import BertModel
 
 from export.graphs import Graph, graphs
-from training import checkpoint, encoders
+from training import checkpoint
 from training.model import HBAF
+from training.whisper import WhisperEncoder
 
 OPSET = 20
 IR_VERSION = 10  # what ONNX Runtime 1.23 and TensorRT 10.3 read
 TOLERANCE = 1e-4  # largest difference from PyTorch, relative to the largest value of an output (at least 1)
 
 
-def export(model: HBAF, audio: nn.Module, text: nn.Module, out: Path) -> dict[str, float]:
+def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Path) -> dict[str, float]:
     """Write `{name}.onnx` for the four graphs into `out`; returns each one's difference from PyTorch."""
+    if not isinstance(audio, WhisperEncoder) or not isinstance(text, BertModel):
+        kinds = " and ".join(type(part).__name__ for part in (audio, text))
+        raise SystemExit(f"the runtime hears through Whisper and reads through BERT; this model has {kinds}")
     out.mkdir(parents=True, exist_ok=True)
     differences = {}
     for name, graph in graphs(model.eval(), audio.eval(), text.eval()).items():
@@ -75,10 +81,55 @@ def _write(graph: Graph, path: Path) -> None:
         node.doc_string = ""
     for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
+    name_weights(proto, graph.module)
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
+
+
+def name_weights(proto: onnx.ModelProto, module: nn.Module) -> None:
+    """Give weights that the exporter folded and numbered the names of the parameters they are.
+
+    A file is then readable, and a checkpoint can be had back from it (training/from_bundle.py). What stands behind the
+    last | says how the parameter lies there: T with its last two axes changed places, 0 or 1 one modality's part of it,
+    softmax normalised.
+    """
+    known = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    layouts: dict[tuple[int, ...], list[tuple[str, NDArray[np.float32]]]] = {}
+    for name, parameter in module.named_parameters():
+        value = parameter.detach().numpy()
+        for layout, array in _layouts(name, value):
+            layouts.setdefault((array.size,), []).append((layout, np.ascontiguousarray(array).ravel()))
+    renamed: dict[str, str] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.name in known or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        value = onnx.numpy_helper.to_array(tensor).ravel()
+        fit = (name for name, array in layouts.get((value.size,), ()) if np.allclose(array, value, rtol=0, atol=1e-7))
+        found = next((name for name in fit if name not in renamed.values()), None)
+        if found and value.size > 1:
+            renamed[tensor.name] = found
+    for tensor in proto.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    for value_info in proto.graph.value_info:
+        value_info.name = renamed.get(value_info.name, value_info.name)
+
+
+def _layouts(name: str, value: NDArray[np.float32]) -> list[tuple[str, NDArray[np.float32]]]:
+    """Every way in which a folded parameter may lie in a file, with its name for it."""
+    found = [(f"{name}|", value)]
+    if value.ndim > 1:
+        found.append((f"{name}|T", value.swapaxes(-1, -2)))
+    if value.ndim > 1 and len(value) == 2:  # one for each modality: absent codes, tables of the order bias
+        found += [(f"{name}|{m}", part) for m, part in enumerate(value)]
+        found += [(f"{name}|{m}T", part.reshape(len(part), -1).T) for m, part in enumerate(value)]
+    if name.endswith("mix.logits"):
+        found.append((f"{name}|softmax", torch.softmax(torch.from_numpy(value), 0).numpy()))
+    return found
 
 
 def compare(graph: Graph, path: Path, seed: int = 0) -> float:
@@ -120,8 +171,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    model, text, _ = checkpoint.load(given.checkpoint)
-    differences = export(model, encoders.load_audio(model.config.audio_encoder), text, given.out)
+    stored = checkpoint.load(given.checkpoint)
+    differences = export(stored.hbaf, stored.audio, stored.text, given.out)
     for name, difference in differences.items():
         size = (given.out / f"{name}.onnx").stat().st_size / 1e6
         Console().print(f"{name:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")

@@ -18,11 +18,11 @@ from rich.console import Console
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.cli import EXAMPLE, read_dialogue
-from hbaf_edge.features import Tokeniser
-from training import checkpoint, encoders
+from training import checkpoint
+from training.config import TrainConfig
 from training.corpora.records import Dialogue, Utterance
-from training.evaluate import Encoded
-from training.model import HBAF
+from training.learner import Learner
+from training.material import Material
 from training.stages import predict
 
 TOLERANCE = 1e-4
@@ -41,12 +41,12 @@ def conversation(turns: int = 100, seed: int = 0) -> Dialogue:
     return Dialogue("verify", "dev", tuple(made))
 
 
-def difference(model: HBAF, text: torch.nn.Module, audio: torch.nn.Module, bundle: Path) -> tuple[float, int]:
+def difference(learner: Learner, bundle: Path) -> tuple[float, int]:
     """Largest difference of a probability (temperatures aside), and label flips, over the conversation."""
     dialogue = conversation()
     runtime = HBAFRuntime(bundle, threads=1)
-    tokeniser = Tokeniser((bundle / "tokenizer.json").read_bytes())
-    logits, _ = predict(model, Encoded(model, text, audio, tokeniser).batches([dialogue], "audio+text"))
+    uncached = TrainConfig(text_tuning="full", audio_tuning="full")
+    logits = predict(learner, Material(learner, uncached), [dialogue], "audio+text").logits
     chat, found = runtime.conversation(), []
     for u in dialogue.turns:
         p = runtime.predict(u.audio, text=u.text, speaker=u.speaker, conversation=chat)
@@ -64,9 +64,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     given = parser.parse_args()
-    model, text, _ = checkpoint.load(given.checkpoint)
-    audio = encoders.load_audio(model.config.audio_encoder)
-    found, flips = difference(model, text, audio, given.bundle)
+    stored = checkpoint.load(given.checkpoint)
+    found, flips = difference(Learner(stored.hbaf, stored.text, stored.audio).eval(), given.bundle)
     Console().print(f"{given.bundle}: largest difference from PyTorch {found:.1e}, {flips} label flips in 100 turns")
     if not found <= given.tolerance:
         raise SystemExit(f"{found:.1e} is more than the {given.tolerance:.0e} allowed")

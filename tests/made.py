@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from training import encoders
-from training.config import MELD_LABELS, ModelConfig
+from training.config import MELD_LABELS, ModelConfig, PairConfig, TrainConfig
 
 WORDS = dict(zip(MELD_LABELS, ("hate", "yuck", "scared", "happy", "table", "crying", "wow")))
 
@@ -28,7 +28,7 @@ def made_corpora(root):
     (root / "dailytalk").mkdir()
     lines = [
         json.dumps({"dialogue_id": d, "split": "train", "utterances": [
-            {"utt": 0, "speaker": 0, "text": "wow so it is", "emotion": "surprise"}]})
+            {"utt": 0, "speaker": 0, "text": "wow so it is", "emotion": ("surprise", "none")[d % 2]}]})
         for d in range(6)
     ]  # fmt: skip
     (root / "dailytalk" / "dialogues.jsonl").write_text("\n".join(lines))
@@ -64,11 +64,11 @@ def small(tmp_path, monkeypatch, tiny):
     monkeypatch.setenv("HBAF_DATA", str(tmp_path / "data"))
     tokenizer = encoders.folder("text")  # the real tokeniser, wherever it was cached, before the cache moves
     monkeypatch.setenv("HBAF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("training.stages.encoders.folder", lambda name: tokenizer)
-    monkeypatch.setattr(encoders, "load_text", lambda: copy.deepcopy(tiny.text))
-    monkeypatch.setattr(encoders, "load_audio", lambda name: hearing(tiny.audio))
+    monkeypatch.setattr(encoders, "folder", lambda name: tokenizer)
+    monkeypatch.setattr(encoders, "load_text", lambda name="text": copy.deepcopy(tiny.text))
+    monkeypatch.setattr(encoders, "load_audio", lambda name="audio": hearing(tiny.audio))
     c = tiny.model.config
-    monkeypatch.setattr(encoders, "model_config", lambda name: ModelConfig.from_json(c.to_json()))
+    monkeypatch.setattr(encoders, "model_config", lambda audio="audio", text="text": ModelConfig.from_json(c.to_json()))
     return tmp_path
 
 
@@ -77,7 +77,8 @@ FAST = {
     "learning_rate": 3e-3,
     "encoder_rate": 1e-3,
     "max_turns": 8,
-    "dailytalk_share": 0.5,
-    "sequences": 2,
-    "clip_batch": 8,
+    "turns": 16,
+    "also": ("dailytalk@0.5",),
 }
+TALK = TrainConfig(corpus="meld", use="text", text_tuning="full", epochs=20, **FAST)
+PAIRS = TrainConfig(pair=True, epochs=14, pairs=PairConfig(paired=0.0, clip_turns=8), **{**FAST, "learning_rate": 1e-3})

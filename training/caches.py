@@ -1,43 +1,122 @@
 """Encoder states computed once and memory-mapped, so that a head trains on two CPU cores.
 
-A cache is three files in `.cache/states/KEY`: states.npy (all frames, states, dim) float16, ends.npy, and keys.json.
-KEY hashes the encoder's weights, the version of the front end and what was encoded (texts; clips by path and size); a
-cache appears whole or not at all.
+A cache is a folder `.cache/states/KEY`, KEY hashing the encoder's weights, the front end's version and settings:
+
+    states.bin     float16, every clip's or text's (frames, states, dim) one after another
+    index.jsonl    one line for each: its own hash (of the clip's bytes, or of the tokens) and its frames
+
+Both only grow. A killed run loses what it was writing and nothing else: the next one goes on behind the last line.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 from torch import nn
-from transformers import BertModel
 
-from hbaf_edge import __version__
-from hbaf_edge.audio import load_audio
-from hbaf_edge.features import Tokeniser, log_mel, normalise_text
-from training.encoders import audio_states, cache_folder, text_states
+from hbaf_edge import audio as runtime_audio
+from hbaf_edge import features as runtime_features
+from training import augment, batches, encoders
+from training.sound import hear
+from training.words import Tokens
+
+States = NDArray[np.float16]
+Encode = Callable[[list[str]], Iterable[tuple[str, States]]]
+TEXT_CHUNK = 64
+FLUSH = 64  # entries between two flushes: what a killed run may lose
 
 
 class StateCache:
-    """States by key (a text, or a clip's path): `cache[key]` is (frames, states, dim) float16, memory-mapped."""
+    """States by key: `cache[key]` is (frames, states, dim) float16, memory-mapped.
 
-    def __init__(self, folder: Path) -> None:
-        self._states = np.load(folder / "states.npy", mmap_mode="r")
-        ends = np.load(folder / "ends.npy").tolist()
-        keys = json.loads((folder / "keys.json").read_text())
-        self._span = dict(zip(keys, zip([0, *ends[:-1]], ends)))
+    Args:
+        folder: where it lies; made if need be.
+        shape: (states, dim).
+    """
 
-    def __getitem__(self, key: str) -> NDArray[np.float16]:
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.shape = folder, shape
+        self._span: dict[str, tuple[int, int]] = {}
+        self._states: NDArray[np.float16] | None = None
+        self._open()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._span
+
+    def __getitem__(self, key: str) -> States:
         start, end = self._span[key]
+        assert self._states is not None
         return self._states[start:end]
+
+    def add(
+        self, wanted: Sequence[str], encode: Callable[[list[str]], Iterable[tuple[str, States]]], what: str
+    ) -> None:
+        """Encode the keys that are not there yet, with a progress bar.
+
+        Args:
+            wanted: distinct keys.
+            encode: missing keys -> pairs of key and states, in any order.
+            what: shown beside the bar.
+        """
+        with FileLock(self.folder / "lock"):
+            self._open()  # another process may have gone on meanwhile
+            missing = [key for key in wanted if key not in self._span]
+            if not missing:
+                return
+            if len(missing) < len(wanted):
+                Console(stderr=True).print(f"{what}: {len(wanted) - len(missing)} of {len(wanted)} are cached already")
+            with (self.folder / "states.bin").open("ab") as states, (self.folder / "index.jsonl").open("a") as index:
+                pairs = track(encode(missing), description=what, total=len(missing), console=Console(stderr=True))
+                self._write(pairs, states, index)
+            self._open()
+
+    def _write(self, pairs: Iterable[tuple[str, States]], states: IO[bytes], index: IO[str]) -> None:
+        """States first, then their line: a line never promises what is not on the disk."""
+        lines: list[str] = []
+        for key, found in pairs:
+            states.write(np.ascontiguousarray(found, np.float16).tobytes())
+            lines.append(json.dumps([key, len(found)]) + "\n")
+            if len(lines) == FLUSH:
+                states.flush()
+                index.writelines(lines)
+                index.flush()
+                lines = []
+        states.flush()
+        index.writelines(lines)
+
+    def _open(self) -> None:
+        """Read the index; cut off what a killed run left without its line."""
+        path, index = self.folder / "states.bin", self.folder / "index.jsonl"
+        if not index.exists():
+            path.unlink(missing_ok=True)
+            return
+        lines = index.read_bytes()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        if len(whole) < len(lines):
+            index.write_bytes(whole)
+        end, spans = 0, {}
+        for key, frames in map(json.loads, whole.splitlines()):
+            spans[key] = (end, end + frames)
+            end += frames
+        size = 2 * int(np.prod(self.shape)) * end
+        if path.stat().st_size > size:
+            with path.open("r+b") as file:
+                file.truncate(size)
+        self._span = spans
+        if end:
+            self._states = np.memmap(path, np.float16, "r", shape=(end, *self.shape))
 
 
 def digest(model: nn.Module) -> str:
@@ -45,59 +124,87 @@ def digest(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode())
-        found.update(value.contiguous().numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
-def build(
-    keys: Sequence[str], encode: Callable[[str], NDArray[np.float16]], settings: str, what: str, mark: str = ""
-) -> StateCache:
-    """Encode every key once, or open what an earlier run encoded.
+def front_end() -> str:
+    """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
+    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, augment)]
+    return hashlib.sha256("".join(code).encode()).hexdigest()
+
+
+def folder_of(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> Path:
+    """Where states of this encoder lie."""
+    name = hashlib.sha256(f"{kind} {digest(encoder)} {front_end()} {shape}".encode()).hexdigest()[:16]
+    return encoders.cache_folder() / "states" / f"{kind}-{name}"
+
+
+class AudioCache:
+    """States of clips at 50 Hz, unpadded, at most 20 s each; and of `copies` augmented variants of each.
 
     Args:
-        keys: distinct texts or paths.
-        encode: key -> (frames, states, dim).
-        settings: everything besides the keys that changes the states.
-        what: shown beside the progress bar.
-        mark: further content that is hashed, such as the clips' sizes.
+        encoder: frozen.
+        shape: (states, dim) of its states.
+        copies: variants of a clip besides itself, each augmented by its own seed (training/augment.py).
     """
-    name = hashlib.sha256("\n".join([settings, __version__, mark, *keys]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "states" / name
-    if not (folder / "keys.json").exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        parts = [encode(key) for key in track(keys, description=what)]
-        np.save(partial / "ends.npy", np.cumsum([len(part) for part in parts]))
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        states = np.lib.format.open_memmap(partial / "states.npy", "w+", np.float16, shape)
-        np.concatenate(parts, out=states)
-        states.flush()
-        (partial / "keys.json").write_text(json.dumps(list(keys)))
-        partial.rename(folder)
-    return StateCache(folder)
+
+    def __init__(self, encoder: nn.Module, shape: tuple[int, int], copies: int = 0) -> None:
+        self.encoder, self.copies = encoder, copies
+        self.cache = StateCache(folder_of("audio", encoder, shape), shape)
+        self._hash: dict[Path, str] = {}
+
+    def fill(self, paths: Sequence[Path], copies: int = 0) -> AudioCache:
+        """Encode what is not there yet."""
+        for path in paths:
+            if path not in self._hash:
+                self._hash[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        by_key = {self._key(path, copy): (path, copy) for path in paths for copy in range(copies + 1)}
+        device = next(self.encoder.parameters()).device
+
+        @torch.inference_mode()
+        def encode(keys: list[str]) -> Iterator[tuple[str, States]]:
+            for key in keys:
+                prepared = cast(Any, self.encoder).prepare(self._samples(*by_key[key]))
+                yield key, encoders.audio_states(self.encoder, prepared[None].to(device))[0].half().cpu().numpy()
+
+        self.cache.add(list(by_key), encode, "audio states")
+        return self
+
+    def states(self, path: Path, copy: int = 0) -> States:
+        """(frames, states, dim) of a clip or of one of its variants."""
+        return self.cache[self._key(path, copy)]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._hash
+
+    def _key(self, path: Path, copy: int) -> str:
+        return f"{self._hash[path]}+{copy}"
+
+    def _samples(self, path: Path, copy: int) -> torch.Tensor:
+        samples = torch.from_numpy(hear(path).samples)
+        if not copy:
+            return samples
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self._hash[path][:8], 16) + copy)
+            return augment.Augment()(samples)
 
 
-def audio_cache(paths: Sequence[Path], encoder: nn.Module) -> StateCache:
-    """States of clips at 50 Hz, unpadded, at most 20 s each."""
+def fill_texts(cache: StateCache, encoder: nn.Module, texts: Iterable[Tokens]) -> StateCache:
+    """Encode the texts that are not there yet, batched by length."""
+    by_key = {t.key: t for t in texts}
+    segments = getattr(encoder.config, "type_vocab_size", 1) > 1
+    device = next(encoder.parameters()).device
 
     @torch.inference_mode()
-    def encode(path: str) -> NDArray[np.float16]:
-        mel = torch.from_numpy(log_mel(load_audio(path).samples))
-        return audio_states(encoder, mel[None])[0].half().numpy()
+    def encode(keys: list[str]) -> Iterator[tuple[str, States]]:
+        keys = sorted(keys, key=lambda k: len(by_key[k].ids))
+        for group in batches.groups(keys, TEXT_CHUNK):
+            ids, mask = batches.pad([by_key[k].ids for k in group], (), 1, device)
+            kinds, _ = batches.pad([by_key[k].kinds for k in group], (), 1, device)
+            found = encoders.text_states(encoder, ids, mask, kinds if segments else None)
+            for key, states in zip(group, found):
+                yield key, states[: by_key[key].own].half().cpu().numpy()
 
-    sizes = ",".join(str(path.stat().st_size) for path in paths)
-    return build([str(p) for p in paths], encode, "audio " + digest(encoder), "audio states", sizes)
-
-
-def text_cache(texts: Sequence[str], encoder: BertModel, tokeniser: Tokeniser) -> StateCache:
-    """States of normalised texts, at most 64 tokens each. Empty texts are left out."""
-
-    @torch.inference_mode()
-    def encode(text: str) -> NDArray[np.float16]:
-        ids, _ = tokeniser(text)
-        tokens = torch.from_numpy(ids)[None]
-        return text_states(encoder, tokens, torch.ones_like(tokens, dtype=torch.bool))[0].half().numpy()
-
-    distinct = sorted({t for t in map(normalise_text, texts) if t})
-    return build(distinct, encode, "text " + digest(encoder), "text states")
+    cache.add(list(by_key), encode, "text states")
+    return cache

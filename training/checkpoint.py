@@ -1,38 +1,111 @@
-"""A checkpoint is a folder: hbaf.safetensors, text.safetensors (the text encoder, fine-tuned or not), config.json."""
+"""A checkpoint is a folder of safetensors and JSON: the model, its encoders, and how they came to be.
+
+hbaf.safetensors     HBAF
+text.safetensors     the packaged text encoder, fine-tuned or not
+audio.safetensors    the packaged audio encoder, where it was fine-tuned
+text_encoder/, audio_encoder/    in their place, an encoder of a local Hugging Face folder
+config.json          model: sizes and flags; about: training config, corpora, scores, temperatures
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertModel
 
 from training import encoders
 from training.config import ModelConfig
+from training.hub import WaveEncoder
 from training.model import HBAF
 
+NONE = "none"  # in place of an encoder's name: the corpus brings states of its own
 
-def save(folder: Path, model: HBAF, text: nn.Module, about: dict[str, Any]) -> None:
-    """Write the checkpoint; `about` says how it came to be (training config, scores, temperatures)."""
+
+class Stored(NamedTuple):
+    """What a checkpoint holds, all in eval mode; an encoder is None where the corpus brought states of its own."""
+
+    hbaf: HBAF
+    text: nn.Module | None
+    audio: nn.Module | None
+    about: dict[str, Any]
+
+
+def save(
+    folder: Path, model: HBAF, text: nn.Module | None, about: dict[str, Any], audio: nn.Module | None = None
+) -> None:
+    """Write the checkpoint; `audio` only if it is not as packaged. config.json comes last: with it, all is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, module in (("hbaf", model), ("text", text)):
-        partial = folder / f"{name}.partial"
-        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, partial)
-        partial.rename(folder / f"{name}.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model": model.config.to_json(), "about": about}, indent=1))
+    _write(folder / "hbaf.safetensors", model)
+    for role, module in (("text", text), ("audio", audio)):
+        if module is None:
+            continue
+        name = getattr(model.config, f"{role}_encoder")
+        if name in encoders.SOURCES:
+            _write(folder / f"{role}.safetensors", module)
+        else:
+            _write_folder(folder / f"{role}_encoder", module, Path(name))
+    stored = json.dumps({"model": model.config.to_json(), "about": about}, indent=1)
+    partial = folder / "config.json.partial"
+    partial.write_text(stored)
+    partial.replace(folder / "config.json")
 
 
-def load(folder: Path) -> tuple[HBAF, BertModel, dict[str, Any]]:
-    """Model and text encoder in eval mode, and what `save` was told about them."""
-    stored = json.loads((folder / "config.json").read_text())
-    model = HBAF(ModelConfig.from_json(stored["model"]))
-    model.load_state_dict(load_file(folder / "hbaf.safetensors"))
-    text = encoders.load_text()
-    text.load_state_dict(load_file(folder / "text.safetensors"))
-    return model.eval(), text.eval(), stored["about"]
+def _write(path: Path, module: nn.Module) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def _write_folder(target: Path, module: nn.Module, source: Path) -> None:
+    """A local encoder with its own config and tokeniser, loadable as any local folder is."""
+    model: Any = module.model if isinstance(module, WaveEncoder) else module
+    model.save_pretrained(target)
+    tokenizer = source / "tokenizer.json"
+    if tokenizer.exists() and tokenizer.resolve() != (target / "tokenizer.json").resolve():
+        shutil.copy(tokenizer, target)
+
+
+def load(folder: Path) -> Stored:
+    """The checkpoint of a folder.
+
+    Raises:
+        SystemExit: where it is none, or one of another version.
+    """
+    about, config = describe(folder)
+    parts: dict[str, nn.Module | None] = {}
+    for role, read in (("text", encoders.load_text), ("audio", encoders.load_audio)):
+        own = folder / f"{role}_encoder"
+        if own.is_dir():
+            config = replace(config, **cast(Any, {f"{role}_encoder": str(own)}))
+        name = getattr(config, f"{role}_encoder")
+        parts[role] = None if name == NONE else cast(nn.Module, read(name))
+        weights = folder / f"{role}.safetensors"
+        module = parts[role]
+        if module is not None and weights.exists():
+            module.load_state_dict(load_file(weights))
+    model = HBAF(config)
+    try:
+        model.load_state_dict(load_file(folder / "hbaf.safetensors"))
+    except RuntimeError as error:
+        raise SystemExit(f"{folder}: weights and config.json are not of the same model ({error})") from error
+    return Stored(model.eval(), parts["text"], parts["audio"], about)
+
+
+def describe(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """What a checkpoint says about itself, and its model's config, without loading weights."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SystemExit(f"{folder} is not a checkpoint: it holds no config.json (training.train writes one)")
+    stored = json.loads(path.read_text())
+    try:
+        return stored["about"], ModelConfig.from_json(stored["model"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path}: {error}; it is a checkpoint of another version") from error
 
 
 def amend(folder: Path, **about: Any) -> None:

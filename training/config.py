@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 NEUTRAL = MELD_LABELS.index("neutral")
+Use = Literal["audio+text", "text", "audio"]
+Tuning = Literal["frozen", "lora", "full"]
+
+
+FILES = {".jsonl": "manifest", ".csv": "manifest", ".npz": "features"}
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """A corpus' name and place from NAME, NAME:PATH or the PATH of a manifest or of features.
+
+    >>> split_spec("meld"), split_spec("meld:MELD.Raw"), split_spec("my/data.csv")
+    (('meld', ''), ('meld', 'MELD.Raw'), ('manifest', 'my/data.csv'))
+    """
+    name, _, place = spec.partition(":")
+    kind = next((kind for end, kind in FILES.items() if spec.endswith(end)), "")
+    return (kind, spec) if kind and not place else (name, place)
 
 
 @dataclass(frozen=True)
@@ -14,7 +30,8 @@ class ModelConfig:
     """Sizes of HBAF. Shapes in the model are named after these: d = width, H = heads, W = window."""
 
     labels: tuple[str, ...] = MELD_LABELS
-    audio_encoder: str = "audio"  # Whisper tiny.en; "audio-base" is Whisper base (training/encoders.py)
+    audio_encoder: str = "audio"  # Whisper tiny.en; "audio-base" is Whisper base; or a local Hugging Face folder
+    text_encoder: str = "text"  # MiniLM; or a local Hugging Face folder of BERT or RoBERTa
     audio_dim: int = 384  # of the audio encoder's states
     audio_states: int = 5  # its convolutional stem and four blocks
     text_dim: int = 384
@@ -28,8 +45,10 @@ class ModelConfig:
     kernel: int = 15  # frames seen by the depthwise convolution
     dropout: float = 0.1
     contrastive_dim: int = 128
+    earlier_turns: int = 0  # previous turns that the text encoder reads as a second segment, at most 3
     # The paper's ablations and ours; see MODEL.md, "Flags".
     context_network: bool = True
+    recurrent: bool = False  # a BiGRU in place of the convolution; research only
     fusion: bool = True
     gate: bool = True
     relevance: bool = True
@@ -51,42 +70,88 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t)."""
+    """CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), and what a teacher adds."""
 
     absolute: float = 0.1
     relative: float = 0.1
     unimodal: float = 0.3
-    temperature: float = 0.1
+    temperature: float = 0.1  # of the contrastive losses
+    focal: float = 0.0  # γ of the focal loss; 0 is cross-entropy
+    balance: float = 0.0  # class weights are (1 / frequency) to this power, their mean over utterances 1
+    smoothing: float = 0.0  # label smoothing
+    teacher: float = 0.5  # share of the main loss that a teacher's probabilities take, where there is one
+    teacher_temperature: float = 2.0
+    teacher_embedding: float = 0.1  # weight of 1 − cosine to a single teacher's embedding
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How texts and clips of different corpora are paired where no natural pairs are at hand (training/pairs.py)."""
+
+    clips: tuple[str, ...] = ("ravdess", "tess", "emogator")
+    paired: float = 0.7  # share of text utterances that get a label-matched clip
+    mislead: float = 0.4  # share of those partners that are plain speech, noise or of any label
+    repeats: int = 3  # of each clip of the first corpus in an epoch: few actors, but the only sentences
+    other_clips: int = 2500  # of the other corpora in an epoch
+    clip_turns: int = 64  # in a batch of clips
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of training.train. `stage` is "text" (encoder fine-tuned on dialogues) or "fusion" (cached features)."""
+    """One training run; all that decides its result besides the data themselves."""
 
-    stage: str = "fusion"
-    open: bool = False  # only corpora that allow commercial use: DailyTalk and EmoGator
+    corpus: str = "meld"  # NAME or NAME:PATH
+    also: tuple[str, ...] = ()  # further training dialogues, each NAME[:PATH][@SHARE drawn in each epoch]
+    pair: bool = False  # pair its texts with clips of other corpora (the default recipe)
+    use: Use = "audio+text"  # modalities shown
+    fold: int | None = None  # this fold tests, the next selects; None takes the corpus' own split
+    skip: str = ""  # a skip list written by training.check
+    text_tuning: Tuning = "frozen"
+    audio_tuning: Tuning = "frozen"
+    lora_rank: int = 16
     seed: int = 0
     epochs: int = 4
+    patience: int = 0  # epochs without a better dev score before stopping; 0 never stops early
     learning_rate: float = 4e-4
     encoder_rate: float = 8e-5
+    layer_decay: float = 1.0  # each encoder layer below the top learns at this much of the rate of the one above
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
-    clip: float = 1.0
-    sequences: int = 3  # joined dialogues in one batch
+    clip: float = 1.0  # gradient norm
+    ema: float = 0.0  # decay of the averaged weights that are judged and stored; 0 keeps the last ones
+    turns: int = 60  # in a batch, about
+    accumulate: int = 1  # batches to one step of the optimiser
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products, on a GPU only
     max_turns: int = 40  # of one joined dialogue
     audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
-    drop_audio: float = 0.15
-    drop_text: float = 0.15  # of turns with a matched partner
-    mislead: float = 0.4  # share of a dialogue's audio partners that are plain speech, noise or of any label
-    paired: float = 0.7  # share of text utterances that get a label-matched clip
+    drop_audio: float = 0.15  # share of utterances with both that lose one
+    drop_text: float = 0.15
     hide_speaker: float = 0.1
-    talk_share: float = 1.0  # of MELD's dialogues in each epoch
-    dailytalk_share: float = 0.3  # of DailyTalk's
-    clip_batch: int = 64  # turns in a batch of clips
-    ravdess_repeats: int = 3  # of each of its clips in an epoch: few actors, but the only sentences
-    other_clips: int = 2500  # of TESS and EmoGator in an epoch
+    share: float = 1.0  # of the corpus' dialogues in each epoch
+    copies: int = 0  # augmented variants of each clip that a frozen audio encoder sees besides the clip
+    augment: bool = True  # speed, noise, reverb and SpecAugment where the audio encoder learns
+    teachers: tuple[str, ...] = ()  # checkpoints whose averaged probabilities are learned as well
+    pairs: PairConfig = field(default_factory=PairConfig)
     loss: LossWeights = field(default_factory=LossWeights)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of all corpora it reads, without paths and shares."""
+        specs = (self.corpus, *self.also, *(self.pairs.clips if self.pair else ()))
+        return tuple(dict.fromkeys(split_spec(spec.rpartition("@")[0] or spec)[0] for spec in specs))
+
+    def check(self) -> None:
+        """Refuse values that would train in silence something other than what was meant."""
+        for name, kind in (("use", Use), ("text_tuning", Tuning), ("audio_tuning", Tuning)):
+            if getattr(self, name) not in get_args(kind):
+                raise SystemExit(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
+        for name, low in (("epochs", 1), ("turns", 1), ("accumulate", 1), ("max_turns", 1), ("lora_rank", 1)):
+            if getattr(self, name) < low:
+                raise SystemExit(f"{name} is {getattr(self, name)}; {low} is the least")
+        for name in ("drop_audio", "drop_text", "hide_speaker", "share", "warmup", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SystemExit(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from training import hub
 from training.config import ModelConfig
 from training.whisper import WhisperEncoder, WhisperSize, normalise_states
 
@@ -75,13 +76,32 @@ SOURCES = {
 }
 
 
-def model_config(audio_encoder: str) -> ModelConfig:
-    """The default sizes, for one of the audio encoders of SOURCES."""
-    found = SOURCES.get(audio_encoder)
-    if found is None or found.size is None:
-        audible = ", ".join(name for name, source in SOURCES.items() if source.size)
-        raise SystemExit(f"unknown audio encoder {audio_encoder!r}; there are {audible}")
-    return ModelConfig(audio_encoder=audio_encoder, audio_dim=found.size.dim, audio_states=found.size.layers + 1)
+def model_config(audio: str = "audio", text: str = "text") -> ModelConfig:
+    """The default sizes for these encoders: names of SOURCES, or local Hugging Face folders (training/hub.py)."""
+    wide, many = _size(audio, "audio")
+    width, states = _size(text, "text")
+    return ModelConfig(
+        audio_encoder=audio,
+        text_encoder=text,
+        audio_dim=wide,
+        audio_states=many,
+        text_dim=width,
+        text_states=states,
+    )
+
+
+def _size(name: str, role: str) -> tuple[int, int]:
+    """Width and states of an encoder, after a look at whether it is of the right kind."""
+    found = SOURCES.get(name)
+    if found is None:
+        if not Path(name).is_dir():
+            fit = ", ".join(n for n, s in SOURCES.items() if (s.size is None) == (role == "text"))
+            raise SystemExit(f"unknown {role} encoder {name!r}; there are {fit}, or a local Hugging Face folder")
+        hub.load(Path(name), hub.TEXT_KINDS if role == "text" else hub.AUDIO_KINDS, role)
+        return hub.size_of(Path(name))
+    if (found.size is None) != (role == "text"):
+        raise SystemExit(f"{name!r} is {found.model}; it cannot be the {role} encoder")
+    return (found.size.dim, found.size.layers + 1) if found.size else (384, 7)
 
 
 def cache_folder() -> Path:
@@ -90,38 +110,45 @@ def cache_folder() -> Path:
 
 
 def folder(name: str) -> Path:
-    """The converted encoder's folder; made on first use."""
+    """The encoder's folder: a local one as it is, a packaged one converted on first use."""
+    if name not in SOURCES:
+        return Path(name)
     path = cache_folder() / "encoders" / name
     if not (path / "source.json").exists():
         convert(name, path)
     return path
 
 
-def load_text(path: Path | None = None) -> BertModel:
-    """MiniLM (or a local BERT folder of the same layout) in eval mode, ready for `text_states`."""
-    path = path or folder("text")
+def load_text(name: str = "text") -> nn.Module:
+    """MiniLM, or BERT or RoBERTa of a local folder, in eval mode, ready for `text_states`."""
+    if name not in SOURCES:
+        return hub.load_text(Path(name))
+    path = folder(name)
     model = BertModel(BertConfig.from_pretrained(path), add_pooling_layer=False)
     model.load_state_dict(load_file(path / "model.safetensors"))
     return model.eval()
 
 
-def load_audio(name: str = "audio") -> WhisperEncoder:
-    """The Whisper encoder in eval mode."""
+def load_audio(name: str = "audio") -> nn.Module:
+    """A Whisper encoder, or what a local folder holds, in eval mode: `prepare`, `frames` and `audio_states`."""
+    if name not in SOURCES:
+        return hub.WaveEncoder(Path(name)).eval()
     path = folder(name)
     model = WhisperEncoder(WhisperSize(**json.loads((path / "config.json").read_text())))
     model.load_state_dict(load_file(path / "model.safetensors"))
     return model.eval()
 
 
-def text_states(model: BertModel, tokens: Tensor, mask: Tensor) -> Tensor:
-    """(U, T) ids and bool mask -> (U, T, layers + 1, dim), each layer normalised."""
-    hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+def text_states(model: nn.Module, tokens: Tensor, mask: Tensor, kinds: Tensor | None = None) -> Tensor:
+    """(U, T) ids, bool mask and segments (0 or 1) -> (U, T, layers + 1, dim), each layer normalised."""
+    more = {} if kinds is None else {"token_type_ids": kinds}
+    hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True, **more).hidden_states
     return normalise_states(torch.stack(hidden, 2))
 
 
-def audio_states(model: nn.Module, mel: Tensor) -> Tensor:
-    """(B, 80, frames) of equal lengths -> (B, ceil(frames / 2), layers + 1, dim), each layer normalised."""
-    return normalise_states(model(mel))
+def audio_states(model: nn.Module, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Prepared clips, (B, 80, frames) log-mel -> (B, ceil(frames / 2), layers + 1, dim), each layer normalised."""
+    return normalise_states(model(prepared, mask))
 
 
 def convert(name: str, target: Path) -> None:

@@ -1,16 +1,19 @@
-"""Fit one temperature per modality combination on dev, then read the test splits once.
+"""Score a checkpoint: temperatures from dev, then the test splits, with intervals, by gender, and as pictures.
 
-    python -m training.evaluate runs/default
+    python -m training.evaluate runs/default                      # on what it was trained for
+    python -m training.evaluate runs/default --stress             # and on harder versions of it
+    python -m training.evaluate runs/mine --on manifest:new.jsonl --use text
 
-MELD test is text only, official split, causal; RAVDESS test is audio only, actors 17-20, calm counted as neutral. Both
-go into the checkpoint's config.json and to standard output (the last line is JSON).
+Scores and temperatures go into the checkpoint's config.json, everything into CHECKPOINT/evaluation (scores.json and a
+PNG for each set); the last line of output is JSON. Test is read, never tuned to. A model that sees future turns is
+labelled bidirectional wherever its scores stand.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +21,180 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hbaf_edge.audio import load_audio
-from hbaf_edge.features import Tokeniser, log_mel, normalise_text
-from training import batches, checkpoint, encoders
-from training.batches import Turn
-from training.corpora import clips, dailytalk, meld
-from training.corpora.records import Dialogue
-from training.metrics import fit_temperature, scores
-from training.model import HBAF, Batch
-from training.stages import predict, tokeniser_of
+from training import checkpoint, corpora, distributed, stress
+from training.command import cli
+from training.config import NEUTRAL, TrainConfig, Use
+from training.corpora import dailytalk, emogator, meld, plain, ravdess
+from training.corpora.records import Corpus, Dialogue
+from training.learner import Learner
+from training.material import Material
+from training.metrics import FIRST, fit_temperature, intervals, scores
+from training.pictures import draw
+from training.protocol import load_learner
+from training.stages import Predicted, load_corpus, score
+
+NOTE = "An estimate of the emotion expressed, not of what a person feels."
 
 
-class Encoded:
-    """Dialogues as batches of encoder states, computed as they are needed; `use` says which modalities are shown."""
+@dataclass(frozen=True)
+class Trial:
+    """Dialogues to score, and with which modalities."""
 
-    def __init__(self, model: HBAF, text: Any, audio: Any, tokeniser: Tokeniser | None = None) -> None:
-        self.config, self.text, self.audio = model.config, text, audio
-        self.tokeniser = tokeniser or tokeniser_of()
-
-    @torch.inference_mode()
-    def batches(self, dialogues: Sequence[Dialogue], use: str, size: int = 8) -> Iterator[Batch]:
-        c = self.config
-        for group in batches.groups(dialogues, size):
-            made = [[self._turn(u, s, use) for u, s in batches.alone(d)] for d in group]
-            yield batches.collate(made, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack)
-
-    def _turn(self, u: Any, speaker: str | None, use: str) -> Turn:
-        words = sound = None
-        ids, _ = self.tokeniser(normalise_text(u.text))
-        if "text" in use and ids is not None:
-            tokens = torch.from_numpy(ids)[None]
-            words = encoders.text_states(self.text, tokens, torch.ones_like(tokens, dtype=torch.bool))[0].numpy()
-        if "audio" in use and u.audio:
-            mel = torch.from_numpy(log_mel(load_audio(u.audio).samples))
-            sound = encoders.audio_states(self.audio, mel[None])[0].numpy()
-        return Turn(u.label, speaker, words, sound)
+    use: Use
+    dialogues: list[Dialogue]
 
 
-def evaluate(folder: Path) -> dict[str, Any]:
-    """Temperatures on dev, scores on test; stored in the checkpoint."""
-    model, text, about = checkpoint.load(folder)
-    data = Encoded(model, text, encoders.load_audio(model.config.audio_encoder))
-    names = model.config.labels
-    temperatures = {
-        kind: round(fit_temperature(*predict(model, data.batches(dialogues, kind))), 3)
-        for kind, dialogues in dev_sets(about["train"]["open"]).items()
-    }
+def evaluate(
+    folder: Path,
+    on: str | None = None,
+    use: Use | None = None,
+    stressed: bool = False,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Temperatures and scores of a checkpoint; stored in it, drawn beside it."""
+    about, model = checkpoint.describe(folder)
+    config = settings(about)
+    learner = load_learner(folder, device)
+    # Every clip and sentence is met once or twice: no cache.
+    material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
+    dev, tests = trials(config, model.labels, on, use)
+    temperatures = {kind: _temperature(learner, material, trial) for kind, trial in dev.items()}
     # Without clips that have words of their own, the two together are trusted no more than the less certain one.
     temperatures.setdefault("audio+text", max(temperatures.values()))
-    found: dict[str, Any] = {}
-    for name, (use, dialogues) in held_out().items():
-        raw, labels = predict(model, data.batches(dialogues, use))
-        found[name] = scores(raw / temperatures[use], labels, names)
-        found[name]["ece_before_scaling"] = scores(raw, labels, names)["ece"]
-    result = {"temperatures": temperatures, "scores": found}
-    checkpoint.amend(folder, **result)
+    if stressed:
+        tests |= stressed_trials(tests)
+    found = {}
+    for name, trial in tests.items():
+        shown = name if model.causal else f"{name}, bidirectional"
+        predicted = score(learner, material, trial.dialogues, trial.use)
+        found[shown] = judged(predicted, temperatures.get(trial.use, 1.0), model.labels)
+        scaled = predicted.logits / temperatures.get(trial.use, 1.0)
+        picture = folder / "evaluation" / f"{shown.replace(' ', '_').replace(',', '')}.png"
+        draw(scaled, predicted.labels, model.labels, found[shown], shown, picture)
+    result = {"temperatures": temperatures, "scores": found, "note": NOTE}
+    (folder / "evaluation" / "scores.json").write_text(json.dumps(result, indent=1))
+    if on is None:
+        checkpoint.amend(folder, temperatures=temperatures, scores=found)
     return result
 
 
-def dev_sets(is_open: bool) -> dict[str, list[Dialogue]]:
-    """What temperatures are fitted on: dev dialogues for words, dev clips for audio, and clips that have words."""
-    if is_open:
-        return {"text": dailytalk.load("val"), "audio": [d for d in clips.load_emogator() if d.split == "dev"]}
-    dev = [d for d in clips.load_ravdess() if d.split == "dev"]
-    return {"text": meld.load("dev"), "audio": dev, "audio+text": dev}
+def settings(about: dict[str, Any]) -> TrainConfig:
+    """The config a checkpoint was trained with, as far as scoring needs it."""
+    stored = about.get("train", {})
+    names = ("corpus", "pair", "use", "fold", "skip")
+    return TrainConfig(**{name: stored[name] for name in names if name in stored})
 
 
-def held_out() -> dict[str, tuple[str, list[Dialogue]]]:
-    """The test splits by name: which modality is shown, and the dialogues."""
-    ravdess = [d for d in clips.load_ravdess() if d.split == "test"]
-    return {"meld_test_text": ("text", meld.load("test")), "ravdess_17_20_audio": ("audio", ravdess)}
+def judged(found: Predicted, temperature: float, labels: Sequence[str]) -> dict[str, Any]:
+    """All scores of one set of predictions."""
+    scaled = found.logits / temperature
+    result = scores(scaled, found.labels, labels)
+    result["ece_before_scaling"] = scores(found.logits, found.labels, labels)["ece"]
+    result["temperature"] = temperature
+    result["interval_95"] = intervals(scaled, found.labels, found.dialogues)
+    by_gender = {}
+    for gender in sorted({u.gender for u in found.utterances if u.gender}):
+        part = found.chosen([u.gender == gender for u in found.utterances])
+        kept = scores(part.logits / temperature, part.labels, labels)
+        by_gender[gender] = {k: kept[k] for k in ("utterances", *FIRST, "ece")}
+    return result | ({"by_gender": by_gender} if by_gender else {})
+
+
+def _temperature(learner: Learner, material: Material, trial: Trial) -> float:
+    dev = score(learner, material, trial.dialogues, trial.use)
+    return round(fit_temperature(dev.logits, dev.labels), 3)
+
+
+def trials(
+    config: TrainConfig, labels: tuple[str, ...], on: str | None = None, use: Use | None = None
+) -> tuple[dict[Use, Trial], dict[str, Trial]]:
+    """Dev sets by modality combination, and test sets by name."""
+    if config.pair and on is None:
+        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items()}
+        return parts, {name: Trial(*pair) for name, pair in held_out().items()}
+    own = load_corpus(replace(config, corpus=on, fold=None, skip="") if on else config, labels)
+    kinds: list[Use] = [use or config.use]
+    if kinds == ["audio+text"]:
+        kinds += [k for k in ("text", "audio") if _has(own, k)]
+    dev = {k: Trial(k, own.split("dev")) for k in kinds}
+    test = own.split("test") or own.split("dev")
+    return dev, {f"{own.name} {test[0].split}, {k}": Trial(k, test) for k in kinds}
+
+
+def _has(corpus: Corpus, kind: Use) -> bool:
+    turns = [t for d in corpus.split("dev") for t in d.turns]
+    return any(t.vectors or (t.text if kind == "text" else t.audio) for t in turns)
+
+
+def dev_sets(config: TrainConfig) -> dict[Use, list[Dialogue]]:
+    """What the default recipe's temperatures are fitted on: words, clips, and clips that have words."""
+    if config.corpus == "dailytalk":
+        return {"text": dailytalk.load().split("dev"), "audio": emogator.load().split("dev")}
+    dev = ravdess.load().split("dev")
+    return {"text": corpora.load(config.corpus).split("dev"), "audio": dev, "audio+text": dev}
+
+
+def held_out() -> dict[str, tuple[Use, list[Dialogue]]]:
+    """The default recipe's test splits by name: which modality is shown, and the dialogues."""
+    return {
+        "meld_test_text": ("text", meld.load().split("test")),
+        "ravdess_17_20_audio": ("audio", ravdess.load().split("test")),
+    }
+
+
+def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
+    """Each test set behind foreign talk where it is text, and with a misleading partner."""
+    train = meld.load().split("train")
+    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > 12]
+    noise = [u.audio for u in plain.load(sentences) if u.audio and u.audio.stem.startswith("noise")]
+    found = {}
+    for name, trial in tests.items():
+        if trial.use == "text":
+            found[f"{name}, after 100 foreign turns"] = Trial("text", stress.after_foreign_talk(trial.dialogues, train))
+            found[f"{name}, noise beside"] = Trial("audio+text", stress.beside_noise(trial.dialogues, noise))
+        if trial.use == "audio":
+            beside = stress.beside_sentence(trial.dialogues, sentences)
+            found[f"{name}, neutral sentence beside"] = Trial("audio+text", beside)
+    return found
 
 
 def table(found: dict[str, Any]) -> Table:
-    """Scores for people."""
-    shown = Table("held out", "utterances", "weighted F1", "macro F1", "UAR", "ECE")
+    """Scores for people, with 95 % intervals."""
+    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled)", caption=NOTE)
     for name, s in found.items():
-        shown.add_row(name, str(s["utterances"]), *(f"{s[k]:.4f}" for k in ("weighted_f1", "macro_f1", "uar", "ece")))
+        cells = [f"{s[k]:.3f} [{s['interval_95'][k][0]:.3f}, {s['interval_95'][k][1]:.3f}]" for k in
+                 ("weighted_f1", "macro_f1", "uar")]  # fmt: skip
+        shown.add_row(name, str(s["utterances"]), *cells, f"{s['ece']:.3f} ({s['ece_before_scaling']:.3f})")
+        for gender, g in s.get("by_gender", {}).items():
+            parts = [f"{g[k]:.3f}" for k in ("weighted_f1", "macro_f1", "uar", "ece")]
+            shown.add_row(f"  gender {gender}", str(g["utterances"]), *parts)
     return shown
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    result = evaluate(given.checkpoint)
+def main(
+    checkpoint: Path,
+    on: str | None = None,
+    use: Use | None = None,
+    stress: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Score.
+
+    Args:
+        checkpoint: folder that training.train wrote.
+        on: corpus to score on in place of its own; it has to have a dev split too, for the temperature.
+        use: modalities shown; None takes those it was trained with.
+        stress: also behind 100 turns of foreign talk and beside misleading partners.
+        threads: CPU threads; None leaves torch's choice.
+        device: cpu, cuda, or auto.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    result = evaluate(checkpoint, on, use, stress, distributed.start(device))
     Console().print(table(result["scores"]))
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

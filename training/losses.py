@@ -1,4 +1,4 @@
-"""CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), as training/MODEL.md has it."""
+"""CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), as training/MODEL.md has it, and what a teacher adds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,38 @@ from torch.nn import functional
 
 from training.config import LossWeights
 from training.layers import AUDIO, TEXT
-from training.model import HBAF, Batch, Output
+from training.model import HBAF, Batch, Lesson, Output
+
+
+def classification(logits: Tensor, labels: Tensor, weights: LossWeights, balance: Tensor | None = None) -> Tensor:
+    """Cross-entropy, or the focal loss where γ > 0, over labelled turns; 0 where there is none.
+
+    Shapes: logits (U, labels), labels (U,) with −1 for unknown, balance (labels,) weight of each label or None.
+    Source of the focal loss: Lin et al. 2017, (1 − p)^γ · CE.
+    """
+    known = labels >= 0
+    if not known.any():
+        return logits.sum() * 0.0
+    logits, labels = logits[known], labels[known]
+    each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=weights.smoothing)
+    if weights.focal:
+        likely = torch.softmax(logits, -1).gather(1, labels[:, None])[:, 0]
+        each = (1 - likely) ** weights.focal * each
+    if balance is not None:
+        each = each * balance[labels]
+    return each.mean()
+
+
+def balance_of(counts: Tensor, power: float) -> Tensor | None:
+    """(labels,) utterances of each label -> weights (1 / count)^power whose mean over utterances is 1.
+
+    >>> balance_of(torch.tensor([3, 1]), 1.0)
+    tensor([0.6667, 2.0000])
+    """
+    if power == 0:
+        return None
+    raw = counts.clamp(min=1).float() ** -power
+    return raw * counts.sum() / (raw * counts).sum()
 
 
 def absolute_contrast(audio: Tensor, text: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -41,15 +72,35 @@ def relative_contrast(audio: Tensor, text: Tensor, temperature: float) -> Tensor
     return (there + back) / 2
 
 
-def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights) -> Tensor:
-    """The whole training loss of a batch."""
+def learned_from(logits: Tensor, embedding: Tensor, lesson: Lesson, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """Distillation: T²·KL from the teacher's softened probabilities, and 1 − cosine to its embedding.
+
+    Shapes: logits (U, labels), embedding (U, e). The second is 0 where the teacher's embedding is of another width
+    (or of several teachers, whose axes mean different things). Source: Hinton et al. 2015.
+    """
+    known, t = lesson.known, weights.teacher_temperature
+    softened = functional.softmax(lesson.probabilities[known].clamp(min=1e-8).log() / t, -1)
+    guess = functional.log_softmax(logits[known] / t, -1)
+    probabilities = functional.kl_div(guess, softened, reduction="batchmean") * t * t
+    if lesson.embedding.shape != embedding.shape:
+        return probabilities, logits.sum() * 0.0
+    near = functional.cosine_similarity(embedding[known], lesson.embedding[known], dim=-1)
+    return probabilities, (1 - near).mean()
+
+
+def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, balance: Tensor | None = None) -> Tensor:
+    """The whole training loss of a batch: a mean over its labelled turns."""
     labels = batch.labels
-    has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO]
-    has_text = batch.text_mask.any(1) & batch.honest[:, TEXT]
-    loss = functional.cross_entropy(output.logits, labels)
+    loss = classification(output.logits, labels, weights, balance)
+    if batch.lesson is not None:
+        said, near = learned_from(output.logits, output.embedding, batch.lesson, weights)
+        loss = (1 - weights.teacher) * loss + weights.teacher * said + weights.teacher_embedding * near
+    known = labels >= 0
+    has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO] & known
+    has_text = batch.text_mask.any(1) & batch.honest[:, TEXT] & known
     for logits, present in ((output.audio_logits, has_audio), (output.text_logits, has_text)):
         if weights.unimodal and present.any():
-            loss = loss + weights.unimodal * functional.cross_entropy(logits[present], labels[present])
+            loss = loss + weights.unimodal * classification(logits[present], labels[present], weights, balance)
     pairs = has_audio & has_text
     if pairs.sum() >= 3 and (weights.absolute or weights.relative):
         audio, text = (

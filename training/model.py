@@ -22,6 +22,7 @@ from training.layers import (
     Head,
     LayerMix,
     OrderBias,
+    RecurrentContext,
     SelfAttention,
     Slots,
     StatisticsPooling,
@@ -36,7 +37,8 @@ class Batch:
     """U utterances and how they follow one another in B dialogues.
 
     Shapes: audio (U, 4F', states, dim), audio_mask (U, 4F') bool, text (U, T, states, dim), text_mask (U, T) bool,
-    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64, honest (U, 2) bool.
+    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64, honest (U, 2) bool;
+    a label of −1 is unknown: the turn is context only.
     An absent modality is a row whose mask is all False; one that misleads is not `honest`, and no uni-modal or
     contrastive loss is taken on it.
     """
@@ -49,6 +51,15 @@ class Batch:
     relation: Tensor
     labels: Tensor
     honest: Tensor
+    lesson: Lesson | None = None
+
+
+class Lesson(NamedTuple):
+    """What a teacher says: probabilities (U, labels), embedding (U, its width), known (U,) bool."""
+
+    probabilities: Tensor
+    embedding: Tensor
+    known: Tensor
 
 
 class Output(NamedTuple):
@@ -203,7 +214,8 @@ class AudioContextNetwork(nn.Module):
         self.project = nn.Linear(config.stack * config.audio_dim, d)
         self.project_norm = nn.LayerNorm(d)
         self.skip = nn.Linear(d, d)
-        self.convolve = ConvContext(d, config.kernel, config.dropout)
+        recurrent = RecurrentContext(d, config.dropout) if config.recurrent else None
+        self.convolve = recurrent or ConvContext(d, config.kernel, config.dropout)
         self.attention = SelfAttention(d, config.heads)
         self.norm = nn.LayerNorm(d)
         self.dropout = nn.Dropout(config.dropout)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hbaf_edge.features import log_mel
+
 
 @dataclass(frozen=True)
 class WhisperSize:
@@ -43,9 +45,11 @@ class Block(nn.Module):
         self.feed_norm = nn.LayerNorm(dim)
         self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         parts = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(*parts)
+        query, keys, values = parts
+        seen = None if mask is None else mask[:, None, None]
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.feed(self.feed_norm(x))
 
@@ -54,7 +58,7 @@ class WhisperEncoder(nn.Module):
     """(B, 80, frames) log-mel -> (B, ceil(frames / 2), layers + 1, dim) states at 50 Hz.
 
     The states are the stem's output, each block's, and in place of the last block's its final LayerNorm. Utterances of
-    one batch must be of equal length: Whisper has no length mask.
+    one batch must be of equal length, or come with `mask` (B, frames): then each is heard as it would be alone.
 
     Source: Radford et al. 2022; equal to the original weights' own runtime (tests/training/test_encoders.py).
     """
@@ -69,18 +73,32 @@ class WhisperEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(size.dim, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(size.dim)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        return torch.stack(self.layers(mel), 2)
+    def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.stack(self.layers(mel, mask), 2)
 
-    def layers(self, mel: Tensor) -> list[Tensor]:
+    def layers(self, mel: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The states as a list of (B, frames, dim)."""
-        x = functional.gelu(self.conv2(functional.gelu(self.conv1(mel)))).transpose(1, 2)
+        x = functional.gelu(self.conv1(mel))
+        seen = None
+        if mask is not None:
+            # The convolutions pad with zeros where a clip ends; so must what lies behind a shorter clip's end.
+            x = x * mask[:, None]
+            seen = mask[:, ::2]
+        x = functional.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
         states = [x]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, seen)
             states.append(x)
         return [*states[:-1], self.norm(x)]
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        """(samples,) at 16 kHz -> (80, frames) log-mel, the runtime's own."""
+        return torch.from_numpy(log_mel(samples.numpy()))
+
+    def frames(self, prepared: int) -> int:
+        """How many states log-mel of that many frames gives."""
+        return -(-prepared // 2)
 
 
 def normalise_states(states: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
 """From training to the bundle that ships, on made corpora: every step runs, checks itself and is said."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from export import release, verify
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
-from tests.made import FAST
-from training.config import TrainConfig
+from tests.made import PAIRS
 from training.evaluate import evaluate
-from training.train import train
+from training.loop import train
 
 
 def test_release_of_a_trained_model(small):
-    train(TrainConfig(stage="fusion", epochs=1, **FAST), small / "run")
+    train(replace(PAIRS, epochs=1), small / "run")
     with pytest.raises(SystemExit, match="no temperatures yet"):
         release.release(small / "run", small / "work", small / "out", "made")
     evaluate(small / "run")

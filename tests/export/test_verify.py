@@ -5,10 +5,11 @@ import copy
 import torch
 
 from export.verify import TOLERANCE, conversation, difference
+from training.learner import Learner
 
 
 def test_the_bundle_of_this_model_passes(tiny):
-    found, flips = difference(tiny.model, tiny.text, tiny.audio, tiny.bundle)
+    found, flips = difference(Learner(tiny.model, tiny.text, tiny.audio).eval(), tiny.bundle)
     assert found <= TOLERANCE
     assert flips == 0
 
@@ -17,7 +18,7 @@ def test_the_bundle_of_another_model_fails(tiny):
     other = copy.deepcopy(tiny.model)
     with torch.no_grad():
         other.dialogue_scope[0].halves[0].w_g += 0.5
-    found, _ = difference(other, tiny.text, tiny.audio, tiny.bundle)
+    found, _ = difference(Learner(other, tiny.text, tiny.audio).eval(), tiny.bundle)
     assert found > TOLERANCE
 
 

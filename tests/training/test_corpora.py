@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from tests.conftest import speech
-from training.corpora import clips, dailytalk, meld, plain
+from training.corpora import dailytalk, emogator, meld, plain, ravdess, tess
 from training.corpora.records import label_index
 
 
@@ -18,7 +18,9 @@ def test_meld_groups_and_orders(tmp_path):
         "C,Ross,sadness,1,0",
     ]
     (tmp_path / "dev_sent_emo.csv").write_text("\n".join(rows), encoding="utf-8")
-    first, second = meld.load("dev", tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}_sent_emo.csv").write_text(rows[0])
+    first, second = meld.load(tmp_path).split("dev")
     assert [u.text for u in first.turns] == ["A", "B, b"]
     assert [u.label for u in first.turns] == [4, 3]
     assert second.turns[0].speaker == "Ross"
@@ -34,16 +36,16 @@ def test_dailytalk_renames_labels(tmp_path):
         ],
     }
     (tmp_path / "dialogues.jsonl").write_text(json.dumps(row) + "\n")
-    (found,) = dailytalk.load(None, tmp_path)
+    (found,) = dailytalk.load(tmp_path).dialogues
     assert [u.label for u in found.turns] == [4, 3]
-    assert dailytalk.load("train", tmp_path) == []
+    assert found.split == "dev"
 
 
 def test_ravdess_folds_keep_speakers_apart(tmp_path):
     head = "id,file,speaker,gender,emotion,intensity,transcript,repetition,duration_s"
     rows = [f"{n},{n}.flac,A{n:02d},M,calm,normal,Dogs.,1,3" for n in range(1, 21)]
     (tmp_path / "manifest.csv").write_text("\n".join([head, *rows]))
-    found = clips.load_ravdess(tmp_path)
+    found = ravdess.load(tmp_path).dialogues
     split = {name: {d.turns[0].speaker for d in found if d.split == name} for name in ("train", "dev", "test")}
     assert split["test"] == {"A17", "A18", "A19", "A20"}
     assert not split["train"] & (split["dev"] | split["test"])
@@ -83,15 +85,15 @@ def test_an_unknown_label_is_an_error():
 
 def test_missing_data_say_where_they_were_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="HBAF_DATA"):
-        meld.load("dev", tmp_path)
+        meld.load(tmp_path)
 
 
 @pytest.mark.data
 def test_official_counts():
     for split, dialogues, utterances in (("train", 1038, 9989), ("dev", 114, 1109), ("test", 280, 2610)):
-        found = meld.load(split)
+        found = meld.load().split(split)
         assert (len(found), sum(len(d.turns) for d in found)) == (dialogues, utterances)
-    assert len(clips.load_ravdess()) == 1200
-    assert len(clips.load_tess()) == 2800
-    assert len(clips.load_emogator()) == 3509
-    assert sum(len(d.turns) for d in dailytalk.load()) == 23_759
+    assert len(ravdess.load().dialogues) == 1200
+    assert len(tess.load().dialogues) == 2800
+    assert len(emogator.load().dialogues) == 3509
+    assert sum(len(d.turns) for d in dailytalk.load().dialogues) == 23_759

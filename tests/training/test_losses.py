@@ -4,7 +4,9 @@ import math
 
 import torch
 
-from training.losses import absolute_contrast, relative_contrast
+from training.config import LossWeights
+from training.losses import absolute_contrast, balance_of, classification, learned_from, relative_contrast
+from training.model import Lesson
 
 
 def test_absolute_contrast_of_two_orthogonal_pairs():
@@ -33,3 +35,50 @@ def test_relative_contrast_is_zero_for_equal_geometry_and_by_hand_otherwise():
     back = 0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p))
     expected = (2 * (there + back) / 2) / 3
     assert math.isclose(float(relative_contrast(audio, text, 1.0)), expected, rel_tol=1e-5)
+
+
+def test_classification_by_hand_with_smoothing_balance_and_focus():
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    first = math.log(1 + math.exp(-2))  # −log softmax
+    second = math.log(2)
+    plain = classification(logits, labels, LossWeights())
+    assert math.isclose(float(plain), (first + second) / 2, rel_tol=1e-6)
+    p = math.exp(-first)
+    focal = classification(logits, labels, LossWeights(focal=2.0))
+    assert math.isclose(float(focal), ((1 - p) ** 2 * first + 0.25 * second) / 2, rel_tol=1e-6)
+    balanced = classification(logits, labels, LossWeights(), torch.tensor([0.5, 3.0]))
+    assert math.isclose(float(balanced), (0.5 * first + 3 * second) / 2, rel_tol=1e-6)
+    # Smoothing 0.2 over two classes: the target is 0.9 and 0.1.
+    smoothed = classification(logits[:1], labels[:1], LossWeights(smoothing=0.2))
+    assert math.isclose(float(smoothed), 0.9 * first + 0.1 * (first + 2), rel_tol=1e-6)
+
+
+def test_turns_without_a_label_teach_nothing():
+    logits = torch.randn(3, 4, requires_grad=True)
+    weighed = classification(logits, torch.tensor([2, -1, -1]), LossWeights())
+    weighed.backward()
+    assert logits.grad[1:].abs().sum() == 0
+    assert float(classification(logits, torch.tensor([-1, -1, -1]), LossWeights())) == 0
+
+
+def test_balance_of_counts():
+    assert balance_of(torch.tensor([8, 2]), 0.0) is None
+    half = balance_of(torch.tensor([8, 2]), 0.5)
+    assert math.isclose(float(half[1] / half[0]), 2.0, rel_tol=1e-6)
+    assert math.isclose(float((half * torch.tensor([8, 2])).sum() / 10), 1.0, rel_tol=1e-6)
+
+
+def test_distillation_by_hand():
+    lesson = Lesson(
+        torch.tensor([[0.8, 0.2], [0.5, 0.5]]), torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([True, False])
+    )
+    logits, embedding = torch.zeros(2, 2), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    # At temperature 2 the teacher's 0.8 : 0.2 becomes sqrt(4) : 1; the pupil says 1 : 1. KL times 4; one known turn.
+    t = 2 / 3
+    expected = 4 * (t * math.log(2 * t) + (1 - t) * math.log(2 * (1 - t)))
+    said, near = learned_from(logits, embedding, lesson, LossWeights(teacher_temperature=2.0))
+    assert math.isclose(float(said), expected, rel_tol=1e-5)
+    assert math.isclose(float(near), 1 - math.sqrt(0.5), rel_tol=1e-5)
+    # Several teachers bring no embedding.
+    said, near = learned_from(logits, embedding, lesson._replace(embedding=torch.zeros(2, 0)), LossWeights())
+    assert float(near) == 0

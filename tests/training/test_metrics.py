@@ -1,24 +1,87 @@
-"""Scores by hand, and temperatures that undo a known overconfidence."""
+"""Scores by formulas of our own, intervals against what they must be, and temperatures."""
 
+import numpy as np
+import pytest
 import torch
 
-from training.metrics import fit_temperature, scores
+from training.metrics import fit_temperature, from_confusion, intervals, paired, reliability, scores
+
+NAMES = ("a", "b", "c", "never")
 
 
-def test_scores_by_hand():
-    labels = torch.tensor([0, 0, 0, 1])
-    logits = torch.tensor([[9.0, 0], [9, 0], [0, 9], [0, 9]])
-    found = scores(logits, labels, ["a", "b"])
-    # a: precision 1, recall 2/3, F1 0.8; b: precision 1/2, recall 1, F1 2/3.
-    assert abs(found["weighted_f1"] - (3 * 0.8 + 2 / 3) / 4) < 1e-6
-    assert abs(found["macro_f1"] - (0.8 + 2 / 3) / 2) < 1e-6
-    assert abs(found["uar"] - (2 / 3 + 1) / 2) < 1e-6
-    assert found["confusion"] == [[2, 1], [0, 1]]
+def made(count=400, seed=0, sharp=2.0):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=rng)
+    logits = torch.randn(count, 4, generator=rng)
+    logits[torch.arange(count), labels] += sharp
+    return logits, labels
 
 
-def test_temperature_is_found_back():
-    generator = torch.Generator().manual_seed(0)
-    honest = torch.randn(20_000, 5, generator=generator) * 2
-    labels = torch.multinomial(torch.softmax(honest, -1), 1, generator=generator).squeeze(1)
-    assert abs(fit_temperature(honest * 2.5, labels) - 2.5) < 0.15
-    assert scores(honest, labels, list("abcde"))["ece"] < 0.02 < scores(honest * 2.5, labels, list("abcde"))["ece"]
+def test_scores_of_a_small_case_worked_by_hand():
+    guess, labels = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 0, 1, 1])
+    found = scores(torch.nn.functional.one_hot(guess, 4).float(), labels, NAMES)
+    # a: precision 1, recall 2/3, F1 4/5; b: precision 1/2, recall 1/2, F1 1/2; c is guessed once and never true.
+    assert found["weighted_f1"] == pytest.approx((3 * 0.8 + 2 * 0.5) / 5)
+    assert found["macro_f1"] == pytest.approx(0.65)
+    assert found["uar"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["precision"] == {"a": 1.0, "b": 0.5}
+    assert set(found["recall"]) == {"a", "b"}
+
+
+def test_scores_from_confusion_are_torchmetrics():
+    logits, labels = made()
+    found = scores(logits, labels, NAMES)
+    ours = from_confusion(np.array(found["confusion"], float))
+    for name, value in ours.items():
+        assert float(value) == pytest.approx(found[name], abs=1e-6), name
+
+
+def test_intervals_hold_the_score_and_narrow_with_data():
+    wide, narrow = (intervals(*made(n), groups=[str(i) for i in range(n)]) for n in (100, 1600))
+    for name in ("weighted_f1", "ece"):
+        assert wide[name][1] - wide[name][0] > 2 * (narrow[name][1] - narrow[name][0])
+    logits, labels = made(1600)
+    low, high = narrow["weighted_f1"]
+    assert low < scores(logits, labels, NAMES)["weighted_f1"] < high
+    # A share p of n trials has deviation sqrt(p(1-p)/n): the bootstrap has to agree with that.
+    low, high = narrow["accuracy"]
+    p = scores(logits, labels, NAMES)["accuracy"]
+    assert (high - low) / 2 == pytest.approx(1.96 * (p * (1 - p) / 1600) ** 0.5, rel=0.12)
+
+
+def test_turns_of_one_dialogue_are_drawn_together():
+    """Ten copies of each utterance say no more than one: intervals by dialogue do not narrow."""
+    logits, labels = made(60)
+    once = intervals(logits, labels, [str(i) for i in range(60)])
+    tenfold = intervals(logits.repeat(10, 1), labels.repeat(10), [str(i) for i in range(60)] * 10)
+    width = [high - low for low, high in (once["accuracy"], tenfold["accuracy"])]
+    assert width[1] == pytest.approx(width[0], rel=0.1)
+
+
+def test_paired_difference_knows_better_from_same():
+    logits, labels = made(600, sharp=1.0)
+    better = logits.clone()
+    better[torch.arange(600), labels] += 0.5
+    groups = [str(i // 5) for i in range(600)]
+    found = paired(better, logits, labels, groups)
+    assert found["low"] > 0
+    assert found["p"] < 0.05
+    same = paired(logits, logits, labels, groups)
+    assert same["difference"] == 0
+    assert same["p"] == 1
+
+
+def test_temperature_undoes_a_wrong_scale():
+    logits, labels = made(4000, sharp=2.0)
+    right = fit_temperature(logits, labels)
+    assert fit_temperature(logits * 3, labels) == pytest.approx(3 * right, rel=0.03)
+    before, after = (scores(x, labels, NAMES)["ece"] for x in (logits * 3, logits * 3 / (3 * right)))
+    assert after < before / 2
+
+
+def test_reliability_counts_every_utterance_once():
+    sure, right, share = reliability(*made())
+    assert share.sum() == pytest.approx(1)
+    used = share > 0
+    assert ((sure[used] >= 0) & (right[used] <= 1)).all()

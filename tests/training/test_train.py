@@ -2,50 +2,115 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import pytest
 import torch
 
-from tests.made import FAST
-from training import checkpoint
-from training.config import TrainConfig
+from tests.made import PAIRS, TALK
+from training import checkpoint, loop, state
+from training.config import PairConfig
 from training.evaluate import evaluate
-from training.train import train
+from training.loop import train
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_both_stages_learn_select_and_store(small):
-    text = train(TrainConfig(stage="text", epochs=20, **FAST), small / "text")
+    text = train(TALK, small / "text")
     assert text["score"] > 0.6, "words that give the label away were not learned"
-    lines = [json.loads(line) for line in (small / "text" / "log.jsonl").read_text().splitlines()]
+    lines = lines_of(small / "text")
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert max(line["score"] for line in lines) == text["score"]
+    assert list((small / "text" / "tensorboard").iterdir())
 
-    fusion = train(
-        TrainConfig(stage="fusion", epochs=20, paired=0.0, **{**FAST, "learning_rate": 1e-3}),
-        small / "fusion",
-        init=small / "text",
-    )
+    fusion = train(PAIRS, small / "fusion", init=small / "text")
     assert fusion["text_weighted_f1"] > 0.6
-    assert fusion["audio_uar"] > 0.5, "pitches that give the label away were not learned"
+    assert fusion["audio_uar"] > 0.4, "pitches that give the label away were not learned"
 
-    model, text_encoder, about = checkpoint.load(small / "fusion")
+    model, text_encoder, _, about = checkpoint.load(small / "fusion")
     assert about["dev"]["score"] == fusion["score"]
-    stored = checkpoint.load(small / "text")[1].state_dict()
+    assert about["corpora"] == ["meld", "dailytalk", "ravdess", "tess", "emogator"]
+    stored = checkpoint.load(small / "text").text.state_dict()
     for name, value in text_encoder.state_dict().items():
         assert torch.equal(value, stored[name]), "the fusion stage must not touch the text encoder"
     assert not model.training
 
-    result = evaluate(small / "fusion")
+    result = evaluate(small / "fusion", stressed=True)
     assert set(result["temperatures"]) == {"audio", "text", "audio+text"}
     assert result["scores"]["meld_test_text"]["weighted_f1"] > 0.6
-    assert checkpoint.load(small / "fusion")[2]["temperatures"] == result["temperatures"]
+    assert (
+        result["scores"]["meld_test_text, after 100 foreign turns"]["utterances"]
+        == (result["scores"]["meld_test_text"]["utterances"])
+    )
+    assert set(result["scores"]["ravdess_17_20_audio"]["by_gender"]) == {"F"}
+    low, high = result["scores"]["meld_test_text"]["interval_95"]["weighted_f1"]
+    assert low <= result["scores"]["meld_test_text"]["weighted_f1"] <= high
+    assert (small / "fusion" / "evaluation" / "meld_test_text.png").stat().st_size > 10_000
+    assert checkpoint.load(small / "fusion").about["temperatures"] == result["temperatures"]
 
 
-def test_same_seed_same_losses(small):
-    runs = []
-    for name in ("a", "b"):
-        train(TrainConfig(stage="text", epochs=1, seed=5, **FAST), small / name)
-        runs.append([json.loads(line)["loss"] for line in (small / name / "log.jsonl").read_text().splitlines()])
-    assert runs[0] == runs[1]
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(small, monkeypatch):
+    """Killed within its third epoch: every loss and every weight is that of the unbroken run, averages included."""
+    config = replace(TALK, epochs=4, seed=5, ema=0.9)
+    train(config, small / "whole")
+    judged = []
+
+    def judge_then_die(self):
+        judged.append(1)
+        if len(judged) == 3:
+            raise Killed
+        return original(self)
+
+    original = loop.CorpusStage.judge
+    monkeypatch.setattr(loop.CorpusStage, "judge", judge_then_die)
+    with pytest.raises(Killed):
+        train(config, small / "broken")
+    monkeypatch.setattr(loop.CorpusStage, "judge", original)
+    train(config, small / "broken")
+    whole, broken = (lines_of(small / name) for name in ("whole", "broken"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
+    a, b = (checkpoint.load(small / name).hbaf.state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_of_another_config_is_not_gone_on_with(small):
+    train(replace(TALK, epochs=1), small / "run")
+    with pytest.raises(SystemExit, match=r"learning_rate 0.003 there, 0.002 now.*--restart"):
+        train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run")
+    train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run", restart=True)
+    assert (small / "run" / state.FILE).exists()
+
+
+def test_early_stopping_waits_as_long_as_it_was_told(small, monkeypatch):
+    monkeypatch.setattr(loop.CorpusStage, "judge", lambda self: {"score": 0.5})
+    train(replace(TALK, epochs=20, patience=2), small / "run")
+    assert len(lines_of(small / "run")) == 3
+
+
+def test_lora_leaves_a_checkpoint_of_plain_weights(small):
+    before = checkpoint.encoders.load_text().state_dict()
+    train(replace(TALK, text_tuning="lora", lora_rank=2, epochs=2), small / "lora")
+    after = checkpoint.load(small / "lora").text.state_dict()
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed, "LoRA changed nothing"
+    assert all(after[name].ndim == 2 and "embeddings" not in name for name in changed)
+
+
+def test_tuned_audio_is_stored_and_used(small):
+    config = replace(TALK, corpus="ravdess", also=(), use="audio", text_tuning="frozen", audio_tuning="full", epochs=2)
+    train(config, small / "audio")
+    packaged, found = checkpoint.encoders.load_audio().state_dict(), checkpoint.load(small / "audio").audio.state_dict()
+    assert not torch.equal(packaged["conv1.weight"], found["conv1.weight"])
+    train(replace(config, audio_tuning="frozen", epochs=1), small / "next", init=small / "audio")
+    assert torch.equal(checkpoint.load(small / "next").audio.state_dict()["conv1.weight"], found["conv1.weight"])
 
 
 def test_open_recipe_reads_no_restricted_corpus(small):
@@ -56,5 +121,6 @@ def test_open_recipe_reads_no_restricted_corpus(small):
     (small / "data" / "dailytalk" / "dialogues.jsonl").write_text("\n".join(lines))
     rows = (small / "data" / "emogator" / "manifest.csv").read_text().splitlines()
     (small / "data" / "emogator" / "manifest.csv").write_text("\n".join([*rows, "0.flac,10,anger"]))
-    train(TrainConfig(stage="fusion", epochs=1, open=True, **{**FAST, "dailytalk_share": 1.0}), small / "open")
-    assert checkpoint.load(small / "open")[2]["train"]["open"] is True
+    pairs = PairConfig(clips=("emogator",), clip_turns=8)
+    train(replace(PAIRS, corpus="dailytalk", also=(), pairs=pairs, epochs=1), small / "open")
+    assert checkpoint.load(small / "open").about["corpora"] == ["dailytalk", "emogator"]

@@ -4,31 +4,110 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from training.config import MELD_LABELS
+
+UNLABELLED = -1  # a turn that others may look back on, but that teaches and scores nothing
+SPLITS = ("train", "dev", "test")
+
+
+class CorpusError(SystemExit):
+    """Data that cannot be used as they are. The message names the file and line and says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What somebody else's encoders made of an utterance: audio (F, dim) and text (T, dim), either may be None."""
+
+    audio: NDArray[np.float32] | None
+    text: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn. `label` indexes MELD's seven; `speaker` is a name that only has to differ between speakers."""
+    """One turn. `label` indexes its corpus' labels; `speaker` is a name that only has to differ between speakers."""
 
     text: str
     label: int
     speaker: str | None = None
     audio: Path | None = None
     gender: str | None = None
+    vectors: Vectors | None = None
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Consecutive turns. `split` is train, dev or test."""
+    """Consecutive turns. `split` is train, dev or test; `fold` is what cross-validation leaves out together."""
 
     name: str
     split: str
     turns: tuple[Utterance, ...]
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Dialogues and the names of their labels.
+
+    >>> turns = (Utterance("Hello.", 0),)
+    >>> corpus = Corpus("mine", ("calm",), tuple(Dialogue(str(n), "train", turns, fold=n) for n in range(5)))
+    >>> [d.split for d in corpus.folded(3).dialogues]
+    ['train', 'train', 'train', 'test', 'dev']
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    dialogues: tuple[Dialogue, ...]
+
+    def split(self, name: str) -> list[Dialogue]:
+        """Dialogues of train, dev or test."""
+        return [d for d in self.dialogues if d.split == name]
+
+    @property
+    def folds(self) -> int:
+        """How many folds its dialogues are in; 1 means that there is a split of its own and no folds."""
+        return 1 + max((d.fold for d in self.dialogues), default=0)
+
+    def folded(self, fold: int) -> Corpus:
+        """Fold k tests, fold k + 1 selects, the others train (training/MODEL.md, "Protocol")."""
+        if not 0 <= fold < self.folds or self.folds < 3:
+            raise CorpusError(f"{self.name} has {self.folds} folds; fold {fold} cannot test (three are the least)")
+        of = {fold: "test", (fold + 1) % self.folds: "dev"}
+        return replace(self, dialogues=tuple(replace(d, split=of.get(d.fold, "train")) for d in self.dialogues))
+
+    def without(self, skipped: Iterable[str]) -> Corpus:
+        """Leave out the audio of clips that `training.check` found unusable; their words stay."""
+        names = set(skipped)
+
+        def mended(turn: Utterance) -> Utterance:
+            return replace(turn, audio=None) if str(turn.audio) in names else turn
+
+        kept = []
+        for d in self.dialogues:
+            turns = [mended(t) for t in d.turns]
+            turns = [t for t in turns if t.text or t.audio or t.vectors]
+            if turns:
+                kept.append(replace(d, turns=tuple(turns)))
+        return replace(self, dialogues=tuple(kept))
+
+    def require(self, *splits: str) -> Corpus:
+        """This corpus, or a clear error where one of the splits holds nothing to learn from or to score."""
+        for name in splits:
+            found = Counter(t.label for d in self.split(name) for t in d.turns if t.label != UNLABELLED)
+            if not found:
+                have = ", ".join(f"{s}: {sum(len(d.turns) for d in self.split(s))} turns" for s in SPLITS)
+                raise CorpusError(f"{self.name} has no labelled utterance in its {name} split ({have})")
+            if name == "train" and len(found) < 2:
+                only = self.labels[next(iter(found))]
+                raise CorpusError(f"every training utterance of {self.name} is {only!r}; two labels are the least")
+        return self
 
 
 def data_folder() -> Path:
@@ -36,12 +115,12 @@ def data_folder() -> Path:
     return Path(os.environ.get("HBAF_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 
 
-def label_index(name: str, renamed: dict[str, str] | None = None) -> int:
+def label_index(name: str, renamed: dict[str, str] | None = None, labels: Sequence[str] = MELD_LABELS) -> int:
     """'joy' -> 3, after renaming a corpus' own word; an unknown word is an error, never a silent class."""
     word = (renamed or {}).get(name, name)
-    if word not in MELD_LABELS:
-        raise ValueError(f"label {name!r} is not known; expected one of {', '.join(MELD_LABELS)}")
-    return MELD_LABELS.index(word)
+    if word not in labels:
+        raise ValueError(f"label {name!r} is not known; expected one of {', '.join(labels)}")
+    return list(labels).index(word)
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:

@@ -1,0 +1,216 @@
+"""The commands a laboratory and a robot maker use: check, train over seeds and folds, ablate, finetune, evaluate."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.conftest import speech
+from tests.made import TALK, WORDS
+from training import ablate, checkpoint, corpora, evaluate, finetune, from_bundle, loop, protocol
+from training.check import check, skip_list
+from training.config import ModelConfig, TrainConfig
+from training.stages import read_skip_list
+
+TINY = ModelConfig(width=16, heads=2, contrastive_dim=8, window=4)
+
+
+@pytest.fixture
+def features(tmp_path):
+    """Two modalities that each know a little: what is said is in the first axis, how in the second."""
+    rng = np.random.default_rng(1)
+    count = 300
+    label = rng.integers(0, 3, count)
+    text, audio = (rng.standard_normal((count, 5)).astype(np.float32) for _ in range(2))
+    text[:, 0] += 1.5 * (label == 0) - 1.5 * (label == 1)
+    audio[:, 0] += 1.5 * (label == 1) - 1.5 * (label == 2)
+    names = np.array(["anger", "joy", "sadness"])[label]
+    where = {"dialogue_id": np.arange(count) // 5, "utterance_id": np.arange(count) % 5}
+    np.savez(tmp_path / "f.npz", text=text, audio=audio, emotion=names, **where)
+    return f"features:{tmp_path / 'f.npz'}"
+
+
+def test_seeds_and_folds_are_pooled_and_not_repeated(tmp_path, features, monkeypatch):
+    config = TrainConfig(corpus=features, epochs=2, learning_rate=3e-3)
+    plan = protocol.Plan((0, 1), True, TINY)
+    found = protocol.carry_out(config, tmp_path / "run", plan)
+    assert [r["utterances"] for r in found["runs"]] == [300, 300], "every utterance is tested once"
+    assert found["mean"]["weighted_f1"] == pytest.approx(np.mean([r["weighted_f1"] for r in found["runs"]]))
+    assert found["sd"]["weighted_f1"] > 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["folds"] == 5
+    monkeypatch.setattr(loop.Run, "_epoch", lambda self: pytest.fail("a finished run was trained again"))
+    again = protocol.carry_out(config, tmp_path / "run", plan)
+    assert again["mean"] == found["mean"]
+    assert "±" not in str(protocol.table({"x": found}).columns[0])
+
+
+def test_ablation_shows_what_a_modality_is_worth(tmp_path, features):
+    config = TrainConfig(corpus=features, epochs=6, learning_rate=3e-3, turns=30)
+    names = ("audio only", "without fusion module (concatenation)", "bidirectional (offline)")
+    found = ablate.ablate(config, tmp_path / "run", protocol.Plan((0,), True, TINY), names)
+    assert list(found) == [ablate.WHOLE, *names]
+    lost = found["audio only"]["against_whole"]
+    assert lost["difference"] > 0.05
+    assert lost["p"] < 0.05
+    stored = {n: checkpoint.describe(Path(r["out"]) / "seed0-fold0")[1] for n, r in found.items()}
+    assert not stored[names[1]].fusion
+    assert not stored[names[2]].causal
+    assert stored[ablate.WHOLE].fusion
+    text = ablate.markdown(found)
+    assert text.count("\n") == 6
+    assert "bidirectional (offline)" in text
+    with pytest.raises(SystemExit, match="unknown variant 'no brain'; there are whole model"):
+        ablate.ablate(config, tmp_path / "run", protocol.Plan((0,), True, TINY), ("no brain",))
+
+
+def test_every_variant_is_a_model_of_its_own():
+    """The paper's three and ours; each differs from the whole in something, and the whole in nothing."""
+    assert sum(v.paper for v in ablate.VARIANTS.values()) == 4
+    for name, v in ablate.VARIANTS.items():
+        assert bool(v.model or v.loss or v.run) == (name != ablate.WHOLE)
+        replace(ModelConfig(), **v.model)
+        replace(TrainConfig(loss=replace(TrainConfig().loss, **v.loss)), **v.run)
+
+
+def test_the_bidirectional_variant_is_called_that(tmp_path, features):
+    config = TrainConfig(corpus=features, fold=0, epochs=1)
+    loop.train(config, tmp_path / "run", replace(TINY, causal=False))
+    (name, *_) = evaluate.evaluate(tmp_path / "run")["scores"]
+    assert name.endswith("bidirectional")
+
+
+def mine(folder, count=40):
+    """A manifest with labels of its own that the words give away, and a clip to every other turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = ("pleased", "upset")
+    lines = []
+    for n in range(count):
+        label = n % 2
+        clip = f"{n}.wav"
+        soundfile.write(folder / clip, speech(0.3, seed=n), 16_000)
+        split = ("train", "train", "train", "dev", "test")[n // 2 % 5]
+        word = (WORDS["joy"], WORDS["anger"])[label]
+        line = {"text": f"{word} it is", "label": labels[label], "dialogue": f"d{n // 2}", "speaker": "ab"[n % 2],
+                "split": split}  # fmt: skip
+        lines.append(json.dumps(line | ({"audio": clip} if n % 2 else {})))
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+    return folder / "mine.jsonl"
+
+
+def test_check_finds_what_training_cannot_use(tmp_path):
+    path = mine(tmp_path / "data", 10)
+    folder = path.parent
+    soundfile.write(folder / "3.wav", np.zeros(8_000), 16_000)
+    soundfile.write(folder / "5.wav", speech(0.05), 16_000)
+    (folder / "7.wav").write_bytes(b"not audio at all")
+    (folder / "9.wav").write_bytes((folder / "1.wav").read_bytes())
+    found = check(corpora.load(str(path)))
+    assert {fault: len(clips) for fault, clips in found["faults"].items()} == {
+        "silent": 1, "short": 1, "broken": 1, "double": 1}  # fmt: skip
+    assert found["counts"]["train"]["utterances"] == 6
+    assert found["counts"]["test"]["pleased"] == 1
+    (tmp_path / "skip.txt").write_text(skip_list(found))
+    skipped = read_skip_list(str(tmp_path / "skip.txt"))
+    assert sorted(Path(p).name for p in skipped) == ["3.wav", "5.wav", "7.wav", "9.wav"]
+    left = corpora.load(str(path)).without(skipped)
+    assert sum(t.audio is not None for d in left.dialogues for t in d.turns) == 1
+    assert sum(len(d.turns) for d in left.dialogues) == 10, "their words stay"
+    corpus = corpora.load(str(path))
+    (folder / "1.wav").unlink()
+    assert "missing" in check(corpus)["faults"], "gone since the corpus was read"
+
+
+def test_finetune_goes_on_from_the_default_bundle_with_own_labels(small, tiny, monkeypatch):
+    monkeypatch.setattr(finetune, "DEFAULT", tiny.bundle)
+    config = replace(finetune.RECIPE, corpus=str(mine(small / "own")), epochs=6, learning_rate=3e-3)
+    result = finetune.finetune(config, small / "run")
+    assert result["before"] is None, "the default model cannot be scored on labels it does not know"
+    stored = checkpoint.load(small / "run")
+    assert stored.hbaf.config.labels == ("pleased", "upset")
+    assert stored.about["corpora"][-1] == "manifest"
+    (name,) = [n for n in result["scores"] if n.endswith("test, text")]
+    assert result["scores"][name]["utterances"] == 8
+    base = checkpoint.load(small / "run" / "base")
+    assert torch.equal(base.text.state_dict()["embeddings.word_embeddings.weight"],
+                       stored.text.state_dict()["embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_a_bundle_gives_its_weights_back(tiny, small, monkeypatch):
+    from hbaf_edge.bundle import load_bundle
+
+    model, text, audio = from_bundle.restore(load_bundle(tiny.bundle))
+    for mine_, theirs in ((model, tiny.model), (text, tiny.text)):
+        expected = theirs.state_dict()
+        for name, value in mine_.state_dict().items():
+            if name in dict(theirs.named_parameters()) and not from_bundle.NOT_SHIPPED.match(name):
+                was = expected[name]
+                if name.endswith("mix.logits"):  # what a softmax makes of them is what a bundle holds
+                    value, was = value.softmax(0), was.softmax(0)
+                assert torch.allclose(value, was, atol=2e-6), name
+    assert torch.equal(audio.state_dict()["blocks.0.qkv.weight"], tiny.audio.state_dict()["blocks.0.qkv.weight"])
+
+
+def test_int8_weights_come_back_to_within_a_step(tiny, tmp_path):
+    import onnx
+
+    from export.quantize import quantize_weights
+
+    whole = onnx.load(tiny.onnx / "text.onnx")
+    a, b = (from_bundle.weights(m.SerializeToString()) for m in (whole, quantize_weights(whole)))
+    assert set(a) <= set(b)
+    for name, value in a.items():
+        if value.dtype == np.float32 and value.size:
+            step = np.abs(value).max() / 127 if value.ndim > 1 else 0
+            assert np.abs(value - b[name]).max() <= 0.51 * step + 1e-7, name
+
+
+def test_a_checkpoint_of_another_version_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="is not a checkpoint"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {"labels": ["a"], "wings": 2}, "about": {}}')
+    with pytest.raises(SystemExit, match=r"wings.*another version"):
+        checkpoint.load(tmp_path)
+
+
+def test_other_labels_get_fresh_last_layers_and_keep_the_rest(tiny):
+    found = loop.relabelled(tiny.model, ("glad", "cross"))
+    old, new = tiny.model.state_dict(), found.state_dict()
+    assert new["head.3.weight"].shape == (2, 32)
+    assert torch.equal(new["dialogue_scope.0.halves.0.w_g"], old["dialogue_scope.0.halves.0.w_g"])
+    assert torch.equal(new["head.0.weight"], old["head.0.weight"])
+    seven = loop.relabelled(tiny.model, tuple("abcdefg"))
+    assert not torch.equal(seven.state_dict()["head.3.weight"], old["head.3.weight"]), "as many, but others"
+    assert loop.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
+
+
+def test_a_pupil_learns_from_its_teachers(small):
+    loop.train(replace(TALK, epochs=12), small / "teacher")
+    teachers = (str(small / "teacher"), str(small / "teacher"))
+    told = loop.train(replace(TALK, epochs=1, teachers=teachers), small / "pupil")
+    alone = loop.train(replace(TALK, epochs=1), small / "alone")
+    assert told["score"] != alone["score"]
+    path = mine(small / "own")
+    with pytest.raises(SystemExit, match=r"knows \('anger'.*has \("):
+        loop.train(replace(TALK, corpus=str(path), also=(), teachers=teachers), small / "other")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"use": "video"}, "use is 'video'; expected one of audio"),
+        ({"epochs": 0}, "epochs is 0; 1 is the least"),
+        ({"drop_text": 2.0}, "it is a share"),
+        ({"corpus": "melt"}, "unknown corpus 'melt'; there are meld"),
+        ({"also": ("dailytalk@much",)}, "is not a number"),
+        ({"skip": "nowhere.txt"}, "training.check writes one"),
+        ({"fold": 7}, "fold 7 cannot test"),
+    ],
+)
+def test_wrong_choices_are_said_before_training(small, wrong, said):
+    with pytest.raises(SystemExit, match=said):
+        loop.train(replace(TALK, **wrong), small / "run")
+    assert not (small / "run").exists()

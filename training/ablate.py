@@ -1,0 +1,168 @@
+"""The paper's ablations and ours, by one command: the same protocol with one module left out at a time.
+
+    python -m training.ablate --corpus features --folds all --seeds 0 1 2 --out runs/ablate
+    python -m training.ablate --corpus meld:MELD.Raw --seeds 0 1 2 3 4 --out runs/ablate-meld
+
+Prints one table (mean ± deviation over seeds, and the difference to the whole model by paired bootstrap), and writes it
+to OUT as ablation.json, ablation.md and ablation.png. Variants that are there already are not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from training import distributed, pictures, protocol
+from training.command import cli
+from training.config import ModelConfig, TrainConfig
+from training.metrics import paired
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is left out: fields of the model, of the loss, or of the run. `paper` marks the paper's own ablations."""
+
+    model: dict[str, Any]
+    loss: dict[str, float]
+    run: dict[str, Any]
+    paper: bool = False
+
+
+WHOLE = "whole model"
+VARIANTS = {
+    WHOLE: Variant({}, {}, {}, True),
+    "without audio context network": Variant({"context_network": False}, {}, {}, True),
+    "without fusion module (concatenation)": Variant({"fusion": False}, {}, {}, True),
+    "without contrastive learning": Variant({}, {"absolute": 0.0, "relative": 0.0}, {}, True),
+    "no gate": Variant({"gate": False}, {}, {}),
+    "no relevance": Variant({"relevance": False}, {}, {}),
+    "no residual": Variant({"residual": False}, {}, {}),
+    "absolute contrast only": Variant({}, {"relative": 0.0}, {}),
+    "relative contrast only": Variant({}, {"absolute": 0.0}, {}),
+    "text only": Variant({}, {}, {"use": "text"}),
+    "audio only": Variant({}, {}, {"use": "audio"}),
+    "bidirectional (offline)": Variant({"causal": False}, {}, {}),
+}
+
+
+def ablate(config: TrainConfig, out: Path, plan: protocol.Plan, chosen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every variant's summary and its paired difference to the whole model.
+
+    Args:
+        config: of the whole model.
+        out: one folder per variant.
+        plan: seeds, folds, start.
+        chosen: names of VARIANTS; none is all of them.
+    """
+    names = [WHOLE, *(n for n in chosen or VARIANTS if n != WHOLE)]
+    unknown = [n for n in names if n not in VARIANTS]
+    if unknown:
+        raise SystemExit(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    found = {}
+    for name in names:
+        v = VARIANTS[name]
+        Console(stderr=True).print(f"[bold]{name}[/]")
+        model = replace(plan.model or ModelConfig(), **v.model)
+        run = replace(config, loss=replace(config.loss, **v.loss), **v.run)
+        place = out / name.split(" (")[0].replace(" ", "-")
+        found[name] = protocol.carry_out(run, place, replace(plan, model=model))
+    whole = _predictions(Path(found[WHOLE]["out"]))
+    for name in names[1:]:
+        found[name]["against_whole"] = _difference(whole, _predictions(Path(found[name]["out"])))
+    return found
+
+
+def _predictions(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Predictions of every run of a variant, by the run's name."""
+    files = sorted(folder.glob("**/predictions.safetensors"))
+    return {str(f.parent.relative_to(folder)): load_file(f) for f in files}
+
+
+def _difference(whole: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    """Weighted F1 lost by leaving something out: paired over the same test utterances of the same runs.
+
+    Resampled by dialogue; every seed's prediction of a dialogue is drawn together with the others'.
+    """
+    runs = [name for name in whole if name in other and torch.equal(whole[name]["labels"], other[name]["labels"])]
+    if not runs:
+        raise SystemExit("the variants were scored on different utterances; train them anew with --restart")
+    ours, theirs = (torch.cat([p[name]["logits"] for name in runs]) for p in (whole, other))
+    labels = torch.cat([whole[name]["labels"] for name in runs])
+    fold = {name: name.partition("fold")[2] for name in runs}  # the same dialogue under another seed is the same group
+    groups = [f"{fold[name]}/{int(i)}" for name in runs for i in whole[name]["dialogue"]]
+    return paired(ours, theirs, labels, groups)
+
+
+def table(found: dict[str, Any]) -> Table:
+    """For people; the paper's own ablations come first."""
+    shown = Table("variant", "of", "weighted F1", "macro F1", "UAR", "lost to the whole", "p")
+    for name, r in found.items():
+        cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in ("weighted_f1", "macro_f1", "uar")]
+        lost = r.get("against_whole")
+        said = [f"{100 * lost['difference']:+.1f}", f"{lost['p']:.3f}"] if lost else ["", ""]
+        shown.add_row(name, "paper" if VARIANTS[name].paper else "ours", *cells, *said)
+    return shown
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The same for a document."""
+    lines = ["| variant | weighted F1 | macro F1 | UAR | weighted F1 lost [95 %] | p |", "|---|---|---|---|---|---|"]
+    for name, r in found.items():
+        cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in ("weighted_f1", "macro_f1", "uar")]
+        lost = r.get("against_whole")
+        said = "| |"
+        if lost:
+            low, high = 100 * lost["low"], 100 * lost["high"]
+            said = f"{100 * lost['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {lost['p']:.3f} |"
+        lines.append(f"| {name} | {' | '.join(cells)} | {said}")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    out: Path,
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    folds: Literal["own", "all"] = "own",
+    only: tuple[str, ...] = (),
+    device: str = "auto",
+    threads: int | None = None,
+    restart: bool = False,
+) -> None:
+    """Ablate.
+
+    Args:
+        out: folder of all runs and of the table.
+        train: the run of the whole model.
+        model: its flags and sizes.
+        seeds: of the runs.
+        folds: all: cross-validation; own: the corpus' own split, or --fold.
+        only: names of variants; the whole model is always among them.
+        device: cpu, cuda, or auto.
+        threads: CPU threads; None leaves torch's choice.
+        restart: train again what is there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    plan = protocol.Plan(seeds, folds == "all", model, None, distributed.start(device), restart)
+    found = ablate(train, out, plan, only)
+    if distributed.rank() == 0:
+        Console().print(table(found))
+        (out / "ablation.json").write_text(json.dumps(found, indent=1))
+        (out / "ablation.md").write_text(markdown(found))
+        rows = {name: (r["mean"]["weighted_f1"], r["sd"]["weighted_f1"]) for name, r in found.items()}
+        pictures.bars(rows, "weighted F1", out / "ablation.png")
+        print(json.dumps({name: r["mean"]["weighted_f1"] for name, r in found.items()}))
+
+
+if __name__ == "__main__":
+    cli(main, __doc__)

@@ -1,0 +1,15 @@
+"""Command lines from function signatures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+
+def cli(function: Callable[..., None], description: str | None) -> None:
+    """A command line from a function's signature, in the words of its docstring."""
+    prog = f"python -m training.{Path(inspect.getfile(function)).stem}"
+    tyro.cli(function, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))

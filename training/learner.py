@@ -1,0 +1,189 @@
+"""HBAF together with its encoders: histories of turns in, logits or loss out.
+
+An encoder is frozen (its states come from a cache), learns whole, or through LoRA; whichever way, a turn carries
+either the encoder's states or what the encoder reads, and `Learner` tells the two apart by what it finds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hbaf_edge.audio import SAMPLE_RATE
+from training import augment, batches, encoders, losses
+from training.batches import Turn
+from training.config import LossWeights, TrainConfig
+from training.model import HBAF, Batch, Output
+from training.sound import hear
+from training.words import Tokens
+
+TEXT_CHUNK, AUDIO_CHUNK = 32, 8  # encoded at once; sorted by length, so that little is padding
+LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj)"
+LONGEST_BAND = {"mel": (12, 25), "wave": (0, 1600)}  # of SpecAugment: mel bins and frames; samples
+
+
+class Learner(nn.Module):
+    """HBAF and its encoders.
+
+    Args:
+        hbaf: the model.
+        text, audio: encoders, or None where turns only ever carry states.
+        weights: of the losses.
+        balance: (labels,) weight of each label in the cross-entropy, or None.
+    """
+
+    def __init__(
+        self,
+        hbaf: HBAF,
+        text: nn.Module | None,
+        audio: nn.Module | None,
+        weights: LossWeights | None = None,
+        balance: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.hbaf, self.text, self.audio = hbaf, text, audio
+        self.weights = weights or LossWeights()
+        self.balance: Tensor | None
+        self.register_buffer("balance", balance, persistent=False)
+        self.augment: augment.Augment | None = None
+        self.audio_seconds = 0.0  # clips are cropped to this in training
+
+    def forward(self, histories: Sequence[Sequence[Turn]]) -> Tensor:
+        """The mean loss over the histories' labelled turns: a scalar."""
+        batch = self.batch(histories)
+        return losses.total(self.hbaf, batch, self.hbaf(batch), self.weights, self.balance)
+
+    def output(self, histories: Sequence[Sequence[Turn]]) -> Output:
+        """Logits and codes of every turn, in the order of the histories."""
+        found: Output = self.hbaf(self.batch(histories))
+        return found
+
+    def batch(self, histories: Sequence[Sequence[Turn]]) -> Batch:
+        """Encode what is not encoded yet, and pad."""
+        turns = [turn for history in histories for turn in history]
+        c = self.hbaf.config
+        device = self.hbaf.absent.device
+        text: list[Any] = [t.text for t in turns]
+        text = self._states(text, [i for i, t in enumerate(text) if isinstance(t, Tokens)], self._encode_text)
+        audio: list[Any] = [t.audio for t in turns]
+        audio = self._states(audio, [i for i, a in enumerate(audio) if isinstance(a, Path)], self._encode_audio)
+        return batches.collate(
+            histories, audio, text, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack, device
+        )
+
+    def _states(self, given: list[Any], raw: list[int], encode: Any) -> list[Any]:
+        """Put states where there was something to encode."""
+        for place, states in encode([given[i] for i in raw]) if raw else ():
+            given[raw[place]] = states
+        return given
+
+    def _encode_text(self, found: list[Tokens]) -> Iterator[tuple[int, Tensor]]:
+        """Places and states (own, states, dim)."""
+        assert self.text is not None
+        device = self.hbaf.absent.device
+        order = sorted(range(len(found)), key=lambda i: len(found[i].ids))
+        segments = getattr(self.text.config, "type_vocab_size", 1) > 1
+        for rows in batches.groups(order, TEXT_CHUNK):
+            ids, mask = batches.pad([found[i].ids for i in rows], ())
+            kinds, _ = batches.pad([found[i].kinds for i in rows], ())
+            inputs = [x.to(device) for x in (ids, mask, kinds)]
+            states = encoders.text_states(self.text, inputs[0], inputs[1], inputs[2] if segments else None)
+            for i, row in zip(rows, states):
+                yield i, row[: found[i].own]
+
+    def _encode_audio(self, found: list[Path]) -> Iterator[tuple[int, Tensor]]:
+        """Places and states (frames, states, dim) of clips; cropped, augmented and hidden in parts while training."""
+        audio = cast(Any, self.audio)
+        device = self.hbaf.absent.device
+        prepared = [audio.prepare(self._heard(path)) for path in found]
+        if self.training and self.augment:
+            prepared = [hide_parts(p) for p in prepared]
+        order = sorted(range(len(found)), key=lambda i: prepared[i].shape[-1])
+        for rows in batches.groups(order, AUDIO_CHUNK):
+            longest = max(prepared[i].shape[-1] for i in rows)
+            padded = torch.stack(
+                [nn.functional.pad(prepared[i], (0, longest - prepared[i].shape[-1])) for i in rows]
+            ).to(device)
+            lengths = torch.tensor([prepared[i].shape[-1] for i in rows], device=device)
+            mask = torch.arange(longest, device=device) < lengths[:, None]
+            states = encoders.audio_states(audio, padded, None if bool(mask.all()) else mask)
+            for i, row in zip(rows, states):
+                yield i, row[: audio.frames(prepared[i].shape[-1])]
+
+    def _heard(self, path: Path) -> Tensor:
+        samples = torch.from_numpy(hear(path).samples)
+        if not self.training:
+            return samples
+        if self.augment:
+            samples = self.augment(samples)
+        limit = int(self.audio_seconds * SAMPLE_RATE)
+        start = int(torch.randint(0, max(0, len(samples) - limit) + 1, ()))
+        return samples[start : start + limit] if limit else samples
+
+    def train(self, mode: bool = True) -> Learner:
+        """Frozen encoders stay in eval mode: no dropout in what does not learn."""
+        super().train(mode)
+        for encoder in (self.text, self.audio):
+            if encoder is not None and not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
+        return self
+
+
+def hide_parts(prepared: Tensor) -> Tensor:
+    """SpecAugment on log-mel (80, frames); spans of silence in a waveform (samples,)."""
+    if prepared.ndim == 2:
+        return augment.hide(prepared, LONGEST_BAND["mel"])
+    return augment.hide(prepared[None], LONGEST_BAND["wave"])[0]
+
+
+def tune(encoder: nn.Module | None, how: str, rank: int) -> nn.Module | None:
+    """Freeze an encoder, let it learn whole, or add LoRA of that rank to every linear map of its blocks."""
+    if encoder is None:
+        return None
+    encoder.requires_grad_(how == "full")
+    if how != "lora":
+        return encoder
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=LORA_TARGETS)
+    return cast(nn.Module, get_peft_model(cast(Any, encoder), config))
+
+
+def merged(encoder: nn.Module | None) -> nn.Module | None:
+    """The encoder with LoRA's share added to its weights; itself where there is none. The given one stays as it is."""
+    if encoder is None or not hasattr(encoder, "merge_and_unload"):
+        return encoder
+    import copy
+
+    return cast(nn.Module, cast(Any, copy.deepcopy(encoder)).merge_and_unload())
+
+
+def depth_of(name: str, layers: int) -> int:
+    """How far up a parameter stands in its encoder: 0 what the layers start from, i + 1 layer i, `layers` the top.
+
+    >>> [depth_of(n, 6) for n in ("embeddings.word.weight", "encoder.layer.3.output.dense.weight", "norm.weight")]
+    [0, 4, 6]
+    """
+    found = re.search(r"(?:layers?|blocks)\.(\d+)\.", name)
+    if found:
+        return int(found.group(1)) + 1
+    return 0 if re.search(r"embed|conv|feature", name) else layers
+
+
+def groups_of(learner: Learner, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters for AdamW: no decay on norms and biases; an encoder at its own rate, its lower layers slower."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    encoders_of = ((part, config.encoder_rate) for part in (learner.text, learner.audio))
+    for part, rate in ((learner.hbaf, config.learning_rate), *encoders_of):
+        named = [(n, p) for n, p in part.named_parameters() if p.requires_grad] if part is not None else []
+        layers = max((depth_of(n, 0) for n, _ in named), default=0)
+        for name, parameter in named:
+            below = 0 if part is learner.hbaf else layers - depth_of(name, layers)
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            found.setdefault((rate * config.layer_decay**below, decay), []).append(parameter)
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in found.items()]

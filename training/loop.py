@@ -1,0 +1,264 @@
+"""One training run: a loop a reader can follow from top to bottom.
+
+Selected on dev after every epoch; the best checkpoint stays in the run's folder, with a line per epoch in log.jsonl,
+TensorBoard's scalars beside it, and the state from which a killed run goes on (training/state.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training import augment, batches, checkpoint, distributed, encoders, losses, state
+from training.config import ModelConfig, TrainConfig
+from training.corpora.records import UNLABELLED, Corpus
+from training.learner import Learner, groups_of, merged, tune
+from training.model import HBAF
+from training.pairs import PairStage
+from training.stages import CorpusStage, Group, load_also, load_corpus
+from training.teacher import lessons_of
+
+TALK = 0.1  # share of an epoch between two lines where no progress bar can be shown
+
+
+class Stage(Protocol):
+    """What feeds a run and judges it."""
+
+    def epoch(self, rng: random.Random) -> list[Group]:
+        """Batches of an epoch, as groups of histories."""
+
+    def judge(self) -> dict[str, float]:
+        """Dev scores; the one called `score` selects."""
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up, then a cosine to zero: the factor on every learning rate.
+
+    >>> [round(schedule(s, 100, 0.1), 2) for s in (0, 9, 55, 100)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+    ramp = max(1, int(steps * warmup))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    model: ModelConfig | None = None,
+    init: Path | None = None,
+    device: torch.device | str = "cpu",
+    restart: bool = False,
+) -> dict[str, float]:
+    """One run; returns the dev scores of the best epoch, whose checkpoint is in `out`.
+
+    Args:
+        config: what to learn from and how.
+        out: the run's folder. A run of the same config that was killed there goes on.
+        model: flags and sizes of a model that starts afresh; its encoders' sizes and labels are found out.
+        init: a checkpoint to start from in its place.
+        device: where to compute.
+        restart: forget what the folder holds.
+    """
+    config.check()
+    corpus = load_corpus(config)
+    torch.manual_seed(config.seed)
+    learner, about = begin(config, corpus, model, init)
+    also = load_also(config, corpus.labels)
+    learner.to(device)
+    lessons = lessons_of(config, corpus, also, device)
+    kind = PairStage if config.pair else CorpusStage
+    stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner, lessons))
+    run = Run(config, learner, stage, out, about)
+    if restart:
+        (out / state.FILE).unlink(missing_ok=True)
+    return run.go()
+
+
+def begin(
+    config: TrainConfig, corpus: Corpus, model: ModelConfig | None, init: Path | None
+) -> tuple[Learner, dict[str, Any]]:
+    """The learner a run starts with, and its lineage: corpora its weights will have seen, encoders not as packaged."""
+    seen = list(config.corpora)
+    tuned = [role for role in ("text", "audio") if getattr(config, f"{role}_tuning") != "frozen"]
+    if init:
+        stored = checkpoint.load(init)
+        hbaf, text, audio = relabelled(stored.hbaf, corpus.labels), stored.text, stored.audio
+        seen = list(dict.fromkeys([*stored.about.get("corpora", ["unknown"]), *seen]))
+        tuned = list(dict.fromkeys([*stored.about.get("tuned", []), *tuned]))
+    else:
+        hbaf, text, audio = _afresh(corpus, model or ModelConfig())
+    text, audio = tune(text, config.text_tuning, config.lora_rank), tune(audio, config.audio_tuning, config.lora_rank)
+    counts = Counter(t.label for d in corpus.split("train") for t in d.turns if t.label != UNLABELLED)
+    balance = losses.balance_of(torch.tensor([counts[i] for i in range(len(corpus.labels))]), config.loss.balance)
+    learner = Learner(hbaf, text, audio, config.loss, balance)
+    learner.augment = augment.Augment() if config.augment and config.audio_tuning != "frozen" else None
+    learner.audio_seconds = config.audio_seconds
+    return learner, {"corpora": seen, "tuned": tuned}
+
+
+def _afresh(corpus: Corpus, model: ModelConfig) -> tuple[HBAF, nn.Module | None, nn.Module | None]:
+    """A new HBAF on its encoders, or on the vectors that the corpus brings."""
+    vectors = next((t.vectors for d in corpus.dialogues for t in d.turns if t.vectors), None)
+    if vectors is None:
+        sizes = encoders.model_config(model.audio_encoder, model.text_encoder)
+        names = ("audio_encoder", "text_encoder", "audio_dim", "audio_states", "text_dim", "text_states")
+        found = replace(model, labels=corpus.labels, **{n: getattr(sizes, n) for n in names})
+        return HBAF(found), encoders.load_text(found.text_encoder), encoders.load_audio(found.audio_encoder)
+    dims = [0 if v is None else v.shape[-1] for v in (vectors.audio, vectors.text)]
+    none = {"audio_encoder": checkpoint.NONE, "text_encoder": checkpoint.NONE, "audio_states": 1, "text_states": 1}
+    # One vector is an utterance: nothing to stack, nothing to convolve.
+    found = replace(model, labels=corpus.labels, audio_dim=dims[0], text_dim=dims[1], stack=1, kernel=1, **none)  # type: ignore[arg-type]
+    return HBAF(found), None, None
+
+
+def relabelled(model: HBAF, labels: tuple[str, ...]) -> HBAF:
+    """The model itself, or its like with fresh last layers where the labels are others."""
+    if model.config.labels == labels:
+        return model
+    fresh = HBAF(replace(model.config, labels=labels))
+    old, new = model.state_dict(), fresh.state_dict()
+    fresh.load_state_dict({name: old[name] if old[name].shape == value.shape else value for name, value in new.items()})
+    for name, module in fresh.named_modules():
+        if name in ("head", "unimodal_heads.0", "unimodal_heads.1"):
+            cast(nn.Linear, cast(nn.Sequential, module)[-1]).reset_parameters()  # other labels, even if as many
+    return fresh
+
+
+class Run:
+    """The loop's state: learner, stage, optimiser, averaged weights, and how far it is."""
+
+    def __init__(self, config: TrainConfig, learner: Learner, stage: Stage, out: Path, about: dict[str, Any]) -> None:
+        self.config, self.learner, self.stage, self.out, self.about = config, learner, stage, out, about
+        self.device = learner.hbaf.absent.device
+        self.optimiser = torch.optim.AdamW(groups_of(learner, config))
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.learned = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.average = state.Average(self.learned, config.ema)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.wrapped: Any = learner
+        if distributed.size() > 1:
+            self.wrapped = DistributedDataParallel(learner, find_unused_parameters=True)
+        per_step = config.accumulate * distributed.size()
+        self.steps = config.epochs * -(-len(stage.epoch(random.Random(config.seed))) // per_step)
+
+    def go(self) -> dict[str, float]:
+        """Every epoch that is left."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.progress = state.load(self.out, self.config, self.optimiser, self.average)
+        if self.progress.epoch:
+            _say(f"{self.out}: going on behind epoch {self.progress.epoch - 1}")
+        while self.progress.epoch < self.config.epochs and not self._patient_enough():
+            self._epoch()
+        return self.progress.best
+
+    def _patient_enough(self) -> bool:
+        return bool(self.config.patience) and self.progress.waited >= self.config.patience
+
+    def _epoch(self) -> None:
+        """Learn, judge, keep the best, and leave a state behind."""
+        started, p = time.perf_counter(), self.progress
+        # Each epoch and process has its own seed, so that an epoch after a kill is the epoch it would have been.
+        torch.manual_seed(hash((self.config.seed, p.epoch, distributed.rank())) % 2**31)
+        loss, turns = self._learn(self.stage.epoch(random.Random(f"{self.config.seed}/{p.epoch}")))
+        seconds = time.perf_counter() - started
+        with self.average.applied():
+            found = self.stage.judge()
+            found["score"] = distributed.agreed(found["score"])
+            better = found["score"] > p.best["score"]
+            p.waited = 0 if better else p.waited + 1
+            if better:
+                p.best = found
+                self._keep(found)
+        line = {"epoch": p.epoch, "loss": loss, **found, "utterances_per_second": turns / seconds,
+                "minutes": (time.perf_counter() - started) / 60}  # fmt: skip
+        p.epoch += 1
+        if distributed.rank() == 0:
+            self._log(line)
+            state.save(self.out, self.config, p, self.optimiser, self.average)
+
+    def _learn(self, groups: list[Group]) -> tuple[float, int]:
+        """One pass over the groups; returns the mean loss and the turns of all processes together."""
+        self.wrapped.train()
+        steps = list(batches.groups(groups, self.config.accumulate * distributed.size()))
+        seen, told = [], 0.0
+        name = f"epoch {self.progress.epoch}"
+        for i, step in enumerate(track(steps, name, transient=True, console=Console(stderr=True),
+                                       disable=distributed.rank() > 0)):  # fmt: skip
+            seen.append(self._step(list(step)))
+            if not Console(stderr=True).is_terminal and (i + 1) / len(steps) >= told + TALK:
+                told = (i + 1) / len(steps)
+                _say(f"{name} step {i + 1} of {len(steps)}, loss {sum(seen[-20:]) / len(seen[-20:]):.3f}")
+        turns = sum(len(history) for group in groups for history in group)
+        return sum(seen) / max(1, len(seen)), turns
+
+    def _step(self, groups: list[Group]) -> float:
+        """One step of the optimiser on this process' share of the groups; every labelled turn weighs the same."""
+        world = distributed.size()
+        mine = groups[distributed.rank() :: world]
+        everyone = max(1, sum(map(_labelled, groups)))
+        # The last step may have fewer groups than processes; one without a group goes along at no weight.
+        weighed = [(group, _labelled(group) * world / everyone) for group in mine] or [(groups[0], 0.0)]
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = 0.0
+        for i, (group, share) in enumerate(weighed):
+            last = i == len(weighed) - 1
+            with nullcontext() if last or world == 1 else self.wrapped.no_sync():
+                loss += self._backward(group, share)
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.learned, self.config.clip)
+        factor = schedule(self.progress.step, self.steps, self.config.warmup)
+        for parameters, rate in zip(self.optimiser.param_groups, self.rates):
+            parameters["lr"] = rate * factor
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.progress.step += 1
+        self.average.update(self.progress.step)
+        return distributed.total(loss) / world
+
+    def _backward(self, group: Group, share: float) -> float:
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        with torch.autocast(self.device.type, kind, enabled=kind is not None and self.device.type == "cuda"):
+            loss: Tensor = self.wrapped(group) * share
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _keep(self, found: dict[str, float]) -> None:
+        if distributed.rank() == 0:
+            about = {**self.about, "train": self.config.to_json(), "dev": found, "epoch": self.progress.epoch}
+            packaged = self.learner.hbaf.config.audio_encoder in encoders.SOURCES and "audio" not in self.about["tuned"]
+            audio = None if packaged else merged(self.learner.audio)
+            checkpoint.save(self.out, self.learner.hbaf, merged(self.learner.text), about, audio)
+
+    def _log(self, line: dict[str, float]) -> None:
+        _say({k: round(v, 4) for k, v in line.items()})
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.out / "tensorboard")) as board:
+            for name, value in line.items():
+                board.add_scalar(name, value, int(line["epoch"]))
+
+
+def _labelled(group: Group) -> int:
+    return sum(turn.label != UNLABELLED for history in group for turn in history)
+
+
+def _say(what: object) -> None:
+    if distributed.rank() == 0:
+        Console(stderr=True).print(what, highlight=False)

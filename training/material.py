@@ -1,0 +1,99 @@
+"""What the learner is given of each turn: cached states where an encoder is frozen, its input where it learns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training import batches, caches
+from training.batches import Turn
+from training.config import TrainConfig, Use
+from training.corpora.records import Dialogue, Utterance
+from training.learner import Learner
+from training.words import Tokens, Words
+
+FRAMES_PER_SECOND = 50
+TRAIN_TOKENS = 40  # a longer utterance is cut where the text encoder learns; 1 % of MELD's are
+History = Sequence[tuple[Utterance, str | None]]
+States = batches.States
+Lessons = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Material:
+    """Turns of histories, for training and for scoring.
+
+    Args:
+        learner: whose encoders are used.
+        config: tuning, use, drop rates.
+    """
+
+    def __init__(self, learner: Learner, config: TrainConfig) -> None:
+        c = learner.hbaf.config
+        self.learner, self.config, self.earlier = learner, config, c.earlier_turns
+        self.words = Words(c.text_encoder, c.earlier_turns) if learner.text is not None else None
+        self.short = (
+            Words(c.text_encoder, c.earlier_turns, TRAIN_TOKENS)
+            if learner.text is not None and config.text_tuning != "frozen"
+            else self.words
+        )
+        frozen = learner.audio if config.audio_tuning == "frozen" else None
+        self.sounds = caches.AudioCache(frozen, (c.audio_states, c.audio_dim)) if frozen is not None else None
+        shape = (c.text_states, c.text_dim)
+        self.texts: caches.StateCache | None = None
+        if learner.text is not None and config.text_tuning == "frozen":
+            self.texts = caches.StateCache(caches.folder_of("text", learner.text, shape), shape)
+
+    def prepare(self, dialogues: Sequence[Dialogue], copies: int = 0) -> Material:
+        """Fill the caches for these dialogues; what they lack is encoded when it is met."""
+        if self.sounds is not None and "audio" in self.config.use:
+            paths = dict.fromkeys(t.audio for d in dialogues for t in d.turns if t.audio)
+            self.sounds.fill(list(paths), copies)
+        if self.texts is not None and self.words is not None and "text" in self.config.use:
+            told = [self.words(batches.alone(d), i) for d in dialogues for i in range(len(d.turns))]
+            assert self.learner.text is not None
+            caches.fill_texts(self.texts, self.learner.text, [t for t in told if t])
+        return self
+
+    def say(self, text: str) -> States | Tokens | None:
+        """A sentence by itself."""
+        return self.text([(Utterance(text, 0), None)], 0)
+
+    def text(self, history: History, place: int, training: bool = False) -> States | Tokens | None:
+        """Words of a turn: vectors, cached states or tokens."""
+        vectors = history[place][0].vectors
+        if vectors is not None:
+            return None if vectors.text is None else vectors.text[:, None]
+        words = self.short if training else self.words
+        told = words(history, place) if words is not None else None
+        if told is not None and self.texts is not None and told.key in self.texts:
+            return self.texts[told.key]
+        return told
+
+    def audio(self, utterance: Utterance, rng: random.Random | None = None) -> States | Path | None:
+        """Sound of a turn: vectors, cached states (a variant and a crop of them in training) or the clip itself."""
+        if utterance.vectors is not None:
+            return None if utterance.vectors.audio is None else utterance.vectors.audio[:, None]
+        if utterance.audio is None or self.sounds is None or utterance.audio not in self.sounds:
+            return utterance.audio if self.learner.audio is not None else None
+        if rng is None:
+            return self.sounds.states(utterance.audio)
+        return self.crop(self.sounds.states(utterance.audio, rng.randint(0, self.config.copies)), rng)
+
+    def crop(self, states: States, rng: random.Random) -> States:
+        """At most `audio_seconds` of it."""
+        limit = int(self.config.audio_seconds * FRAMES_PER_SECOND)
+        start = rng.randint(0, max(0, len(states) - limit))
+        return states[start : start + limit]
+
+    def shown(self, dialogue: Dialogue, use: Use) -> list[Turn]:
+        """A dialogue as evaluation sees it, with the modalities of `use`."""
+        history = batches.alone(dialogue)
+        turns = []
+        for i, (u, speaker) in enumerate(history):
+            text = self.text(history, i) if "text" in use else None
+            audio = self.audio(u) if "audio" in use else None
+            turns.append(Turn(u.label, speaker, text, audio))
+        return turns

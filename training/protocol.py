@@ -1,0 +1,113 @@
+"""Runs over seeds and folds, each scored on its test split: what one row of a table stands on.
+
+Fold k tests and fold k + 1 selects; predictions of all folds are pooled to one set of scores per seed; a table shows
+mean and deviation over seeds. A run that is there already is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training import checkpoint, distributed, loop
+from training.config import ModelConfig, TrainConfig
+from training.learner import Learner, tune
+from training.material import Material
+from training.metrics import fit_temperature, scores
+from training.stages import load_corpus, score
+
+SHOWN = ("weighted_f1", "macro_f1", "uar", "ece")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seeds, whether over all folds, and how each run starts."""
+
+    seeds: tuple[int, ...] = (0,)
+    cross_validate: bool = False
+    model: ModelConfig | None = None
+    init: Path | None = None
+    device: torch.device | str = "cpu"
+    restart: bool = False
+
+
+def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
+    """Every run of the plan; returns the summary that is also written to summary.json."""
+    corpus = load_corpus(replace(config, fold=0) if plan.cross_validate else config)
+    folds: list[int | None] = list(range(corpus.folds)) if plan.cross_validate else [config.fold]
+    single = len(plan.seeds) == 1 and len(folds) == 1
+    found = []
+    for seed in plan.seeds:
+        predictions = []
+        for fold in folds:
+            place = out if single else out / (f"seed{seed}" + ("" if fold is None else f"-fold{fold}"))
+            predictions.append(one(replace(config, seed=seed, fold=fold), place, plan))
+        if distributed.rank() == 0 and predictions[0] is not None:
+            found.append(pooled([p for p in predictions if p is not None], corpus.labels))
+    result = summary(found) | {"seeds": list(plan.seeds), "folds": len(folds), "out": str(out)}
+    if distributed.rank() == 0:
+        (out / "summary.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:
+    """Train one run if need be and predict its test split: logits, labels, and the temperature fitted on dev."""
+    path = out / "predictions.safetensors"
+    loop.train(config, out, plan.model, plan.init, plan.device, plan.restart)
+    if distributed.rank() > 0:
+        return None
+    if plan.restart or not path.exists() or path.stat().st_mtime < (out / "config.json").stat().st_mtime:
+        corpus = load_corpus(config)
+        learner = load_learner(out, plan.device)
+        material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
+        dev = score(learner, material, corpus.split("dev"), config.use)
+        temperature = torch.tensor(fit_temperature(dev.logits, dev.labels))
+        test = score(learner, material, corpus.split("test") or corpus.split("dev"), config.use)
+        order = {name: i for i, name in enumerate(dict.fromkeys(test.dialogues))}
+        dialogue = torch.tensor([order[name] for name in test.dialogues])
+        kept = {"logits": test.logits, "labels": test.labels, "dialogue": dialogue, "temperature": temperature}
+        save_file(kept, path)
+    return load_file(path)
+
+
+def load_learner(folder: Path, device: torch.device | str = "cpu") -> Learner:
+    """A checkpoint's model and encoders, nothing of it to be trained."""
+    stored = checkpoint.load(folder)
+    learner = Learner(stored.hbaf, tune(stored.text, "frozen", 1), tune(stored.audio, "frozen", 1))
+    return learner.to(device).eval()
+
+
+def pooled(predictions: list[dict[str, Tensor]], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Scores over the folds' predictions together, each calibrated by its own temperature."""
+    raw = torch.cat([p["logits"] for p in predictions])
+    scaled = torch.cat([p["logits"] / p["temperature"] for p in predictions])
+    truth = torch.cat([p["labels"] for p in predictions])
+    found = scores(scaled, truth, labels)
+    found["ece_before_scaling"] = scores(raw, truth, labels)["ece"]
+    return found
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation over seeds of every single number, and each seed's own."""
+    numbers = [k for k, v in found[0].items() if isinstance(v, float)] if found else []
+    over = {name: [float(f[name]) for f in found] for name in numbers}
+    spread = {name: stdev(values) if len(values) > 1 else 0.0 for name, values in over.items()}
+    return {"mean": {n: mean(v) for n, v in over.items()}, "sd": spread, "runs": found}
+
+
+def table(results: Mapping[str, dict[str, Any]], first: str = "run") -> Table:
+    """Mean ± deviation over seeds, in percent."""
+    shown = Table(first, "seeds", *(name.replace("_", " ") for name in SHOWN))
+    for name, r in results.items():
+        cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in SHOWN]
+        shown.add_row(name, str(len(r["runs"])), *cells)
+    return shown

@@ -1,0 +1,124 @@
+"""A run that can be killed and goes on as if it had not been: everything its next epoch depends on, in one file.
+
+Random numbers need no saving: every epoch seeds its own from the run's seed (training/loop.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.config import TrainConfig
+
+FILE = "state.safetensors"
+
+
+class Average:
+    """Exponential moving average of the weights that learn; young averages forget faster.
+
+    Args:
+        parameters: those that learn.
+        decay: of one step; 0 keeps no average, and `applied` changes nothing.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.average = [p.detach().clone() for p in self.parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        if self.decay:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averaged weights in the model's place."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.average):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)
+
+
+@dataclass
+class Progress:
+    """How far a run is: epochs done, steps taken, the best dev scores and how many epochs ago they were."""
+
+    epoch: int = 0
+    step: int = 0
+    best: dict[str, float] = field(default_factory=lambda: {"score": -1.0})
+    waited: int = 0
+
+
+def save(
+    out: Path, config: TrainConfig, progress: Progress, optimiser: torch.optim.Optimizer, average: Average
+) -> None:
+    """Write the state, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for i, parameter in enumerate(_parameters(optimiser)):
+        tensors[f"weight/{i}"] = parameter.detach()
+        for name, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser/{i}/{name}"] = torch.as_tensor(value)
+    tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
+    about = {"config": config.to_json(), "progress": vars(progress)}
+    partial = out / f"{FILE}.partial"
+    held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(held, partial, metadata={"state": json.dumps(about)})
+    partial.replace(out / FILE)
+
+
+def load(out: Path, config: TrainConfig, optimiser: torch.optim.Optimizer, average: Average) -> Progress:
+    """Go on from a folder's state, or from the beginning where there is none.
+
+    Raises:
+        SystemExit: where the folder holds a run of another config.
+    """
+    path = out / FILE
+    if not path.exists():
+        return Progress()
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["state"])
+        check_same(out, about["config"], config)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    with torch.no_grad():
+        for i, parameter in enumerate(_parameters(optimiser)):
+            parameter.copy_(tensors[f"weight/{i}"])
+            head = f"optimiser/{i}/"
+            found = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
+            if found:
+                # AdamW keeps its step on the CPU, the moments beside the weights.
+                optimiser.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter) for k, v in found.items()}
+        for i, held in enumerate(average.average):
+            held.copy_(tensors[f"average/{i}"])
+    return Progress(**about["progress"])
+
+
+def check_same(out: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+    """Refuse to go on with a run that began with other choices."""
+    mine = json.loads(json.dumps(config.to_json()))
+    other = [name for name in mine if mine[name] != stored.get(name)]
+    if other:
+        said = ", ".join(f"{name} {stored.get(name)!r} there, {mine[name]!r} now" for name in other)
+        raise SystemExit(f"{out} holds a run of another config ({said}); choose another --out, or --restart")
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
