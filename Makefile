@@ -25,23 +25,24 @@ encoders: .venv/test.done
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
 
-# The default recipe, about 100 minutes on two cores; needs the corpora (HBAF_DATA). OPEN=--open leaves out all that
-# forbids commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go,
-# BUNDLE where the result goes. Debian's espeak-ng, where installed, adds synthetic voices that say nothing.
+# The default recipe, about two hours on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
+# commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go, BUNDLE where
+# the result goes. Killed, it goes on where it was. Debian's espeak-ng, where installed, adds synthetic voices that say
+# nothing.
 AUDIO ?= audio
-RUNS ?= runs
-BUNDLE ?= hbaf_edge/models/default
-TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train
+RUNS ?= runs/$(if $(OPEN),open,default)
+BUNDLE ?= $(if $(OPEN),$(RUNS)/bundle,hbaf_edge/models/default)
+TALK := $(if $(OPEN),--corpus dailytalk,--corpus meld --also dailytalk@0.1)
+CLIPS := --pairs.clips $(if $(OPEN),emogator,ravdess tess emogator)
+TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train --threads 2
 model: .venv/test.done
-	$(TRAIN) text $(OPEN) --audio $(AUDIO) --out $(RUNS)/text --epochs 4 --dailytalk-share 0.3
-	$(TRAIN) text $(OPEN) --init $(RUNS)/text --out $(RUNS)/text2 --epochs 3 --dailytalk-share 0.1 \
-	  --encoder-rate 6e-5 --learning-rate 2e-4 --seed 1
-	$(TRAIN) fusion $(OPEN) --init $(RUNS)/text2 --out $(RUNS)/apart --epochs 6 --paired 0 \
-	  --talk-share 0.4 --dailytalk-share 0 --learning-rate 6e-4
-	$(TRAIN) fusion $(OPEN) --init $(RUNS)/apart --out $(RUNS)/default --epochs 2 --dailytalk-share 0.1 \
-	  --learning-rate 3e-4
-	$(BIN)/python -m training.evaluate $(RUNS)/default
-	$(BIN)/python -m export.release $(RUNS)/default --work $(RUNS)/release --out $(BUNDLE) \
+	$(TRAIN) $(TALK) --use text --text-tuning full --audio-encoder $(AUDIO) --epochs 3 --ema 0.995 --out $(RUNS)/text
+	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/text --pairs.paired 0 --share 0.4 --epochs 8 --ema 0.99 \
+	  --learning-rate 6e-4 --copies 2 --turns 120 --out $(RUNS)/apart
+	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/apart --epochs 3 --ema 0.99 --learning-rate 3e-4 --copies 2 \
+	  --turns 120 --out $(RUNS)/whole
+	$(BIN)/python -m training.evaluate $(RUNS)/whole --stress
+	$(BIN)/python -m export.release $(RUNS)/whole --work $(RUNS)/release --out $(BUNDLE) \
 	  --name "hbaf-edge $(if $(OPEN),open,default)"
 
 .venv/bin/python:

@@ -97,7 +97,8 @@ def name_weights(proto: onnx.ModelProto, module: nn.Module) -> None:
     """
     known = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
     layouts: dict[tuple[int, ...], list[tuple[str, NDArray[np.float32]]]] = {}
-    for name, parameter in module.named_parameters():
+    standard = ((name, buffer) for name, buffer in module.named_buffers() if ".standardise." in name)
+    for name, parameter in (*module.named_parameters(), *standard):
         value = parameter.detach().numpy()
         for layout, array in _layouts(name, value):
             layouts.setdefault((array.size,), []).append((layout, np.ascontiguousarray(array).ravel()))

@@ -172,7 +172,8 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def main(
-    checkpoint: Path,
+    folder: Path,
+    /,
     on: str | None = None,
     use: Use | None = None,
     stress: bool = False,
@@ -182,7 +183,7 @@ def main(
     """Score.
 
     Args:
-        checkpoint: folder that training.train wrote.
+        folder: checkpoint that training.train wrote.
         on: corpus to score on in place of its own; it has to have a dev split too, for the temperature.
         use: modalities shown; None takes those it was trained with.
         stress: also behind 100 turns of foreign talk and beside misleading partners.
@@ -191,7 +192,7 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
-    result = evaluate(checkpoint, on, use, stress, distributed.start(device))
+    result = evaluate(folder, on, use, stress, distributed.start(device))
     Console().print(table(result["scores"]))
     print(json.dumps(result))
 

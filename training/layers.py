@@ -186,6 +186,29 @@ class Head(nn.Sequential):
         super().__init__(nn.Linear(d, d // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d // 2, labels))
 
 
+class Standardise(nn.Module):
+    """Each dimension of an encoder's states to mean 0 and deviation 1 over the training data: (…, dim) -> (…, dim).
+
+    Set once before training (training/material.py) and fixed from then on: some dimensions of Whisper's and of BERT's
+    states are hundreds of times larger than others, and a projection learns slowly from such a mixture.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def set(self, mean: Tensor, deviation: Tensor) -> None:
+        """Fix mean and deviation, (dim,) each."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1 / deviation.clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.scale
+
+
 class LayerMix(nn.Module):
     """Learned softmax-weighted sum over an encoder's layers: (U, T, states, dim) -> (U, T, dim)."""
 

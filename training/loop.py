@@ -83,6 +83,8 @@ def train(
     lessons = lessons_of(config, corpus, also, device)
     kind = PairStage if config.pair else CorpusStage
     stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner, lessons))
+    stage.material.standardise(stage.typical, [m for m in config.use.split("+") if m not in about["shown"]])
+    about["shown"] = sorted({*about["shown"], *config.use.split("+")})
     run = Run(config, learner, stage, out, about)
     if restart:
         (out / state.FILE).unlink(missing_ok=True)
@@ -92,14 +94,18 @@ def train(
 def begin(
     config: TrainConfig, corpus: Corpus, model: ModelConfig | None, init: Path | None
 ) -> tuple[Learner, dict[str, Any]]:
-    """The learner a run starts with, and its lineage: corpora its weights will have seen, encoders not as packaged."""
-    seen = list(config.corpora)
+    """The learner a run starts with, and its lineage.
+
+    That is: corpora its weights will have seen, encoders not as packaged, modalities shown before.
+    """
+    seen, shown = list(config.corpora), []
     tuned = [role for role in ("text", "audio") if getattr(config, f"{role}_tuning") != "frozen"]
     if init:
         stored = checkpoint.load(init)
         hbaf, text, audio = relabelled(stored.hbaf, corpus.labels), stored.text, stored.audio
         seen = list(dict.fromkeys([*stored.about.get("corpora", ["unknown"]), *seen]))
         tuned = list(dict.fromkeys([*stored.about.get("tuned", []), *tuned]))
+        shown = list(stored.about.get("shown", ["audio", "text"]))
     else:
         hbaf, text, audio = _afresh(corpus, model or ModelConfig())
     text, audio = tune(text, config.text_tuning, config.lora_rank), tune(audio, config.audio_tuning, config.lora_rank)
@@ -108,7 +114,7 @@ def begin(
     learner = Learner(hbaf, text, audio, config.loss, balance)
     learner.augment = augment.Augment() if config.augment and config.audio_tuning != "frozen" else None
     learner.audio_seconds = config.audio_seconds
-    return learner, {"corpora": seen, "tuned": tuned}
+    return learner, {"corpora": seen, "tuned": tuned, "shown": shown}
 
 
 def _afresh(corpus: Corpus, model: ModelConfig) -> tuple[HBAF, nn.Module | None, nn.Module | None]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from training import batches, caches
 from training.batches import Turn
@@ -16,6 +17,7 @@ from training.learner import Learner
 from training.words import Tokens, Words
 
 FRAMES_PER_SECOND = 50
+SAMPLED = 400  # dialogues from which means and deviations are taken
 TRAIN_TOKENS = 40  # a longer utterance is cut where the text encoder learns; 1 % of MELD's are
 History = Sequence[tuple[Utterance, str | None]]
 States = batches.States
@@ -56,6 +58,23 @@ class Material:
             assert self.learner.text is not None
             caches.fill_texts(self.texts, self.learner.text, [t for t in told if t])
         return self
+
+    def standardise(self, dialogues: Sequence[Dialogue], modalities: Sequence[str]) -> None:
+        """Fix the mean and deviation of the states that the model's projections read, where the encoder is frozen.
+
+        `modalities` are those that the model learns for the first time; for others a change would undo what it knows.
+        """
+        hbaf = self.learner.hbaf
+        turns = [turn for d in random.Random(0).sample(list(dialogues), min(len(dialogues), SAMPLED))
+                 for turn in self.shown(d, self.config.use)]  # fmt: skip
+        for name, part, found in (
+            ("audio", hbaf.audio.standardise, [t.audio for t in turns]),
+            ("text", hbaf.text.standardise, [t.text for t in turns]),
+        ):
+            states = [f for f in found if isinstance(f, np.ndarray)]
+            if name in modalities and states:
+                mixed = np.concatenate([s.astype(np.float32).mean(1) for s in states])
+                part.set(torch.from_numpy(mixed.mean(0)), torch.from_numpy(mixed.std(0)))
 
     def say(self, text: str) -> States | Tokens | None:
         """A sentence by itself."""

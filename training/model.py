@@ -25,6 +25,7 @@ from training.layers import (
     RecurrentContext,
     SelfAttention,
     Slots,
+    Standardise,
     StatisticsPooling,
     join_heads,
     masked_mean,
@@ -195,12 +196,13 @@ class TextProjection(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.mix = LayerMix(config.text_states)
+        self.standardise = Standardise(config.text_dim)
         self.project = nn.Linear(config.text_dim, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, mixed: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.project(mixed)))
+        return self.dropout(self.norm(self.project(self.standardise(mixed))))
 
 
 class AudioContextNetwork(nn.Module):
@@ -211,6 +213,7 @@ class AudioContextNetwork(nn.Module):
         d = config.width
         self.config = config
         self.mix = LayerMix(config.audio_states)
+        self.standardise = Standardise(config.audio_dim)
         self.project = nn.Linear(config.stack * config.audio_dim, d)
         self.project_norm = nn.LayerNorm(d)
         self.skip = nn.Linear(d, d)
@@ -226,7 +229,7 @@ class AudioContextNetwork(nn.Module):
         Frames are padded with zeros to a multiple of four by the caller; a stack counts if any of its frames does.
         """
         stack = self.config.stack
-        mixed = torch.where(mask[..., None], mixed, torch.zeros_like(mixed))
+        mixed = torch.where(mask[..., None], self.standardise(mixed), torch.zeros_like(mixed))
         frame_mask = mask.unflatten(1, (-1, stack)).any(-1)
         stacked = mixed.unflatten(1, (-1, stack)).flatten(2)
         projected = self.dropout(self.project_norm(self.project(self.dropout(stacked))))

@@ -73,7 +73,8 @@ class PairStage:
         self.partner = Partner(self.first + self.others, self.plain)
         self.material = Material(learner, config)
         heard = [Dialogue("", "train", (u,)) for u in [*self.first, *self.others, *self.plain]]
-        self.material.prepare([*dialogues, *heard], config.copies).prepare([*self.dev, *self.dev_clips])
+        self.typical = [*dialogues, *heard]
+        self.material.prepare(self.typical, config.copies).prepare([*self.dev, *self.dev_clips])
 
     @property
     def pairs(self) -> PairConfig:

@@ -49,6 +49,7 @@ class CorpusStage:
         self.material = Material(learner, config)
         every = [*self.train, *(d for dialogues, _ in also for d in dialogues)]
         self.material.prepare(every, config.copies).prepare(self.dev)
+        self.typical = every
         self.learner = learner
 
     def epoch(self, rng: random.Random) -> list[Group]:
