@@ -137,8 +137,8 @@ def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_unknown_encoder_is_named():
-    with pytest.raises(SystemExit, match="unknown audio encoder 'text'; there are audio, audio-base"):
-        encoders.model_config("text")
+    with pytest.raises(SystemExit, match="unknown audio encoder 'tiny'; there are audio, audio-base, or a local"):
+        encoders.model_config("tiny")
 
 
 def test_ctranslate2_reader_on_a_file_made_here():

@@ -31,9 +31,16 @@ def turns(count, seed=0, speakers=("a", "b", None)):
     return made
 
 
-def run(model, *histories):
-    batch = collate(histories, (2, 6), (3, 5))
+def batch_of(*histories):
+    """Histories as one batch in float64."""
+    flat = [turn for history in histories for turn in history]
+    batch = collate(histories, [t.audio for t in flat], [t.text for t in flat], (2, 6), (3, 5))
     batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    return batch
+
+
+def run(model, *histories):
+    batch = batch_of(*histories)
     with torch.no_grad():
         return model(batch)
 
@@ -89,8 +96,7 @@ def test_window_is_w_utterances_with_the_current_one():
 def test_absent_modality_is_not_a_key_and_its_content_is_not_read():
     model, history = build(), turns(5, 6)
     history[1] = Turn(0, "a", np.ones((3, 3, 5)), None)
-    batch = collate([history], (2, 6), (3, 5))
-    batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    batch = batch_of(history)
     with torch.no_grad():
         a = model(batch).logits
         batch.audio[1] = 1e3  # what lies under a mask must not matter
@@ -107,6 +113,7 @@ def test_absent_modality_is_not_a_key_and_its_content_is_not_read():
         {"relevance": False},
         {"residual": False},
         {"causal": False},
+        {"recurrent": True},
     ],
 )
 def test_every_ablation_is_another_model(changes):
@@ -127,12 +134,26 @@ def test_every_parameter_learns():
 
     model = build()
     histories = [turns(6, seed) for seed in range(4)]
-    batch = collate(histories, (2, 6), (3, 5))
-    batch.audio, batch.text = batch.audio.double(), batch.text.double()
+    batch = batch_of(*histories)
     losses.total(model, batch, model(batch), LossWeights()).backward()
     # The last layer's keys and values of utterance scope and all else take part; nothing is dead weight.
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert dead == []
+
+
+def test_the_recurrent_variant_reads_no_padding():
+    model, (short, long) = build(recurrent=True), (turns(1, 3), turns(1, 12))
+    assert len(short[0].audio) < len(long[0].audio)
+    torch.testing.assert_close(run(model, short, long).logits[0], run(model, short).logits[0])
+
+
+def test_standardised_states_are_what_is_read():
+    """Scaling an encoder's states and standardising them by that scale leaves the model as it was."""
+    history = turns(4, 2)
+    model, scaled = build(), build()
+    scaled.audio.standardise.set(torch.full((6,), 3.0), torch.full((6,), 2.0))
+    moved = [Turn(t.label, t.speaker, t.text, None if t.audio is None else 2 * t.audio + 3) for t in history]
+    torch.testing.assert_close(run(scaled, moved).logits, run(model, history).logits)
 
 
 def test_config_of_another_version_is_refused():
