@@ -33,11 +33,11 @@ AUDIO ?= audio
 RUNS ?= runs/$(if $(OPEN),open,default)
 BUNDLE ?= $(if $(OPEN),$(RUNS)/bundle,hbaf_edge/models/default)
 TALK := $(if $(OPEN),--corpus dailytalk,--corpus meld --also dailytalk@0.1)
-CLIPS := --pairs.clips $(if $(OPEN),emogator,ravdess tess emogator)
+CLIPS := --clips $(if $(OPEN),emogator,ravdess tess emogator)
 TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train --threads 2
 model: .venv/test.done
 	$(TRAIN) $(TALK) --use text --text-tuning full --audio-encoder $(AUDIO) --epochs 3 --ema 0.995 --out $(RUNS)/text
-	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/text --pairs.paired 0 --share 0.4 --epochs 8 --ema 0.99 \
+	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/text --paired 0 --share 0.4 --epochs 8 --ema 0.99 \
 	  --learning-rate 6e-4 --copies 2 --turns 120 --out $(RUNS)/apart
 	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/apart --epochs 3 --ema 0.99 --learning-rate 3e-4 --copies 2 \
 	  --turns 120 --out $(RUNS)/whole

@@ -85,10 +85,10 @@ def train(
     stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner, lessons))
     stage.material.standardise(stage.typical, [m for m in config.use.split("+") if m not in about["shown"]])
     about["shown"] = sorted({*about["shown"], *config.use.split("+")})
-    run = Run(config, learner, stage, out, about)
     if restart:
-        (out / state.FILE).unlink(missing_ok=True)
-    return run.go()
+        for name in (state.FILE, "log.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    return Run(config, learner, stage, out, about, state.identity(config, learner.hbaf.config, init)).go()
 
 
 def begin(
@@ -148,8 +148,17 @@ def relabelled(model: HBAF, labels: tuple[str, ...]) -> HBAF:
 class Run:
     """The loop's state: learner, stage, optimiser, averaged weights, and how far it is."""
 
-    def __init__(self, config: TrainConfig, learner: Learner, stage: Stage, out: Path, about: dict[str, Any]) -> None:
-        self.config, self.learner, self.stage, self.out, self.about = config, learner, stage, out, about
+    def __init__(
+        self,
+        config: TrainConfig,
+        learner: Learner,
+        stage: Stage,
+        out: Path,
+        about: dict[str, Any],
+        begun: dict[str, Any],
+    ) -> None:
+        self.config, self.learner, self.stage, self.out = config, learner, stage, out
+        self.about, self.begun = about, begun  # what the checkpoint says of itself; what a resumed run must share
         self.device = learner.hbaf.absent.device
         self.optimiser = torch.optim.AdamW(groups_of(learner, config))
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -165,7 +174,7 @@ class Run:
     def go(self) -> dict[str, float]:
         """Every epoch that is left."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.progress = state.load(self.out, self.config, self.optimiser, self.average)
+        self.progress = state.load(self.out, self.begun, self.optimiser, self.average)
         if self.progress.epoch:
             _say(f"{self.out}: going on behind epoch {self.progress.epoch - 1}")
         while self.progress.epoch < self.config.epochs and not self._patient_enough():
@@ -195,7 +204,7 @@ class Run:
         p.epoch += 1
         if distributed.rank() == 0:
             self._log(line)
-            state.save(self.out, self.config, p, self.optimiser, self.average)
+            state.save(self.out, self.begun, p, self.optimiser, self.average)
 
     def _learn(self, groups: list[Group]) -> tuple[float, int]:
         """One pass over the groups; returns the mean loss and the turns of all processes together."""

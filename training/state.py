@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.config import TrainConfig
+from training.config import ModelConfig, TrainConfig
 
 FILE = "state.safetensors"
 
@@ -68,24 +68,31 @@ class Progress:
     waited: int = 0
 
 
+def identity(config: TrainConfig, model: ModelConfig, init: Path | None) -> dict[str, Any]:
+    """All that a run was begun with; one that goes on must have been begun with the same."""
+    whole = {**config.to_json(), "model": model.to_json(), "init": str(init)}
+    found: dict[str, Any] = json.loads(json.dumps(whole))
+    return found
+
+
 def save(
-    out: Path, config: TrainConfig, progress: Progress, optimiser: torch.optim.Optimizer, average: Average
+    out: Path, begun: dict[str, Any], progress: Progress, optimiser: torch.optim.Optimizer, average: Average
 ) -> None:
-    """Write the state, whole or not at all."""
+    """Write the state, whole or not at all; `begun` is the run's `identity`."""
     tensors: dict[str, Tensor] = {}
     for i, parameter in enumerate(_parameters(optimiser)):
         tensors[f"weight/{i}"] = parameter.detach()
         for name, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{i}/{name}"] = torch.as_tensor(value)
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
-    about = {"config": config.to_json(), "progress": vars(progress)}
+    about = {"begun": begun, "progress": vars(progress)}
     partial = out / f"{FILE}.partial"
     held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     save_file(held, partial, metadata={"state": json.dumps(about)})
     partial.replace(out / FILE)
 
 
-def load(out: Path, config: TrainConfig, optimiser: torch.optim.Optimizer, average: Average) -> Progress:
+def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, average: Average) -> Progress:
     """Go on from a folder's state, or from the beginning where there is none.
 
     Raises:
@@ -96,7 +103,7 @@ def load(out: Path, config: TrainConfig, optimiser: torch.optim.Optimizer, avera
         return Progress()
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["state"])
-        check_same(out, about["config"], config)
+        check_same(out, about["begun"], begun)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     with torch.no_grad():
         for i, parameter in enumerate(_parameters(optimiser)):
@@ -111,13 +118,20 @@ def load(out: Path, config: TrainConfig, optimiser: torch.optim.Optimizer, avera
     return Progress(**about["progress"])
 
 
-def check_same(out: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+def check_same(out: Path, stored: dict[str, Any], begun: dict[str, Any]) -> None:
     """Refuse to go on with a run that began with other choices."""
-    mine = json.loads(json.dumps(config.to_json()))
-    other = [name for name in mine if mine[name] != stored.get(name)]
+    other = [name for name in begun if begun[name] != stored.get(name)]
     if other:
-        said = ", ".join(f"{name} {stored.get(name)!r} there, {mine[name]!r} now" for name in other)
+        said = ", ".join(f"{name} {_short(stored.get(name), begun[name])}" for name in other)
         raise SystemExit(f"{out} holds a run of another config ({said}); choose another --out, or --restart")
+
+
+def _short(there: Any, now: Any) -> str:
+    """Two values, or of two dictionaries only what differs."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = [k for k in now if now[k] != there.get(k)]
+        there, now = ({k: d.get(k) for k in keys} for d in (there, now))
+    return f"{there!r} there, {now!r} now"
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

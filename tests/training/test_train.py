@@ -84,6 +84,10 @@ def test_a_run_of_another_config_is_not_gone_on_with(small):
     train(replace(TALK, epochs=1), small / "run")
     with pytest.raises(SystemExit, match=r"learning_rate 0.003 there, 0.002 now.*--restart"):
         train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run")
+    with pytest.raises(SystemExit, match=r"init 'None' there, .*run' now"):
+        train(replace(TALK, epochs=1), small / "run", init=small / "run")
+    with pytest.raises(SystemExit, match=r"model {'gate': True} there, {'gate': False} now"):
+        train(replace(TALK, epochs=1), small / "run", replace(loop.encoders.model_config(), gate=False))
     train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run", restart=True)
     assert (small / "run" / state.FILE).exists()
 
