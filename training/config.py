@@ -118,6 +118,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # gradient norm
+    state_every: int = 1  # epochs between two states that a killed run goes on from; short runs need few
     ema: float = 0.0  # decay of the averaged weights that are judged and stored; 0 keeps the last ones
     turns: int = 60  # in a batch, about
     accumulate: int = 1  # batches to one step of the optimiser
@@ -149,7 +150,14 @@ class TrainConfig:
         for name, kind in (("use", Use), ("text_tuning", Tuning), ("audio_tuning", Tuning)):
             if getattr(self, name) not in get_args(kind):
                 raise SystemExit(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
-        for name, low in (("epochs", 1), ("turns", 1), ("accumulate", 1), ("max_turns", 1), ("lora_rank", 1)):
+        for name, low in (
+            ("epochs", 1),
+            ("turns", 1),
+            ("accumulate", 1),
+            ("max_turns", 1),
+            ("lora_rank", 1),
+            ("state_every", 1),
+        ):
             if getattr(self, name) < low:
                 raise SystemExit(f"{name} is {getattr(self, name)}; {low} is the least")
         for name in ("drop_audio", "drop_text", "hide_speaker", "share", "warmup", "ema"):

@@ -204,7 +204,8 @@ class Run:
         p.epoch += 1
         if distributed.rank() == 0:
             self._log(line)
-            state.save(self.out, self.begun, p, self.optimiser, self.average)
+            if p.epoch % self.config.state_every == 0 or p.epoch == self.config.epochs or self._patient_enough():
+                state.save(self.out, self.begun, p, self.optimiser, self.average)
 
     def _learn(self, groups: list[Group]) -> tuple[float, int]:
         """One pass over the groups; returns the mean loss and the turns of all processes together."""
