@@ -9,7 +9,7 @@ demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
 
 test: .venv/test.done
-	@echo "== tests (two and a half minutes on two cores; the first run also fetches the pretrained encoders, 300 MB)"
+	@echo "== tests (about six minutes on two cores; the first run also fetches the pretrained encoders, 300 MB)"
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: .venv/test.done

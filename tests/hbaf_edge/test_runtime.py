@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hbaf_edge import BackendError, BundleError, HBAFRuntime, InputError
-from hbaf_edge.features import Tokeniser
 from tests.conftest import speech
+from training.config import TrainConfig
 from training.corpora.records import Dialogue, Utterance
-from training.evaluate import Encoded
+from training.learner import Learner
+from training.material import Material
 from training.stages import predict as predict_whole
 
 WORDS = ("Well, I never!", "What?", "I am so happy for you.", "Leave me alone.", "The train leaves at nine.", "No...")
@@ -48,10 +49,10 @@ def random_turns(rng, clips, count):
 
 def whole(tiny, runtime, turns):
     """The causal sliding-window pass of PyTorch over the whole dialogue: logits (N, labels) and embeddings."""
-    tokeniser = Tokeniser((tiny.bundle / "tokenizer.json").read_bytes())
-    data = Encoded(tiny.model, tiny.text, tiny.audio, tokeniser)
-    logits, _ = predict_whole(tiny.model, data.batches([Dialogue("d", "dev", tuple(turns))], "audio+text"))
-    return torch.softmax(logits, -1).numpy()
+    learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
+    material = Material(learner, TrainConfig(text_tuning="full", audio_tuning="full"))
+    found = predict_whole(learner, material, [Dialogue("d", "dev", tuple(turns))], "audio+text")
+    return torch.softmax(found.logits, -1).numpy()
 
 
 def turn_by_turn(runtime, turns):
