@@ -42,19 +42,19 @@ OWN = {
     "commercial": False,
     "why": "trained on data whose licence this project does not know; whoever owns them decides (see data)",
 }
-OPEN_CORPORA = ("dailytalk", "emogator")
-PLAIN = {
-    "name": "AMI (training meetings), synthetic voices and noise",
-    "licence": "CC-BY-4.0",
-    "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
-    "open": True,
-}
+OPEN_CORPORA = ("dailytalk", "emogator", "plain")
 DATA: dict[str, dict[str, Any]] = {
     "meld": {"name": "MELD (transcripts)", "licence": "GPL-3.0", "use": "text training, official split", "open": False},
     "dailytalk": {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
     "ravdess": {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
     "tess": {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
     "emogator": {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
+    "plain": {
+        "name": "AMI (training meetings), synthetic voices and noise",
+        "licence": "CC-BY-4.0",
+        "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
+        "open": True,
+    },
 }
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
@@ -200,7 +200,8 @@ def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, prec
         "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
         "temperatures": about["temperatures"],
         "encoders": provenance(config.audio_encoder),
-        "data": data_of(seen, bool(about["train"].get("pair"))),
+        "corpora": seen,
+        "data": data_of(seen),
         "licence": licence_of(seen),
         "limits": LIMITS,
         "training": about["train"],
@@ -218,11 +219,10 @@ def licence_of(seen: Sequence[str]) -> dict[str, Any]:
     return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess"} & set(seen) else OWN
 
 
-def data_of(seen: Sequence[str], paired: bool) -> list[dict[str, Any]]:
+def data_of(seen: Sequence[str]) -> list[dict[str, Any]]:
     """The manifest's list of training data."""
     own = {"licence": "not known to this project", "use": "training", "open": False}
-    found = [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in seen]
-    return found + ([PLAIN] if paired else [])
+    return [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in seen]
 
 
 if __name__ == "__main__":

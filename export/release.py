@@ -1,6 +1,6 @@
 """Checkpoint -> the bundle that ships, every step checked against the one before it.
 
-    python -m export.release runs/default --work runs/release --out hbaf_edge/models/default
+    python -m export.release runs/default/whole --work runs/default/release --out hbaf_edge/models/default
 
 PyTorch -> ONNX (each graph compared) -> float32 bundle (turn by turn against the whole pass in PyTorch) -> INT8 weights
 -> scores on the test sets of the checkpoint and label flips against float32, which go into the manifest.
@@ -42,7 +42,7 @@ def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
         console.print(quantize_file(work / "onnx" / f"{graph}.onnx", work / "int8" / f"{graph}.onnx"))
     described = about_checkpoint(about, model.config, name, "int8-weights")
     small = write_bundle(work / "int8", work / "bundle", model.config, described)
-    _, tests = trials(settings(about), model.config.labels)
+    _, tests = trials(settings(about), model.config)
     measured = score.score(small, tests, reference)
     flip_rate = measured["against_float32"]["flip_rate"]
     if flip_rate > MAX_FLIPS:

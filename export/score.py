@@ -17,9 +17,11 @@ import torch
 from rich.progress import track
 
 from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge.audio import SAMPLE_RATE
 from training.corpora.records import UNLABELLED
 from training.evaluate import Trial, held_out
 from training.metrics import scores
+from training.sound import hear
 
 
 def run(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
@@ -29,10 +31,11 @@ def run(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction]
         chat = runtime.conversation()
         for u in dialogue.turns:
             text = u.text if "text" in trial.use else None
-            audio = u.audio if "audio" in trial.use else None
-            if not text and audio is None:
+            sound = hear(u.audio).samples if u.audio and "audio" in trial.use else None
+            if not text and sound is None:
                 continue
-            p = runtime.predict(audio, text=text, speaker=u.speaker, conversation=chat)
+            rate = SAMPLE_RATE if sound is not None else None
+            p = runtime.predict(sound, text=text, speaker=u.speaker, conversation=chat, sample_rate=rate)
             if u.label != UNLABELLED:
                 found.append(p)
                 labels.append(u.label)

@@ -24,7 +24,9 @@ from torch import Tensor
 from training import distributed, pictures, protocol
 from training.command import cli
 from training.config import ModelConfig, TrainConfig
+from training.corpora.records import Corpus
 from training.metrics import paired
+from training.stages import load_corpus
 
 
 @dataclass(frozen=True)
@@ -67,39 +69,57 @@ def ablate(config: TrainConfig, out: Path, plan: protocol.Plan, chosen: tuple[st
     unknown = [n for n in names if n not in VARIANTS]
     if unknown:
         raise SystemExit(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
-    found = {}
+    has = modalities(load_corpus(replace(config, fold=0) if plan.cross_validate else config))
+    found: dict[str, Any] = {}
     for name in names:
         v = VARIANTS[name]
+        if not set(v.run.get("use", "").split("+")) <= has | {""}:
+            Console(stderr=True).print(f"{name}: the corpus has only {' and '.join(sorted(has))}, left out")
+            continue
         Console(stderr=True).print(f"[bold]{name}[/]")
         model = replace(plan.model or ModelConfig(), **v.model)
         run = replace(config, loss=replace(config.loss, **v.loss), **v.run)
         place = out / name.split(" (")[0].replace(" ", "-")
         found[name] = protocol.carry_out(run, place, replace(plan, model=model))
-    whole = _predictions(Path(found[WHOLE]["out"]))
-    for name in names[1:]:
-        found[name]["against_whole"] = _difference(whole, _predictions(Path(found[name]["out"])))
+        if distributed.rank() == 0:
+            if name != WHOLE:
+                found[name]["against_whole"] = _difference(*(_predictions(found[n], plan) for n in (WHOLE, name)))
+            (out / "ablation.json").write_text(json.dumps(found, indent=1))
     return found
 
 
-def _predictions(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Predictions of every run of a variant, by the run's name."""
+def modalities(corpus: Corpus) -> set[str]:
+    """Which of audio and text some turn of a corpus has."""
+    turns = [t for d in corpus.dialogues for t in d.turns]
+    held = {"text": any(t.text or t.vectors for t in turns), "audio": any(t.audio or t.vectors for t in turns)}
+    return {name for name, there in held.items() if there}
+
+
+def _predictions(found: dict[str, Any], plan: protocol.Plan) -> dict[str, dict[str, Tensor]]:
+    """Predictions of the plan's runs of a variant, by the run's place in its folder."""
+    folder = Path(found["out"])
     files = sorted(folder.glob("**/predictions.safetensors"))
-    return {str(f.parent.relative_to(folder)): load_file(f) for f in files}
+    named = {str(f.parent.relative_to(folder)): f for f in files}
+    return {n: load_file(f) for n, f in named.items() if n == "." or int(n[4:].partition("-")[0]) in plan.seeds}
 
 
 def _difference(whole: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    """Weighted F1 lost by leaving something out: paired over the same test utterances of the same runs.
+    """Weighted F1 lost by leaving something out: paired over the test turns that both score, seed by seed.
 
     Resampled by dialogue; every seed's prediction of a dialogue is drawn together with the others'.
     """
-    runs = [name for name in whole if name in other and torch.equal(whole[name]["labels"], other[name]["labels"])]
-    if not runs:
-        raise SystemExit("the variants were scored on different utterances; train them anew with --restart")
-    ours, theirs = (torch.cat([p[name]["logits"] for name in runs]) for p in (whole, other))
-    labels = torch.cat([whole[name]["labels"] for name in runs])
-    fold = {name: name.partition("fold")[2] for name in runs}  # the same dialogue under another seed is the same group
-    groups = [f"{fold[name]}/{int(i)}" for name in runs for i in whole[name]["dialogue"]]
-    return paired(ours, theirs, labels, groups)
+    ours, theirs, labels, groups = [], [], [], []
+    for name in whole:
+        places = {tuple(turn): i for i, turn in enumerate(other[name]["turn"].tolist())}
+        both = [
+            (i, places[tuple(turn)]) for i, turn in enumerate(whole[name]["turn"].tolist()) if tuple(turn) in places
+        ]
+        mine, its = (torch.tensor(rows) for rows in zip(*both))
+        ours.append(whole[name]["logits"][mine])
+        theirs.append(other[name]["logits"][its])
+        labels.append(whole[name]["labels"][mine])
+        groups += [str(whole[name]["turn"][i, 0].item()) for i in mine]
+    return paired(torch.cat(ours), torch.cat(theirs), torch.cat(labels), groups)
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -157,7 +177,6 @@ def main(
     found = ablate(train, out, plan, only)
     if distributed.rank() == 0:
         Console().print(table(found))
-        (out / "ablation.json").write_text(json.dumps(found, indent=1))
         (out / "ablation.md").write_text(markdown(found))
         rows = {name: (r["mean"]["weighted_f1"], r["sd"]["weighted_f1"]) for name, r in found.items()}
         pictures.bars(rows, "weighted F1", out / "ablation.png")

@@ -27,7 +27,7 @@ from torch import nn
 
 from hbaf_edge import audio as runtime_audio
 from hbaf_edge import features as runtime_features
-from training import augment, batches, encoders
+from training import augment, batches, encoders, hub, sound
 from training.sound import hear
 from training.words import Tokens
 
@@ -50,7 +50,7 @@ class StateCache:
         self.folder, self.shape = folder, shape
         self._span: dict[str, tuple[int, int]] = {}
         self._states: NDArray[np.float16] | None = None
-        self._open()
+        self._read()
 
     def __contains__(self, key: str) -> bool:
         return key in self._span
@@ -71,7 +71,8 @@ class StateCache:
             what: shown beside the bar.
         """
         with FileLock(self.folder / "lock"):
-            self._open()  # another process may have gone on meanwhile
+            self._mend()
+            self._read()  # another process may have gone on meanwhile
             missing = [key for key in wanted if key not in self._span]
             if not missing:
                 return
@@ -80,7 +81,7 @@ class StateCache:
             with (self.folder / "states.bin").open("ab") as states, (self.folder / "index.jsonl").open("a") as index:
                 pairs = track(encode(missing), description=what, total=len(missing), console=Console(stderr=True))
                 self._write(pairs, states, index)
-            self._open()
+            self._read()
 
     def _write(self, pairs: Iterable[tuple[str, States]], states: IO[bytes], index: IO[str]) -> None:
         """States first, then their line: a line never promises what is not on the disk."""
@@ -96,8 +97,8 @@ class StateCache:
         states.flush()
         index.writelines(lines)
 
-    def _open(self) -> None:
-        """Read the index; cut off what a killed run left without its line."""
+    def _mend(self) -> None:
+        """Cut off what a killed run left without its line; under the lock, since a living one may be writing."""
         path, index = self.folder / "states.bin", self.folder / "index.jsonl"
         if not index.exists():
             path.unlink(missing_ok=True)
@@ -106,17 +107,21 @@ class StateCache:
         whole = lines[: lines.rfind(b"\n") + 1]
         if len(whole) < len(lines):
             index.write_bytes(whole)
+        frames = sum(count for _, count in map(json.loads, whole.splitlines()))
+        with path.open("r+b") as file:
+            file.truncate(2 * int(np.prod(self.shape)) * frames)
+
+    def _read(self) -> None:
+        """Map what the index promises; a line that is still being written is left for later."""
+        index = self.folder / "index.jsonl"
+        lines = index.read_bytes() if index.exists() else b""
         end, spans = 0, {}
-        for key, frames in map(json.loads, whole.splitlines()):
+        for key, frames in map(json.loads, lines[: lines.rfind(b"\n") + 1].splitlines()):
             spans[key] = (end, end + frames)
             end += frames
-        size = 2 * int(np.prod(self.shape)) * end
-        if path.stat().st_size > size:
-            with path.open("r+b") as file:
-                file.truncate(size)
         self._span = spans
         if end:
-            self._states = np.memmap(path, np.float16, "r", shape=(end, *self.shape))
+            self._states = np.memmap(self.folder / "states.bin", np.float16, "r", shape=(end, *self.shape))
 
 
 def digest(model: nn.Module) -> str:
@@ -130,7 +135,7 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, augment)]
+    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, augment, sound, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 
@@ -146,16 +151,15 @@ class AudioCache:
     Args:
         encoder: frozen.
         shape: (states, dim) of its states.
-        copies: variants of a clip besides itself, each augmented by its own seed (training/augment.py).
     """
 
-    def __init__(self, encoder: nn.Module, shape: tuple[int, int], copies: int = 0) -> None:
-        self.encoder, self.copies = encoder, copies
+    def __init__(self, encoder: nn.Module, shape: tuple[int, int]) -> None:
+        self.encoder = encoder
         self.cache = StateCache(folder_of("audio", encoder, shape), shape)
         self._hash: dict[Path, str] = {}
 
     def fill(self, paths: Sequence[Path], copies: int = 0) -> AudioCache:
-        """Encode what is not there yet."""
+        """Encode what is not there yet: each clip, and variants of it augmented each by a seed of its own."""
         for path in paths:
             if path not in self._hash:
                 self._hash[path] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -82,6 +82,7 @@ def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
     with ThreadPoolExecutor(workers) as pool:
         clips = list(track(pool.map(decode, paths), f"{corpus.name}: decoding", len(paths), console=_console()))
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    found["missing"] += [(str(path), WORDS["missing"]) for path in corpus.missing]
     first: dict[str, Path] = {}
     for clip in clips:
         if clip.fault:
@@ -95,7 +96,7 @@ def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
         "counts": _counts(corpus),
         "hours": float(seconds.sum() / 3600),
         "seconds": dict(zip(("p1", "p50", "p99"), shares)),
-        "faults": dict(found),
+        "faults": {name: clips for name, clips in found.items() if clips},
     }
 
 

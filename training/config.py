@@ -79,7 +79,7 @@ class LossWeights:
     focal: float = 0.0  # γ of the focal loss; 0 is cross-entropy
     balance: float = 0.0  # class weights are (1 / frequency) to this power, their mean over utterances 1
     smoothing: float = 0.0  # label smoothing
-    teacher: float = 0.5  # share of the main loss that a teacher's probabilities take, where there is one
+    teaching: float = 0.5  # share of the main loss that a teacher's probabilities take, where there is one
     teacher_temperature: float = 2.0
     teacher_embedding: float = 0.1  # weight of 1 − cosine to a single teacher's embedding
 
@@ -90,7 +90,7 @@ class PairConfig:
 
     clips: tuple[str, ...] = ("ravdess", "tess", "emogator")
     paired: float = 0.7  # share of text utterances that get a label-matched clip
-    mislead: float = 0.4  # share of those partners that are plain speech, noise or of any label
+    misleading: float = 0.4  # share of those partners that are plain speech, noise or of any label
     repeats: int = 3  # of each clip of the first corpus in an epoch: few actors, but the only sentences
     other_clips: int = 2500  # of the other corpora in an epoch
     clip_turns: int = 64  # in a batch of clips
@@ -127,11 +127,12 @@ class TrainConfig:
     audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
     drop_audio: float = 0.15  # share of utterances with both that lose one
     drop_text: float = 0.15
+    mislead: float = 0.1  # share of them of which one is taken from another turn, to be rejected
     hide_speaker: float = 0.1
     share: float = 1.0  # of the corpus' dialogues in each epoch
     copies: int = 0  # augmented variants of each clip that a frozen audio encoder sees besides the clip
     augment: bool = True  # speed, noise, reverb and SpecAugment where the audio encoder learns
-    teachers: tuple[str, ...] = ()  # checkpoints whose averaged probabilities are learned as well
+    teacher: tuple[str, ...] = ()  # checkpoints whose averaged probabilities are learned as well
     pairs: PairConfig = field(default_factory=PairConfig)
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -143,7 +144,8 @@ class TrainConfig:
     def corpora(self) -> tuple[str, ...]:
         """Names of all corpora it reads, without paths and shares."""
         specs = (self.corpus, *self.also, *(self.pairs.clips if self.pair else ()))
-        return tuple(dict.fromkeys(split_spec(spec.rpartition("@")[0] or spec)[0] for spec in specs))
+        names = [split_spec(spec.rpartition("@")[0] or spec)[0] for spec in specs]
+        return tuple(dict.fromkeys([*names, *(["plain"] if self.pair else [])]))
 
     def check(self) -> None:
         """Refuse values that would train in silence something other than what was meant."""
@@ -160,6 +162,10 @@ class TrainConfig:
         ):
             if getattr(self, name) < low:
                 raise SystemExit(f"{name} is {getattr(self, name)}; {low} is the least")
-        for name in ("drop_audio", "drop_text", "hide_speaker", "share", "warmup", "ema"):
+        for name in ("drop_audio", "drop_text", "mislead", "hide_speaker", "share", "warmup", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SystemExit(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if self.audio_seconds < 0.2:
+            raise SystemExit(f"audio_seconds is {self.audio_seconds}; 0.2 is the least that can be heard")
+        if self.pair and not self.pairs.clips:
+            raise SystemExit("pair needs clips to pair words with; give --clips ravdess tess emogator, or some of them")

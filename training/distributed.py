@@ -1,6 +1,6 @@
 """Several processes, each with its own device, under `torchrun`; one process needs none of this.
 
-    torchrun --nproc-per-node 2 -m training.train meld --out runs/meld
+    torchrun --nproc-per-node 2 -m training.train --corpus meld --out runs/meld
 
 Every process draws the same groups of histories from the same seed and takes its own share of each step, so two
 processes take the same steps as one that accumulates two batches (tests/training/test_distributed.py).

@@ -1,7 +1,7 @@
 """Score a checkpoint: temperatures from dev, then the test splits, with intervals, by gender, and as pictures.
 
-    python -m training.evaluate runs/default                      # on what it was trained for
-    python -m training.evaluate runs/default --stress             # and on harder versions of it
+    python -m training.evaluate runs/default/whole                # on what it was trained for
+    python -m training.evaluate runs/default/whole --stress       # and on harder versions of it
     python -m training.evaluate runs/mine --on manifest:new.jsonl --use text
 
 Scores and temperatures go into the checkpoint's config.json, everything into CHECKPOINT/evaluation (scores.json and a
@@ -23,14 +23,16 @@ from rich.table import Table
 
 from training import checkpoint, corpora, distributed, stress
 from training.command import cli
-from training.config import NEUTRAL, TrainConfig, Use
-from training.corpora import dailytalk, emogator, meld, plain, ravdess
-from training.corpora.records import Corpus, Dialogue
+from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
+from training.corpora import plain
+from training.corpora.records import Corpus, CorpusError, Dialogue
 from training.learner import Learner
+from training.loop import check_kind
 from training.material import Material
 from training.metrics import FIRST, fit_temperature, intervals, scores
+from training.pairs import WORTH_SAYING
 from training.pictures import draw
-from training.protocol import load_learner
+from training.protocol import load_learner, scored_split
 from training.stages import Predicted, load_corpus, score
 
 NOTE = "An estimate of the emotion expressed, not of what a person feels."
@@ -50,30 +52,30 @@ def evaluate(
     use: Use | None = None,
     stressed: bool = False,
     device: torch.device | str = "cpu",
+    skip: str = "",
 ) -> dict[str, Any]:
-    """Temperatures and scores of a checkpoint; stored in it, drawn beside it."""
+    """Temperatures and scores of a checkpoint; drawn beside it and, on its own corpora, stored in it."""
     about, model = checkpoint.describe(folder)
     config = settings(about)
+    config = replace(config, skip=skip or config.skip)
     learner = load_learner(folder, device)
     # Every clip and sentence is met once or twice: no cache.
     material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
-    dev, tests = trials(config, model.labels, on, use)
-    temperatures = {kind: _temperature(learner, material, trial) for kind, trial in dev.items()}
-    # Without clips that have words of their own, the two together are trusted no more than the less certain one.
-    temperatures.setdefault("audio+text", max(temperatures.values()))
+    dev, tests = trials(config, model, on, use)
+    temperatures = _temperatures(learner, material, dev)
+    where = folder / "evaluation" / (corpora.load(on, model.labels).name if on else "")
     if stressed:
         tests |= stressed_trials(tests)
     found = {}
     for name, trial in tests.items():
         shown = name if model.causal else f"{name}, bidirectional"
         predicted = score(learner, material, trial.dialogues, trial.use)
-        found[shown] = judged(predicted, temperatures.get(trial.use, 1.0), model.labels)
-        scaled = predicted.logits / temperatures.get(trial.use, 1.0)
-        picture = folder / "evaluation" / f"{shown.replace(' ', '_').replace(',', '')}.png"
-        draw(scaled, predicted.labels, model.labels, found[shown], shown, picture)
+        found[shown] = judged(predicted, temperatures, model.labels)
+        picture = where / f"{shown.replace(' ', '_').replace(',', '')}.png"
+        draw(_scaled(predicted, temperatures), predicted.labels, model.labels, found[shown], shown, picture)
     result = {"temperatures": temperatures, "scores": found, "note": NOTE}
-    (folder / "evaluation" / "scores.json").write_text(json.dumps(result, indent=1))
-    if on is None:
+    (where / "scores.json").write_text(json.dumps(result, indent=1))
+    if on is None and use is None:
         checkpoint.amend(folder, temperatures=temperatures, scores=found)
     return result
 
@@ -82,43 +84,56 @@ def settings(about: dict[str, Any]) -> TrainConfig:
     """The config a checkpoint was trained with, as far as scoring needs it."""
     stored = about.get("train", {})
     names = ("corpus", "pair", "use", "fold", "skip")
-    return TrainConfig(**{name: stored[name] for name in names if name in stored})
+    clips = tuple(stored.get("pairs", {}).get("clips", PairConfig().clips))
+    return TrainConfig(**{name: stored[name] for name in names if name in stored}, pairs=PairConfig(clips=clips))
 
 
-def judged(found: Predicted, temperature: float, labels: Sequence[str]) -> dict[str, Any]:
-    """All scores of one set of predictions."""
-    scaled = found.logits / temperature
+def judged(found: Predicted, temperatures: dict[Use, float], labels: Sequence[str]) -> dict[str, Any]:
+    """All scores of one set of predictions, every turn calibrated by what it showed, as the runtime does it."""
+    scaled = _scaled(found, temperatures)
     result = scores(scaled, found.labels, labels)
     result["ece_before_scaling"] = scores(found.logits, found.labels, labels)["ece"]
-    result["temperature"] = temperature
     result["interval_95"] = intervals(scaled, found.labels, found.dialogues)
     by_gender = {}
     for gender in sorted({u.gender for u in found.utterances if u.gender}):
         part = found.chosen([u.gender == gender for u in found.utterances])
-        kept = scores(part.logits / temperature, part.labels, labels)
+        kept = scores(_scaled(part, temperatures), part.labels, labels)
         by_gender[gender] = {k: kept[k] for k in ("utterances", *FIRST, "ece")}
     return result | ({"by_gender": by_gender} if by_gender else {})
 
 
-def _temperature(learner: Learner, material: Material, trial: Trial) -> float:
-    dev = score(learner, material, trial.dialogues, trial.use)
-    return round(fit_temperature(dev.logits, dev.labels), 3)
+def _scaled(found: Predicted, temperatures: dict[Use, float]) -> torch.Tensor:
+    return found.logits / torch.tensor([temperatures[kind] for kind in found.shown])[:, None]
+
+
+def _temperatures(learner: Learner, material: Material, dev: dict[Use, Trial]) -> dict[Use, float]:
+    """One temperature per modality combination, on the dev turns that show just that."""
+    fitted: dict[Use, float] = {}
+    for kind, trial in dev.items():
+        found = score(learner, material, trial.dialogues, trial.use)
+        same = found.chosen([shown == kind for shown in found.shown])
+        if same.utterances:
+            fitted[kind] = round(fit_temperature(same.logits, same.labels), 3)
+    # A combination that dev does not show is trusted no more than the least certain one it does.
+    kinds: tuple[Use, ...] = ("audio", "text", "audio+text")
+    return {kind: fitted.get(kind, max(fitted.values(), default=1.0)) for kind in kinds}
 
 
 def trials(
-    config: TrainConfig, labels: tuple[str, ...], on: str | None = None, use: Use | None = None
+    config: TrainConfig, model: ModelConfig, on: str | None = None, use: Use | None = None
 ) -> tuple[dict[Use, Trial], dict[str, Trial]]:
     """Dev sets by modality combination, and test sets by name."""
     if config.pair and on is None:
-        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items()}
-        return parts, {name: Trial(*pair) for name, pair in held_out().items()}
-    own = load_corpus(replace(config, corpus=on, fold=None, skip="") if on else config, labels)
+        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items() if use in (None, kind)}
+        return parts, {name: Trial(*pair) for name, pair in held_out().items() if use in (None, pair[0])}
+    own = load_corpus(replace(config, corpus=on, fold=None) if on else config, model.labels, needed=("dev",))
+    check_kind(own, model)
     kinds: list[Use] = [use or config.use]
     if kinds == ["audio+text"]:
         kinds += [k for k in ("text", "audio") if _has(own, k)]
     dev = {k: Trial(k, own.split("dev")) for k in kinds}
-    test = own.split("test") or own.split("dev")
-    return dev, {f"{own.name} {test[0].split}, {k}": Trial(k, test) for k in kinds}
+    on_what = scored_split(own)
+    return dev, {f"{own.name} {on_what}, {k}": Trial(k, own.split(on_what)) for k in kinds}
 
 
 def _has(corpus: Corpus, kind: Use) -> bool:
@@ -128,30 +143,38 @@ def _has(corpus: Corpus, kind: Use) -> bool:
 
 def dev_sets(config: TrainConfig) -> dict[Use, list[Dialogue]]:
     """What the default recipe's temperatures are fitted on: words, clips, and clips that have words."""
-    if config.corpus == "dailytalk":
-        return {"text": dailytalk.load().split("dev"), "audio": emogator.load().split("dev")}
-    dev = ravdess.load().split("dev")
-    return {"text": corpora.load(config.corpus).split("dev"), "audio": dev, "audio+text": dev}
+    words = corpora.load(config.corpus).split("dev")
+    clips = next((c for name in config.pairs.clips if (c := corpora.load(name).split("dev"))), [])
+    spoken = [d for d in clips if any(t.text for t in d.turns)]
+    found: dict[Use, list[Dialogue]] = {"text": words, "audio": clips, "audio+text": spoken}
+    return {kind: dialogues for kind, dialogues in found.items() if dialogues}
 
 
 def held_out() -> dict[str, tuple[Use, list[Dialogue]]]:
-    """The default recipe's test splits by name: which modality is shown, and the dialogues."""
-    return {
-        "meld_test_text": ("text", meld.load().split("test")),
-        "ravdess_17_20_audio": ("audio", ravdess.load().split("test")),
+    """The default recipe's test splits by name: which modality is shown, and the dialogues. Absent data are said."""
+    wanted: dict[str, tuple[Use, str]] = {
+        "meld_test_text": ("text", "meld"),
+        "ravdess_17_20_audio": ("audio", "ravdess"),
     }
+    found = {}
+    for name, (use, corpus) in wanted.items():
+        try:
+            found[name] = (use, corpora.load(corpus).split("test"))
+        except CorpusError as error:
+            Console(stderr=True).print(f"[yellow]{name} is not scored[/]: {error}", highlight=False)
+    return found
 
 
 def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
     """Each test set behind foreign talk where it is text, and with a misleading partner."""
-    train = meld.load().split("train")
-    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > 12]
-    noise = [u.audio for u in plain.load(sentences) if u.audio and u.audio.stem.startswith("noise")]
+    train = corpora.load("meld").split("train")
+    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > WORTH_SAYING]
     found = {}
     for name, trial in tests.items():
         if trial.use == "text":
             found[f"{name}, after 100 foreign turns"] = Trial("text", stress.after_foreign_talk(trial.dialogues, train))
-            found[f"{name}, noise beside"] = Trial("audio+text", stress.beside_noise(trial.dialogues, noise))
+            noisy = stress.beside_noise(trial.dialogues, plain.unheard_noise())
+            found[f"{name}, noise beside"] = Trial("audio+text", noisy)
         if trial.use == "audio":
             beside = stress.beside_sentence(trial.dialogues, sentences)
             found[f"{name}, neutral sentence beside"] = Trial("audio+text", beside)
@@ -176,6 +199,7 @@ def main(
     /,
     on: str | None = None,
     use: Use | None = None,
+    skip: str = "",
     stress: bool = False,
     threads: int | None = None,
     device: str = "auto",
@@ -186,13 +210,14 @@ def main(
         folder: checkpoint that training.train wrote.
         on: corpus to score on in place of its own; it has to have a dev split too, for the temperature.
         use: modalities shown; None takes those it was trained with.
+        skip: skip list of training.check.
         stress: also behind 100 turns of foreign talk and beside misleading partners.
         threads: CPU threads; None leaves torch's choice.
         device: cpu, cuda, or auto.
     """
     if threads:
         torch.set_num_threads(threads)
-    result = evaluate(folder, on, use, stress, distributed.start(device))
+    result = evaluate(folder, on, use, stress, distributed.start(device), skip)
     Console().print(table(result["scores"]))
     print(json.dumps(result))
 

@@ -45,7 +45,7 @@ def finetune(
     base = init or _default(out / "base")
     before = None
     if checkpoint.describe(base)[1].labels == load_corpus(config).labels:
-        before = evaluate.evaluate(base, config.corpus, config.use, device=device)["scores"]
+        before = evaluate.evaluate(base, config.corpus, config.use, device=device, skip=config.skip)["scores"]
     loop.train(config, out, init=base, device=device, restart=restart)
     result = evaluate.evaluate(out, device=device)
     return {"before": before, **result}

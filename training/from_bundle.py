@@ -112,8 +112,9 @@ def _untransposed(value: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray
 
 
 def lineage(bundle: Bundle) -> list[str]:
-    """Corpora the bundle's weights have seen: recorded, or worked out from its data list."""
-    return list(bundle.manifest.get("corpora") or ["unknown"])
+    """Corpora the bundle's weights have seen; of a bundle that does not say, its data by their names."""
+    named = [str(d["name"]).split()[0].lower() for d in bundle.manifest.get("data", [])]
+    return list(bundle.manifest.get("corpora") or named or ["unknown"])
 
 
 def main(bundle: Path = DEFAULT, /, out: Path = Path("runs/base")) -> None:

@@ -23,7 +23,9 @@ from training.sound import hear
 from training.words import Tokens
 
 TEXT_CHUNK, AUDIO_CHUNK = 32, 8  # encoded at once; sorted by length, so that little is padding
-LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj)"
+LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
+# WavLM hands the weights of its attention to a function of torch's, past any adapter: only its feed-forward maps learn.
+WAVLM_TARGETS = r".*\.\w+_dense"
 LONGEST_BAND = {"mel": (12, 25), "wave": (0, 1600)}  # of SpecAugment: mel bins and frames; samples
 
 
@@ -150,7 +152,9 @@ def tune(encoder: nn.Module | None, how: str, rank: int) -> nn.Module | None:
         return encoder
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=LORA_TARGETS)
+    inner = getattr(getattr(encoder, "model", None), "config", None)
+    targets = WAVLM_TARGETS if getattr(inner, "model_type", "") == "wavlm" else LORA_TARGETS
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets)
     return cast(nn.Module, get_peft_model(cast(Any, encoder), config))
 
 
@@ -166,10 +170,11 @@ def merged(encoder: nn.Module | None) -> nn.Module | None:
 def depth_of(name: str, layers: int) -> int:
     """How far up a parameter stands in its encoder: 0 what the layers start from, i + 1 layer i, `layers` the top.
 
-    >>> [depth_of(n, 6) for n in ("embeddings.word.weight", "encoder.layer.3.output.dense.weight", "norm.weight")]
-    [0, 4, 6]
+    >>> names = "embeddings.word.weight", "feature_extractor.conv_layers.6.weight", "layer.3.dense.weight", "norm.bias"
+    >>> [depth_of(name, 6) for name in names]
+    [0, 0, 4, 6]
     """
-    found = re.search(r"(?:layers?|blocks)\.(\d+)\.", name)
+    found = re.search(r"(?<!conv_)(?:layers?|blocks)\.(\d+)\.", name)
     if found:
         return int(found.group(1)) + 1
     return 0 if re.search(r"embed|conv|feature", name) else layers

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import augment, batches, checkpoint, distributed, encoders, losses, state
 from training.config import ModelConfig, TrainConfig
-from training.corpora.records import UNLABELLED, Corpus
+from training.corpora.records import UNLABELLED, Corpus, Dialogue
 from training.learner import Learner, groups_of, merged, tune
+from training.material import Material
 from training.model import HBAF
 from training.pairs import PairStage
 from training.stages import CorpusStage, Group, load_also, load_corpus
@@ -36,6 +38,9 @@ TALK = 0.1  # share of an epoch between two lines where no progress bar can be s
 
 class Stage(Protocol):
     """What feeds a run and judges it."""
+
+    material: Material
+    typical: list[Dialogue]  # what the states' mean and deviation are taken from
 
     def epoch(self, rng: random.Random) -> list[Group]:
         """Batches of an epoch, as groups of histories."""
@@ -85,10 +90,19 @@ def train(
     stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner, lessons))
     stage.material.standardise(stage.typical, [m for m in config.use.split("+") if m not in about["shown"]])
     about["shown"] = sorted({*about["shown"], *config.use.split("+")})
-    if restart:
-        for name in (state.FILE, "log.jsonl"):
-            (out / name).unlink(missing_ok=True)
+    if restart and distributed.rank() == 0:
+        forget(out)
     return Run(config, learner, stage, out, about, state.identity(config, learner.hbaf.config, init)).go()
+
+
+def forget(out: Path) -> None:
+    """Remove what a run left in its folder, so that nothing of it is taken for the next one's."""
+    for name in (state.FILE, "log.jsonl", "config.json", "predictions.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("hbaf", "text", "audio"):
+        (out / f"{name}.safetensors").unlink(missing_ok=True)
+    for name in ("text_encoder", "audio_encoder", "evaluation", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def begin(
@@ -99,15 +113,20 @@ def begin(
     That is: corpora its weights will have seen, encoders not as packaged, modalities shown before.
     """
     seen, shown = list(config.corpora), []
+    for folder in config.teacher:
+        seen += checkpoint.describe(Path(folder))[0].get("corpora", ["unknown"])
+    seen = list(dict.fromkeys(seen))
     tuned = [role for role in ("text", "audio") if getattr(config, f"{role}_tuning") != "frozen"]
     if init:
         stored = checkpoint.load(init)
+        check_flags(model, stored.hbaf.config, init)
         hbaf, text, audio = relabelled(stored.hbaf, corpus.labels), stored.text, stored.audio
         seen = list(dict.fromkeys([*stored.about.get("corpora", ["unknown"]), *seen]))
         tuned = list(dict.fromkeys([*stored.about.get("tuned", []), *tuned]))
         shown = list(stored.about.get("shown", ["audio", "text"]))
     else:
         hbaf, text, audio = _afresh(corpus, model or ModelConfig())
+    check_kind(corpus, hbaf.config)
     text, audio = tune(text, config.text_tuning, config.lora_rank), tune(audio, config.audio_tuning, config.lora_rank)
     counts = Counter(t.label for d in corpus.split("train") for t in d.turns if t.label != UNLABELLED)
     balance = losses.balance_of(torch.tensor([counts[i] for i in range(len(corpus.labels))]), config.loss.balance)
@@ -130,6 +149,28 @@ def _afresh(corpus: Corpus, model: ModelConfig) -> tuple[HBAF, nn.Module | None,
     # One vector is an utterance: nothing to stack, nothing to convolve.
     found = replace(model, labels=corpus.labels, audio_dim=dims[0], text_dim=dims[1], stack=1, kernel=1, **none)  # type: ignore[arg-type]
     return HBAF(found), None, None
+
+
+def check_flags(model: ModelConfig | None, stored: ModelConfig, init: Path) -> None:
+    """Refuse flags that a model which is gone on with would ignore."""
+    plain = ModelConfig()
+    asked = {} if model is None else {f.name: getattr(model, f.name) for f in fields(ModelConfig)}
+    ignored = [n for n, v in asked.items() if v != getattr(plain, n) and v != getattr(stored, n) and n != "labels"]
+    if ignored:
+        said = ", ".join(f"{n} {getattr(stored, n)!r}" for n in ignored)
+        raise SystemExit(f"{init} is a model with {said}; leave --{ignored[0].replace('_', '-')} out, or train afresh")
+
+
+def check_kind(corpus: Corpus, model: ModelConfig) -> None:
+    """Refuse a corpus of vectors for a model with encoders, a model of vectors for any other, and other widths."""
+    vectors = next((t.vectors for d in corpus.dialogues for t in d.turns if t.vectors), None)
+    if (vectors is not None) != (model.text_encoder == checkpoint.NONE):
+        kinds = "vectors, the model has encoders" if vectors else "words and clips, the model was trained on vectors"
+        raise SystemExit(f"{corpus.name} brings {kinds} of its own; they do not fit each other")
+    for name in ("audio", "text"):
+        found, wanted = getattr(vectors, name, None), getattr(model, f"{name}_dim")
+        if found is not None and found.shape[-1] != wanted:
+            raise SystemExit(f"{corpus.name} has {name} vectors of {found.shape[-1]}, the model's are of {wanted}")
 
 
 def relabelled(model: HBAF, labels: tuple[str, ...]) -> HBAF:
@@ -174,7 +215,9 @@ class Run:
     def go(self) -> dict[str, float]:
         """Every epoch that is left."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.progress = state.load(self.out, self.begun, self.optimiser, self.average)
+        self.progress = state.load(self.out, self.begun, self.optimiser, self.average, self.scaler)
+        if self.progress.epoch != distributed.agreed(self.progress.epoch):
+            raise SystemExit(f"{self.out} is not the same folder for every process; put it on a disk that all share")
         if self.progress.epoch:
             _say(f"{self.out}: going on behind epoch {self.progress.epoch - 1}")
         while self.progress.epoch < self.config.epochs and not self._patient_enough():
@@ -205,7 +248,7 @@ class Run:
         if distributed.rank() == 0:
             self._log(line)
             if p.epoch % self.config.state_every == 0 or p.epoch == self.config.epochs or self._patient_enough():
-                state.save(self.out, self.begun, p, self.optimiser, self.average)
+                state.save(self.out, self.begun, p, self.optimiser, self.average, self.scaler)
 
     def _learn(self, groups: list[Group]) -> tuple[float, int]:
         """One pass over the groups; returns the mean loss and the turns of all processes together."""

@@ -94,7 +94,7 @@ def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, balan
     loss = classification(output.logits, labels, weights, balance)
     if batch.lesson is not None:
         said, near = learned_from(output.logits, output.embedding, batch.lesson, weights)
-        loss = (1 - weights.teacher) * loss + weights.teacher * said + weights.teacher_embedding * near
+        loss = (1 - weights.teaching) * loss + weights.teaching * said + weights.teacher_embedding * near
     known = labels >= 0
     has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO] & known
     has_text = batch.text_mask.any(1) & batch.honest[:, TEXT] & known

@@ -100,13 +100,15 @@ class PairStage:
         for i, (u, speaker) in enumerate(hidden):
             text = self.material.text(hidden, i, training=True)
             clip, honest = None, True
-            if text is None or rng.random() < self.pairs.paired:
-                if text is not None and rng.random() < self.pairs.mislead:
+            if u.label in self.partner.by_label and (text is None or rng.random() < self.pairs.paired):
+                if text is not None and rng.random() < self.pairs.misleading:
                     clip, honest = self.partner.misleading(rng), False
                 elif rng.random() >= self.config.drop_audio:
                     clip = self.partner.pick(u.label, rng)
                     text = None if rng.random() < self.config.drop_text else text
             if text is None and clip is None:
+                if u.label not in self.partner.by_label:
+                    continue  # nothing was said, and nobody can say it
                 clip = self.partner.pick(u.label, rng)
             sound = None if clip is None else self.material.audio(clip, rng)
             lesson = self.lessons.get(history[i][2]) if honest else None

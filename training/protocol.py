@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training import checkpoint, distributed, loop
 from training.config import ModelConfig, TrainConfig
+from training.corpora.records import UNLABELLED, Corpus
 from training.learner import Learner, tune
 from training.material import Material
 from training.metrics import fit_temperature, scores
@@ -44,6 +45,8 @@ def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
     """Every run of the plan; returns the summary that is also written to summary.json."""
     corpus = load_corpus(replace(config, fold=0) if plan.cross_validate else config)
     folds: list[int | None] = list(range(corpus.folds)) if plan.cross_validate else [config.fold]
+    for fold in folds if plan.cross_validate else ():
+        load_corpus(replace(config, fold=fold)).require("test")  # an empty fold is said before the first run
     single = len(plan.seeds) == 1 and len(folds) == 1
     found = []
     for seed in plan.seeds:
@@ -53,7 +56,8 @@ def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
             predictions.append(one(replace(config, seed=seed, fold=fold), place, plan))
         if distributed.rank() == 0 and predictions[0] is not None:
             found.append(pooled([p for p in predictions if p is not None], corpus.labels))
-    result = summary(found) | {"seeds": list(plan.seeds), "folds": len(folds), "out": str(out)}
+    on = scored_split(corpus)
+    result = summary(found) | {"seeds": list(plan.seeds), "folds": len(folds), "scored_on": on, "out": str(out)}
     if distributed.rank() == 0:
         (out / "summary.json").write_text(json.dumps(result, indent=1))
     return result
@@ -71,12 +75,16 @@ def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:
         material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
         dev = score(learner, material, corpus.split("dev"), config.use)
         temperature = torch.tensor(fit_temperature(dev.logits, dev.labels))
-        test = score(learner, material, corpus.split("test") or corpus.split("dev"), config.use)
-        order = {name: i for i, name in enumerate(dict.fromkeys(test.dialogues))}
-        dialogue = torch.tensor([order[name] for name in test.dialogues])
-        kept = {"logits": test.logits, "labels": test.labels, "dialogue": dialogue, "temperature": temperature}
-        save_file(kept, path)
+        test = score(learner, material, corpus.split(scored_split(corpus)), config.use)
+        order = {d.name: i for i, d in enumerate(corpus.dialogues)}
+        turn = torch.tensor([[order[d], place] for d, place in zip(test.dialogues, test.places)])
+        save_file({"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}, path)
     return load_file(path)
+
+
+def scored_split(corpus: Corpus) -> str:
+    """test; or dev where a corpus has no labelled test turns, which tables and summaries then say."""
+    return "test" if any(t.label != UNLABELLED for d in corpus.split("test") for t in d.turns) else "dev"
 
 
 def load_learner(folder: Path, device: torch.device | str = "cpu") -> Learner:
@@ -106,8 +114,9 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(results: Mapping[str, dict[str, Any]], first: str = "run") -> Table:
     """Mean ± deviation over seeds, in percent."""
-    shown = Table(first, "seeds", *(name.replace("_", " ") for name in SHOWN))
+    shown = Table(first, "scored on", "seeds", *(name.replace("_", " ") for name in SHOWN))
     for name, r in results.items():
         cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in SHOWN]
-        shown.add_row(name, str(len(r["runs"])), *cells)
+        on = r["scored_on"] if r["scored_on"] == "test" else "dev, which also selected"
+        shown.add_row(name, on, str(len(r["runs"])), *cells)
     return shown

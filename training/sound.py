@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,19 @@ def _demux(path: Path) -> Audio:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.audio[0]
-            rate, kept, total = int(stream.rate), [], 0
+            rate, kept, total, length = int(stream.rate), [], 0, 0.0
             for frame in container.decode(stream):
                 kept.append(_samples(frame))
                 total += len(kept[-1])
+                length += len(kept[-1]) / rate
                 while total - len(kept[0]) > MAX_SECONDS * rate:
                     total -= len(kept.pop(0))
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read as audio ({error}); it needs one audio stream") from None
     if not kept:
         raise InputError(f"{path.name} has an audio stream without a sample in it")
-    return load_audio(np.concatenate(kept), rate)
+    heard = load_audio(np.concatenate(kept), rate)
+    return replace(heard, seconds=max(heard.seconds, length))
 
 
 def _samples(frame: object) -> np.ndarray:

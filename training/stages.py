@@ -8,17 +8,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from training import batches, corpora
-from training.batches import Turn
+from training.batches import States, Turn
 from training.config import TrainConfig, Use
 from training.corpora.records import UNLABELLED, Corpus, Dialogue, Utterance
 from training.learner import Learner
 from training.material import Lessons, Material
 from training.metrics import scores
+from training.words import Tokens
 
 Group = list[list[Turn]]  # histories that make one batch
 JUDGED_TURNS = 120
@@ -75,17 +77,33 @@ class CorpusStage:
         for i, (u, speaker) in enumerate(hidden):
             text = self.material.text(hidden, i, training=True) if "text" in c.use else None
             audio = self.material.audio(u, rng) if "audio" in c.use else None
-            if text is not None and audio is not None:
+            honest = (True, True)
+            if text is not None and audio is not None and rng.random() < c.mislead:
+                text, audio, honest = self._misled(text, audio, rng)
+            elif text is not None and audio is not None:
                 lost = rng.random()
                 audio = None if lost < c.drop_audio else audio
                 text = None if c.drop_audio <= lost < c.drop_audio + c.drop_text else text
             if text is not None or audio is not None:
-                turns.append(Turn(u.label, speaker, text, audio, lesson=self.lessons.get(history[i][2])))
+                turns.append(Turn(u.label, speaker, text, audio, honest, self.lessons.get(history[i][2])))
         return turns
 
+    def _misled(
+        self, text: States | Tokens, audio: States | Path, rng: random.Random
+    ) -> tuple[States | Tokens, States | Path, tuple[bool, bool]]:
+        """A turn of which one modality is another turn's; neither head of its own learns from that one."""
+        other = rng.choice(rng.choice(self.train).turns)
+        if rng.random() < 0.5:
+            found = self.material.audio(other, rng)
+            return (text, found, (False, True)) if found is not None else (text, audio, (True, True))
+        said = self.material.text([(other, None)], 0, training=True)
+        return (said, audio, (True, False)) if said is not None else (text, audio, (True, True))
 
-def load_corpus(config: TrainConfig, labels: Sequence[str] | None = None) -> Corpus:
-    """The run's corpus, folded and without the clips of its skip list.
+
+def load_corpus(
+    config: TrainConfig, labels: Sequence[str] | None = None, needed: tuple[str, ...] = ("train", "dev")
+) -> Corpus:
+    """The run's corpus, folded and without the clips of its skip list; the splits `needed` are not empty.
 
     Raises:
         CorpusError: before anything is trained, where a split is empty or a label unknown.
@@ -95,7 +113,7 @@ def load_corpus(config: TrainConfig, labels: Sequence[str] | None = None) -> Cor
         corpus = corpus.without(read_skip_list(config.skip))
     if config.fold is not None:
         corpus = corpus.folded(config.fold)
-    return corpus.require("train", "dev")
+    return corpus.require(*needed)
 
 
 def load_also(config: TrainConfig, labels: Sequence[str]) -> list[tuple[list[Dialogue], float]]:
@@ -104,9 +122,12 @@ def load_also(config: TrainConfig, labels: Sequence[str]) -> list[tuple[list[Dia
     for spec in config.also:
         name, _, share = spec.partition("@")
         try:
-            found.append((corpora.load(name, labels).split("train"), float(share or 1)))
+            part = float(share or 1)
         except ValueError as error:
             raise SystemExit(f"--also {spec!r}: the share behind @ is not a number ({error})") from error
+        if not 0 <= part <= 1:
+            raise SystemExit(f"--also {spec!r}: the share behind @ is {part:g}; it goes from 0 to 1")
+        found.append((corpora.load(name, labels).split("train"), part))
     return found
 
 
@@ -124,7 +145,7 @@ class Predicted:
     """What a learner says of U turns.
 
     Shapes: logits (U, labels), embedding (U, 2d), labels (U,) with −1 for turns that have none. `utterances` and
-    `dialogues` (names) say which turns they are.
+    `dialogues` (names) and `places` in them say which turns they are, `shown` which modalities each had.
     """
 
     logits: Tensor
@@ -132,6 +153,8 @@ class Predicted:
     labels: Tensor
     utterances: list[Utterance]
     dialogues: list[str]
+    places: list[int]
+    shown: list[Use]
 
     def chosen(self, keep: Sequence[bool]) -> Predicted:
         """Those turns only."""
@@ -142,6 +165,8 @@ class Predicted:
             self.labels[rows],
             [self.utterances[i] for i in rows.tolist()],
             [self.dialogues[i] for i in rows.tolist()],
+            [self.places[i] for i in rows.tolist()],
+            [self.shown[i] for i in rows.tolist()],
         )
 
 
@@ -150,15 +175,22 @@ def predict(learner: Learner, material: Material, dialogues: Sequence[Dialogue],
     """Every turn that shows something, each dialogue by itself; causal unless the model's config says otherwise."""
     was = learner.training
     learner.eval()
-    logits, embedding, utterances, names = [], [], [], []
+    logits, embedding = [], []
+    utterances: list[Utterance] = []
+    names: list[str] = []
+    places: list[int] = []
+    kinds: list[Use] = []
     histories = []
     for dialogue in dialogues:
         history = []
-        for u, turn in zip(dialogue.turns, material.shown(dialogue, use)):
-            if turn.text is not None or turn.audio is not None:
-                history.append(turn)
-                utterances.append(u)
-                names.append(dialogue.name)
+        for place, (u, turn) in enumerate(zip(dialogue.turns, material.shown(dialogue, use))):
+            if turn.text is None and turn.audio is None:
+                continue
+            history.append(turn)
+            utterances.append(u)
+            names.append(dialogue.name)
+            places.append(place)
+            kinds.append("text" if turn.audio is None else "audio" if turn.text is None else "audio+text")
         histories += [history] if history else []
     if not histories:
         raise SystemExit(f"none of these dialogues shows {use}; nothing can be predicted")
@@ -168,7 +200,7 @@ def predict(learner: Learner, material: Material, dialogues: Sequence[Dialogue],
         embedding.append(output.embedding.float().cpu())
     learner.train(was)
     labels = torch.tensor([u.label for u in utterances])
-    return Predicted(torch.cat(logits), torch.cat(embedding), labels, utterances, names)
+    return Predicted(torch.cat(logits), torch.cat(embedding), labels, utterances, names, places, kinds)
 
 
 def score(learner: Learner, material: Material, dialogues: Sequence[Dialogue], use: Use) -> Predicted:

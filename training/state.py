@@ -76,7 +76,12 @@ def identity(config: TrainConfig, model: ModelConfig, init: Path | None) -> dict
 
 
 def save(
-    out: Path, begun: dict[str, Any], progress: Progress, optimiser: torch.optim.Optimizer, average: Average
+    out: Path,
+    begun: dict[str, Any],
+    progress: Progress,
+    optimiser: torch.optim.Optimizer,
+    average: Average,
+    scaler: torch.amp.GradScaler,
 ) -> None:
     """Write the state, whole or not at all; `begun` is the run's `identity`."""
     tensors: dict[str, Tensor] = {}
@@ -85,14 +90,20 @@ def save(
         for name, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{i}/{name}"] = torch.as_tensor(value)
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
-    about = {"begun": begun, "progress": vars(progress)}
+    about = {"begun": begun, "progress": vars(progress), "scaler": scaler.state_dict()}
     partial = out / f"{FILE}.partial"
     held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     save_file(held, partial, metadata={"state": json.dumps(about)})
     partial.replace(out / FILE)
 
 
-def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, average: Average) -> Progress:
+def load(
+    out: Path,
+    begun: dict[str, Any],
+    optimiser: torch.optim.Optimizer,
+    average: Average,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
     """Go on from a folder's state, or from the beginning where there is none.
 
     Raises:
@@ -115,6 +126,8 @@ def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, ave
                 optimiser.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter) for k, v in found.items()}
         for i, held in enumerate(average.average):
             held.copy_(tensors[f"average/{i}"])
+    if about.get("scaler"):
+        scaler.load_state_dict(about["scaler"])
     return Progress(**about["progress"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,11 +30,14 @@ def load(path: Path | None = None, audio: str | None = None, text: str | None = 
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, BadZipFile) as error:
         raise CorpusError(f"{path} is not a plain npz of arrays ({error}); pickled objects are not read") from error
     missing = [name for name in NEEDED if name not in data]
     if missing:
         raise CorpusError(f"{path} lacks {', '.join(missing)}; it has {', '.join(data)}")
+    short = [n for n in (*NEEDED, "speaker", "split") if n in data and data[n].shape != data["emotion"].shape]
+    if short:
+        raise CorpusError(f"{path}: {short[0]} is {data[short[0]].shape}, emotion is {data['emotion'].shape}")
     sound = _matrix(data, path, audio, ("audio", "wav"))
     words = _matrix(data, path, text, ("text",))
     labels = tuple(sorted({str(name) for name in data["emotion"]}))

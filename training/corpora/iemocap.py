@@ -4,7 +4,7 @@
     SessionN/dialog/transcriptions/Ses01F_impro01.txt     words
     SessionN/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav
 
-Session 5 tests and session 4 selects; folds are sessions, so `--folds` is leave-one-session-out.
+Session 5 tests and session 4 selects; folds are sessions, so `--folds all` is leave-one-session-out.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def load(root: Path | None = None, classes: int = 6) -> Corpus:
     files = sorted(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt"))
     if not files:
         raise CorpusError(f"{folder} holds no SessionN/dialog/EmoEvaluation/Ses*.txt; is it the IEMOCAP tree?")
-    dialogues = [_dialogue(file, names, labels) for file in files]
-    return Corpus(f"iemocap-{classes}", labels, tuple(d for d in dialogues if d.turns))
+    missing: list[Path] = []
+    dialogues = [_dialogue(file, names, labels, missing) for file in files]
+    return Corpus(f"iemocap-{classes}", labels, tuple(d for d in dialogues if d.turns), tuple(missing))
 
 
-def _dialogue(rated: Path, names: dict[str, str], labels: tuple[str, ...]) -> Dialogue:
+def _dialogue(rated: Path, names: dict[str, str], labels: tuple[str, ...], missing: list[Path]) -> Dialogue:
     session = int(rated.parents[2].name.removeprefix("Session"))
     spoken = rated.parents[1] / "transcriptions" / rated.name
     words = {m[1]: m[2] for line in _lines(spoken) if (m := SPOKEN.match(line))}
@@ -52,6 +53,7 @@ def _dialogue(rated: Path, names: dict[str, str], labels: tuple[str, ...]) -> Di
         known = labels.index(names[label]) if label in names else UNLABELLED
         speaker = f"Ses{session:02d}{gender}"
         here = audio if audio.exists() else None
+        missing += [] if here else [audio]
         turns.append((float(start), Utterance(words.get(turn, ""), known, speaker, here, gender)))
     turns.sort(key=lambda pair: pair[0])
     usable = tuple(u for _, u in turns if u.text or u.audio)

@@ -24,12 +24,14 @@ KINDS = (".wav", ".flac", ".mp4")  # the first found is used
 def load(root: Path | None = None) -> Corpus:
     """The whole corpus. Two clips exist nowhere (train dia125_utt3, dev dia110_utt7); their words stay."""
     folder = root or data_folder() / "meld"
-    found = [dialogue for split in SPLITS for dialogue in _read(folder, split)]
-    return Corpus("meld", MELD_LABELS, tuple(found))
+    missing: list[Path] = []
+    found = [dialogue for split in SPLITS for dialogue in _read(folder, split, missing)]
+    return Corpus("meld", MELD_LABELS, tuple(found), tuple(missing))
 
 
-def _read(folder: Path, split: str) -> list[Dialogue]:
+def _read(folder: Path, split: str, missing: list[Path]) -> list[Dialogue]:
     clips = _clips(folder, split)
+    at = next(iter(clips.values())).parent if clips else None
     dialogues = []
     for number, group in groupby(read_csv(folder / f"{split}_sent_emo.csv"), key=lambda row: row["Dialogue_ID"]):
         turns = sorted(group, key=lambda row: int(row["Utterance_ID"]))
@@ -43,6 +45,8 @@ def _read(folder: Path, split: str) -> list[Dialogue]:
             for row in turns
         )
         dialogues.append(Dialogue(f"meld-{split}-{number}", split, records, int(number) % 5))
+        gone = (row["Utterance_ID"] for row, record in zip(turns, records) if at and record.audio is None)
+        missing += [at / f"dia{number}_utt{place}.mp4" for place in gone if at]
     return dialogues
 
 

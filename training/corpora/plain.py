@@ -52,9 +52,19 @@ def _cut_meetings(folder: Path) -> None:
             soundfile.write(folder / f"{path.stem}_{number}.flac", piece, rate)
 
 
-def _make_noise(folder: Path) -> None:
+def unheard_noise() -> list[Path]:
+    """Noise of the same kinds that no training has heard, for tests of what a misleading partner does."""
+    folder = cache_folder() / "plain" / "unheard"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_noise(folder, seed=1)
+        (folder / "complete").touch()
+    return sorted(folder.glob("*.flac"))
+
+
+def _make_noise(folder: Path, seed: int = 0) -> None:
     """White and brown noise from −50 to −14 dB: rooms, fans, microphones."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for number in range(30):
         noise = rng.standard_normal(int(rng.uniform(1, SECONDS) * SAMPLE_RATE))
         if number % 2:

@@ -65,6 +65,7 @@ class Corpus:
     name: str
     labels: tuple[str, ...]
     dialogues: tuple[Dialogue, ...]
+    missing: tuple[Path, ...] = ()  # clips that its lists name and its folders do not hold
 
     def split(self, name: str) -> list[Dialogue]:
         """Dialogues of train, dev or test."""
@@ -84,10 +85,13 @@ class Corpus:
 
     def without(self, skipped: Iterable[str]) -> Corpus:
         """Leave out the audio of clips that `training.check` found unusable; their words stay."""
-        names = set(skipped)
+        names = {Path(name).resolve() for name in skipped}
+        there = {t.audio.resolve() for d in self.dialogues for t in d.turns if t.audio}
+        if names and not names & (there | {path.resolve() for path in self.missing}):
+            raise CorpusError(f"none of the {len(names)} clips to skip is one of {self.name}'s; is it another's list?")
 
         def mended(turn: Utterance) -> Utterance:
-            return replace(turn, audio=None) if str(turn.audio) in names else turn
+            return replace(turn, audio=None) if turn.audio and turn.audio.resolve() in names else turn
 
         kept = []
         for d in self.dialogues:
@@ -99,6 +103,7 @@ class Corpus:
 
     def require(self, *splits: str) -> Corpus:
         """This corpus, or a clear error where one of the splits holds nothing to learn from or to score."""
+        known: set[int] = set()
         for name in splits:
             found = Counter(t.label for d in self.split(name) for t in d.turns if t.label != UNLABELLED)
             if not found:
@@ -107,6 +112,11 @@ class Corpus:
             if name == "train" and len(found) < 2:
                 only = self.labels[next(iter(found))]
                 raise CorpusError(f"every training utterance of {self.name} is {only!r}; two labels are the least")
+            known |= set(found) if name == "train" else set()
+            unseen = sorted(set(found) - known) if known else []
+            if unseen:
+                said = ", ".join(self.labels[i] for i in unseen)
+                raise CorpusError(f"{self.name}: no training utterance is labelled {said}, but {name} ones are")
         return self
 
 
