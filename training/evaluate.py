@@ -74,6 +74,7 @@ def evaluate(
         picture = where / f"{shown.replace(' ', '_').replace(',', '')}.png"
         draw(_scaled(predicted, temperatures), predicted.labels, model.labels, found[shown], shown, picture)
     result = {"temperatures": temperatures, "scores": found, "note": NOTE}
+    where.mkdir(parents=True, exist_ok=True)
     (where / "scores.json").write_text(json.dumps(result, indent=1))
     if on is None and use is None:
         checkpoint.amend(folder, temperatures=temperatures, scores=found)

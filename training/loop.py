@@ -154,7 +154,7 @@ def _afresh(corpus: Corpus, model: ModelConfig) -> tuple[HBAF, nn.Module | None,
 def check_flags(model: ModelConfig | None, stored: ModelConfig, init: Path) -> None:
     """Refuse flags that a model which is gone on with would ignore."""
     plain = ModelConfig()
-    asked = {} if model is None else {f.name: getattr(model, f.name) for f in fields(ModelConfig)}
+    asked = {} if model is None else {f.name: getattr(model, f.name) for f in fields(model)}
     ignored = [n for n, v in asked.items() if v != getattr(plain, n) and v != getattr(stored, n) and n != "labels"]
     if ignored:
         said = ", ".join(f"{n} {getattr(stored, n)!r}" for n in ignored)

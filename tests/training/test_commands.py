@@ -83,6 +83,15 @@ def test_the_bidirectional_variant_is_called_that(tmp_path, features):
     assert name.endswith("bidirectional")
 
 
+def labelled(features):
+    """The features with MELD's label names, which the default model knows."""
+    path = Path(features.partition(":")[2])
+    with np.load(path) as data:
+        kept = {name: data[name] for name in data.files}
+    np.savez(path.with_name("g.npz"), **kept)
+    return f"features:{path.with_name('g.npz')}"
+
+
 def mine(folder, count=40):
     """A manifest with labels of its own that the words give away, and a clip to every other turn."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +146,49 @@ def test_finetune_goes_on_from_the_default_bundle_with_own_labels(small, tiny, m
     base = checkpoint.load(small / "run" / "base")
     assert torch.equal(base.text.state_dict()["embeddings.word_embeddings.weight"],
                        stored.text.state_dict()["embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_what_the_default_model_learned_from_binds_what_is_made_of_it(tiny, small, monkeypatch, tmp_path):
+    """RAVDESS two steps back, or in a teacher, is RAVDESS still."""
+    import shutil
+
+    from export.bundle import data_of, licence_of
+
+    bundle = shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["corpora"] = ["meld", "ravdess", "plain"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(finetune, "DEFAULT", bundle)
+    config = replace(finetune.RECIPE, corpus=str(mine(small / "own", 20)), epochs=1)
+    finetune.finetune(config, small / "run")
+    seen = checkpoint.describe(small / "run")[0]["corpora"]
+    assert seen == ["meld", "ravdess", "plain", "manifest"]
+    assert licence_of(seen)["id"] == "CC-BY-NC-SA-4.0"
+    assert any("AMI" in d["name"] for d in data_of(seen))
+    loop.train(replace(config, teacher=(str(small / "run"),)), small / "pupil")
+    assert "ravdess" in checkpoint.describe(small / "pupil")[0]["corpora"]
+
+
+def test_dev_scores_are_not_called_test(tmp_path, features):
+    path = mine(tmp_path / "data", 20)
+    lines = [line.replace('"test"', '"train"') for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
+    corpus = corpora.load(str(path))
+    assert protocol.scored_split(corpus) == "dev"
+    config = TrainConfig(corpus=features, fold=0, epochs=1)
+    found = protocol.carry_out(config, tmp_path / "run", protocol.Plan((0,), False, TINY))
+    assert found["scored_on"] == "test"
+
+
+def test_what_does_not_fit_is_said_before_training(small, tmp_path, features):
+    loop.train(replace(TALK, epochs=1), small / "text")
+    with pytest.raises(SystemExit, match="brings vectors, the model has encoders"):
+        loop.train(TrainConfig(corpus=labelled(features), fold=0), small / "x", init=small / "text")
+    with pytest.raises(SystemExit, match=r"is a model with earlier_turns 0; leave --earlier-turns out"):
+        loop.train(replace(TALK, epochs=1), small / "x", replace(loop.ModelConfig(), earlier_turns=2), small / "text")
+    (tmp_path / "skip.txt").write_text("elsewhere/1.wav\tdouble\n")
+    with pytest.raises(SystemExit, match="none of the 1 clips to skip is one of meld's"):
+        loop.train(replace(TALK, skip=str(tmp_path / "skip.txt")), small / "x")
 
 
 def test_a_bundle_gives_its_weights_back(tiny, small, monkeypatch):
@@ -211,6 +263,8 @@ def test_a_pupil_learns_from_its_teachers(small):
         ({"also": ("dailytalk@much",)}, "is not a number"),
         ({"skip": "nowhere.txt"}, "training.check writes one"),
         ({"fold": 7}, "fold 7 cannot test"),
+        ({"also": ("dailytalk@2",)}, "it goes from 0 to 1"),
+        ({"audio_seconds": 0.0}, "0.2 is the least"),
     ],
 )
 def test_wrong_choices_are_said_before_training(small, wrong, said):

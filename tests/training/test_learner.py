@@ -153,6 +153,22 @@ def test_local_audio_folders(kind, tmp_path, clips):
         assert float((together[i] - alone).detach().abs().max()) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+def test_lora_reaches_every_kind_of_local_encoder(kind, tmp_path, clips):
+    config, model = {
+        "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
+        "hubert": (HubertConfig, HubertModel),
+        "wavlm": (WavLMConfig, WavLMModel),
+    }[kind]
+    model(config(**SMALL, **CONVOLUTIONS)).save_pretrained(tmp_path / kind)
+    audio = tune(encoders.load_audio(str(tmp_path / kind)), "lora", 2)
+    learner = Learner(Small.of(encoders.model_config(str(tmp_path / kind))), None, audio).train()
+    learner([[Turn(1, None, None, clips[0])]]).backward()
+    adapters = {n: p for n, p in audio.named_parameters() if "lora_B" in n}
+    assert adapters
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.values()), "an adapter learns nothing"
+
+
 class Small:
     @staticmethod
     def of(found: ModelConfig):
@@ -249,6 +265,21 @@ def test_a_cache_goes_on_where_it_was_killed(tmp_path):
     assert [float(again[k].max()) for k in ("1", "2", "3")] == [1.0, 2.0, 3.0]
     again.add(["1", "2", "3"], encode, "made")
     assert len(asked) == 2
+
+
+def test_opening_a_cache_does_not_touch_what_another_process_is_writing(tmp_path):
+    import numpy as np
+
+    cache = caches.StateCache(tmp_path / "c", (1, 2))
+    cache.add(["1"], lambda keys: [("1", np.ones((2, 1, 2), np.float16))], "made")
+    with (tmp_path / "c" / "states.bin").open("ab") as states, (tmp_path / "c" / "index.jsonl").open("a") as index:
+        states.write(b"12345678")
+        index.write('["2", ')
+    before = [(tmp_path / "c" / name).read_bytes() for name in ("states.bin", "index.jsonl")]
+    seen = caches.StateCache(tmp_path / "c", (1, 2))
+    assert "1" in seen
+    assert "2" not in seen
+    assert [(tmp_path / "c" / name).read_bytes() for name in ("states.bin", "index.jsonl")] == before
 
 
 def test_variants_of_a_clip_are_its_own_and_stay(tiny, clips, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def test_both_stages_learn_select_and_store(small):
 
     model, text_encoder, _, about = checkpoint.load(small / "fusion")
     assert about["dev"]["score"] == fusion["score"]
-    assert about["corpora"] == ["meld", "dailytalk", "ravdess", "tess", "emogator"]
+    assert about["corpora"] == ["meld", "dailytalk", "ravdess", "tess", "emogator", "plain"]
     stored = checkpoint.load(small / "text").text.state_dict()
     for name, value in text_encoder.state_dict().items():
         assert torch.equal(value, stored[name]), "the fusion stage must not touch the text encoder"
@@ -92,6 +92,15 @@ def test_a_run_of_another_config_is_not_gone_on_with(small):
     assert (small / "run" / state.FILE).exists()
 
 
+def test_a_restart_forgets_what_was_there(small):
+    config = replace(TALK, corpus="ravdess", also=(), use="audio", text_tuning="frozen", audio_tuning="full", epochs=1)
+    train(config, small / "run")
+    assert (small / "run" / "audio.safetensors").exists()
+    train(replace(config, audio_tuning="frozen"), small / "run", restart=True)
+    assert not (small / "run" / "audio.safetensors").exists(), "the next run would be scored with another's encoder"
+    assert len(lines_of(small / "run")) == 1
+
+
 def test_early_stopping_waits_as_long_as_it_was_told(small, monkeypatch):
     monkeypatch.setattr(loop.CorpusStage, "judge", lambda self: {"score": 0.5})
     train(replace(TALK, epochs=20, patience=2), small / "run")
@@ -117,7 +126,7 @@ def test_tuned_audio_is_stored_and_used(small):
     assert torch.equal(checkpoint.load(small / "next").audio.state_dict()["conv1.weight"], found["conv1.weight"])
 
 
-def test_open_recipe_reads_no_restricted_corpus(small):
+def test_open_recipe_reads_no_restricted_corpus(small, capsys):
     for corpus in ("meld", "ravdess", "tess"):
         shutil.rmtree(small / "data" / corpus)
     lines = (small / "data" / "dailytalk" / "dialogues.jsonl").read_text().splitlines()
@@ -127,4 +136,9 @@ def test_open_recipe_reads_no_restricted_corpus(small):
     (small / "data" / "emogator" / "manifest.csv").write_text("\n".join([*rows, "0.flac,10,anger"]))
     pairs = PairConfig(clips=("emogator",), clip_turns=8)
     train(replace(PAIRS, corpus="dailytalk", also=(), pairs=pairs, epochs=1), small / "open")
-    assert checkpoint.load(small / "open").about["corpora"] == ["dailytalk", "emogator"]
+    assert checkpoint.load(small / "open").about["corpora"] == ["dailytalk", "emogator", "plain"]
+    found = evaluate(small / "open")
+    assert found["scores"] == {}, "what is not there cannot be scored"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "meld_test_text is not scored" in said
+    assert set(found["temperatures"]) == {"audio", "text", "audio+text"}
