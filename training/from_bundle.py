@@ -89,9 +89,9 @@ def fill(module: nn.Module, found: dict[str, NDArray[Any]], what: str) -> None:
         elif not NOT_SHIPPED.match(name) and name in dict(module.named_parameters()):
             missing.append(name)
     if missing:
-        raise SystemExit(
-            f"the bundle lacks {len(missing)} weights of {what}, such as {missing[0]}; it is of another version"
-        )
+        few = f"{len(missing)} weights of {what}, such as {missing[0]}"
+        why = "it was exported before weights carried their names"
+        raise SystemExit(f"the bundle lacks {few}; {why}: export it anew, or give --init a checkpoint")
 
 
 def _laid_out(layouts: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
