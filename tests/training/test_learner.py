@@ -32,6 +32,13 @@ CONVOLUTIONS = {"conv_dim": (8,) * 7, "num_feat_extract_layers": 7, "num_conv_po
                 "num_conv_pos_embedding_groups": 2}  # fmt: skip
 
 
+AUDIO = {
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
+    "hubert": (HubertConfig, HubertModel),
+    "wavlm": (WavLMConfig, WavLMModel),
+}
+
+
 @pytest.fixture
 def clips(tmp_path):
     """Three clips of different lengths."""
@@ -133,13 +140,9 @@ def test_in_training_clips_are_cropped_and_changed(tiny, clips):
     assert torch.equal(first, learner._heard(clips[1])), "the same seed hears the same"
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("kind", list(AUDIO))
 def test_local_audio_folders(kind, tmp_path, clips):
-    config, model = {
-        "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
-        "hubert": (HubertConfig, HubertModel),
-        "wavlm": (WavLMConfig, WavLMModel),
-    }[kind]
+    config, model = AUDIO[kind]
     torch.manual_seed(0)
     model(config(**SMALL, **CONVOLUTIONS)).save_pretrained(tmp_path / kind)
     found = encoders.model_config(str(tmp_path / kind))
@@ -153,13 +156,9 @@ def test_local_audio_folders(kind, tmp_path, clips):
         assert float((together[i] - alone).detach().abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("kind", list(AUDIO))
 def test_lora_reaches_every_kind_of_local_encoder(kind, tmp_path, clips):
-    config, model = {
-        "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
-        "hubert": (HubertConfig, HubertModel),
-        "wavlm": (WavLMConfig, WavLMModel),
-    }[kind]
+    config, model = AUDIO[kind]
     model(config(**SMALL, **CONVOLUTIONS)).save_pretrained(tmp_path / kind)
     audio = tune(encoders.load_audio(str(tmp_path / kind)), "lora", 2)
     learner = Learner(Small.of(encoders.model_config(str(tmp_path / kind))), None, audio).train()
