@@ -32,6 +32,8 @@ from training.layers import (
     split_heads,
 )
 
+PART = 16  # utterances of like lengths that are computed together
+
 
 @dataclass
 class Batch:
@@ -104,12 +106,21 @@ class HBAF(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """A whole pass over the batch's dialogues, causal unless the config says otherwise."""
-        frames, frame_mask, tokens, means = self.represent(batch.audio, batch.audio_mask, batch.text, batch.text_mask)
-        present = torch.stack([frame_mask.any(1), batch.text_mask.any(1)], 1)
+        parts = by_length(batch, self.config.stack)
+        heard = [self.represent(*part[1:]) for part in parts]
+        present = torch.stack([batch.audio_mask.any(1), batch.text_mask.any(1)], 1)
+        back = torch.argsort(torch.cat([rows for rows, *_ in parts]))
+        means = torch.cat([m for *_, m in heard])[back]
         window = Window.of(batch, present, self.config)
         past = window.gather(self.context(window.scatter(means), window))
-        unimodal = masked_mean(frames, frame_mask), means[:, TEXT]  # before any word, earlier ones too, reaches audio
-        codes = self.fuse_utterance(frames + past[:, None], frame_mask, tokens, batch.text_mask)
+        sounds = torch.cat([masked_mean(frames, mask) for frames, mask, *_ in heard])[back]
+        unimodal = sounds, means[:, TEXT]  # before any word, earlier ones too, reaches audio
+        codes = torch.cat(
+            [
+                self.fuse_utterance(frames + past[rows, None], frame_mask, tokens, token_mask)
+                for (rows, *_, token_mask), (frames, frame_mask, tokens, _) in zip(parts, heard)
+            ]
+        )[back]
         fused = window.gather(self.fuse_dialogue(window.scatter(codes), window))
         embedding = fused.flatten(1)
         audio_logits, text_logits = (head(code) for head, code in zip(self.unimodal_heads, unimodal))
@@ -152,6 +163,27 @@ class HBAF(nn.Module):
             visible = [window.visible & window.present[:, None, :, m] for m in (AUDIO, TEXT)]
             codes = torch.stack(layer(state, slots, visible, bias(window.distance, window.relation)), 2)
         return codes
+
+
+def by_length(batch: Batch, stack: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Utterances of like lengths together, each part cut to its longest: rows and their audio, text and masks.
+
+    Lengths in a batch differ tenfold, and what is done to each utterance by itself costs as much for padding as for
+    sound. Nothing but lengths decides, so that a changed utterance of the same length is computed as before.
+    """
+    ends = [
+        (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+        for mask in (batch.audio_mask, batch.text_mask)
+    ]
+    order = torch.argsort(ends[AUDIO] * (batch.text_mask.shape[1] + 1) + ends[TEXT], stable=True)
+    parts = []
+    for rows in order.split(PART):
+        frames, tokens = (max(1, int(end[rows].max())) for end in ends)
+        frames += -frames % stack
+        audio, text = (slice(0, frames), slice(0, tokens))
+        parts.append((rows, batch.audio[rows, audio], batch.audio_mask[rows, audio], batch.text[rows, text],
+                      batch.text_mask[rows, text]))  # fmt: skip
+    return parts
 
 
 @dataclass
