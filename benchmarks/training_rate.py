@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import finish, machine, percentiles, show
 from training import loop
+from training.begin import begin
 from training.config import MELD_LABELS, TrainConfig
 from training.corpora.records import Corpus, Dialogue, Utterance
 from training.stages import CorpusStage, Group
@@ -72,7 +73,7 @@ def _seconds(work: Any, device: torch.device) -> float:
 
 def measure(config: TrainConfig, corpus: Corpus, device: torch.device, steps: int, out: Path) -> dict[str, Any]:
     """Steps of one way of training on the same batch."""
-    learner, about = loop.begin(config, corpus, None, None)
+    learner, about = begin(config, corpus, None, None)
     learner.to(device)
     stage = CorpusStage(config, corpus, [], learner)
     run = loop.Run(config, learner, stage, out, about, {})

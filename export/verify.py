@@ -18,10 +18,9 @@ from rich.console import Console
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.cli import EXAMPLE, read_dialogue
-from training import checkpoint
 from training.config import TrainConfig
 from training.corpora.records import Dialogue, Utterance
-from training.learner import Learner
+from training.learner import Learner, load_learner
 from training.material import Material
 from training.stages import predict
 
@@ -45,8 +44,7 @@ def difference(learner: Learner, bundle: Path) -> tuple[float, int]:
     """Largest difference of a probability (temperatures aside), and label flips, over the conversation."""
     dialogue = conversation()
     runtime = HBAFRuntime(bundle, threads=1)
-    uncached = TrainConfig(text_tuning="full", audio_tuning="full")
-    logits = predict(learner, Material(learner, uncached), [dialogue], "audio+text").logits
+    logits = predict(learner, Material(learner, TrainConfig(), cached=False), [dialogue], "audio+text").logits
     chat, found = runtime.conversation(), []
     for u in dialogue.turns:
         p = runtime.predict(u.audio, text=u.text, speaker=u.speaker, conversation=chat)
@@ -64,8 +62,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     given = parser.parse_args()
-    stored = checkpoint.load(given.checkpoint)
-    found, flips = difference(Learner(stored.hbaf, stored.text, stored.audio).eval(), given.bundle)
+    found, flips = difference(load_learner(given.checkpoint), given.bundle)
     Console().print(f"{given.bundle}: largest difference from PyTorch {found:.1e}, {flips} label flips in 100 turns")
     if not found <= given.tolerance:
         raise SystemExit(f"{found:.1e} is more than the {given.tolerance:.0e} allowed")

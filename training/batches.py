@@ -59,6 +59,21 @@ def join(dialogues: Sequence[Dialogue], rng: random.Random, max_turns: int) -> I
         yield history
 
 
+def drawn(
+    dialogues: Sequence[Dialogue], share: float, also: Sequence[tuple[list[Dialogue], float]], rng: random.Random
+) -> list[Dialogue]:
+    """An epoch's share of the corpus, at least one dialogue of it, and of each further one."""
+    found = rng.sample(dialogues, max(1, int(len(dialogues) * share)))
+    for more, part in also:
+        found += rng.sample(more, int(len(more) * part))
+    return found
+
+
+def hidden(history: Joined, share: float, rng: random.Random) -> list[tuple[Utterance, str | None]]:
+    """The history without its places; that share of its speakers unknown."""
+    return [(u, None if rng.random() < share else speaker) for u, speaker, _ in history]
+
+
 def alone(dialogue: Dialogue) -> list[tuple[Utterance, str | None]]:
     """A dialogue by itself, as evaluation sees it."""
     return [(u, u.speaker) for u in dialogue.turns]

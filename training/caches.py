@@ -27,13 +27,12 @@ from torch import nn
 
 from hbaf_edge import audio as runtime_audio
 from hbaf_edge import features as runtime_features
-from training import augment, batches, encoders, hub, sound
+from training import augment, encode, encoders, hub, sound
 from training.sound import hear
 from training.words import Tokens
 
 States = NDArray[np.float16]
-Encode = Callable[[list[str]], Iterable[tuple[str, States]]]
-TEXT_CHUNK = 64
+Encode = Callable[[list[str]], Iterable[tuple[str, States]]]  # missing keys -> each with its states, in any order
 FLUSH = 64  # entries between two flushes: what a killed run may lose
 
 
@@ -60,14 +59,12 @@ class StateCache:
         assert self._states is not None
         return self._states[start:end]
 
-    def add(
-        self, wanted: Sequence[str], encode: Callable[[list[str]], Iterable[tuple[str, States]]], what: str
-    ) -> None:
+    def add(self, wanted: Sequence[str], encode: Encode, what: str) -> None:
         """Encode the keys that are not there yet, with a progress bar.
 
         Args:
             wanted: distinct keys.
-            encode: missing keys -> pairs of key and states, in any order.
+            encode: what makes the states.
             what: shown beside the bar.
         """
         with FileLock(self.folder / "lock"):
@@ -195,20 +192,13 @@ class AudioCache:
 
 
 def fill_texts(cache: StateCache, encoder: nn.Module, texts: Iterable[Tokens]) -> StateCache:
-    """Encode the texts that are not there yet, batched by length."""
+    """Encode the texts that are not there yet."""
     by_key = {t.key: t for t in texts}
-    segments = getattr(encoder.config, "type_vocab_size", 1) > 1
-    device = next(encoder.parameters()).device
 
     @torch.inference_mode()
-    def encode(keys: list[str]) -> Iterator[tuple[str, States]]:
-        keys = sorted(keys, key=lambda k: len(by_key[k].ids))
-        for group in batches.groups(keys, TEXT_CHUNK):
-            ids, mask = batches.pad([by_key[k].ids for k in group], (), 1, device)
-            kinds, _ = batches.pad([by_key[k].kinds for k in group], (), 1, device)
-            found = encoders.text_states(encoder, ids, mask, kinds if segments else None)
-            for key, states in zip(group, found):
-                yield key, states[: by_key[key].own].half().cpu().numpy()
+    def states(keys: list[str]) -> Iterator[tuple[str, States]]:
+        for place, found in encode.texts(encoder, [by_key[k] for k in keys]):
+            yield keys[place], found.half().cpu().numpy()
 
-    cache.add(list(by_key), encode, "text states")
+    cache.add(list(by_key), states, "text states")
     return cache

@@ -139,11 +139,13 @@ def load_audio(name: str = "audio") -> nn.Module:
     return model.eval()
 
 
-def text_states(model: nn.Module, tokens: Tensor, mask: Tensor, kinds: Tensor | None = None) -> Tensor:
-    """(U, T) ids, bool mask and segments (0 or 1) -> (U, T, layers + 1, dim), each layer normalised."""
+def text_states(
+    model: nn.Module, tokens: Tensor, mask: Tensor, kinds: Tensor | None = None, own: int | None = None
+) -> Tensor:
+    """(U, T) ids, bool mask and segments (0 or 1) -> (U, T or `own`, layers + 1, dim), each layer normalised."""
     more = {} if kinds is None else {"token_type_ids": kinds}
     hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True, **more).hidden_states
-    return normalise_states(torch.stack(hidden, 2))
+    return normalise_states(torch.stack([layer[:, :own] for layer in hidden], 2))
 
 
 def audio_states(model: nn.Module, prepared: Tensor, mask: Tensor | None = None) -> Tensor:

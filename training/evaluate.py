@@ -22,17 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from training import checkpoint, corpora, distributed, stress
+from training.begin import check_kind
 from training.command import cli
 from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
 from training.corpora import plain
 from training.corpora.records import Corpus, CorpusError, Dialogue
-from training.learner import Learner
-from training.loop import check_kind
+from training.learner import Learner, load_learner
 from training.material import Material
 from training.metrics import FIRST, fit_temperature, intervals, scores
 from training.pairs import WORTH_SAYING
 from training.pictures import draw
-from training.protocol import load_learner, scored_split
+from training.protocol import scored_split
 from training.stages import Predicted, load_corpus, score
 
 NOTE = "An estimate of the emotion expressed, not of what a person feels."
@@ -59,8 +59,7 @@ def evaluate(
     config = settings(about)
     config = replace(config, skip=skip or config.skip)
     learner = load_learner(folder, device)
-    # Every clip and sentence is met once or twice: no cache.
-    material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
+    material = Material(learner, config, cached=False)
     dev, tests = trials(config, model, on, use)
     temperatures = _temperatures(learner, material, dev)
     where = folder / "evaluation" / (corpora.load(on, model.labels).name if on else "")

@@ -41,10 +41,10 @@ def finetune(
     config: TrainConfig, out: Path, init: Path | None = None, device: torch.device | str = "cpu", restart: bool = False
 ) -> dict[str, Any]:
     """Train from a checkpoint (the default bundle's where none is given) and score; returns scores before and after."""
-    load_corpus(config)  # its errors come before anything is unpacked
+    labels = load_corpus(config).labels  # its errors come before anything is unpacked
     base = init or _default(out / "base")
     before = None
-    if checkpoint.describe(base)[1].labels == load_corpus(config).labels:
+    if checkpoint.describe(base)[1].labels == labels:
         before = evaluate.evaluate(base, config.corpus, config.use, device=device, skip=config.skip)["scores"]
     loop.train(config, out, init=base, device=device, restart=restart)
     result = evaluate.evaluate(out, device=device)

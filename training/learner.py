@@ -7,7 +7,7 @@ either the encoder's states or what the encoder reads, and `Learner` tells the t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from hbaf_edge.audio import SAMPLE_RATE
-from training import augment, batches, encoders, losses
+from training import augment, batches, checkpoint, encode, losses
 from training.batches import Turn
 from training.config import LossWeights, TrainConfig
 from training.model import HBAF, Batch, Output
 from training.sound import hear
 from training.words import Tokens
 
-TEXT_CHUNK, AUDIO_CHUNK = 32, 8  # encoded at once; sorted by length, so that little is padding
 LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
 # WavLM hands the weights of its attention to a function of torch's, past any adapter: only its feed-forward maps learn.
 WAVLM_TARGETS = r".*\.\w+_dense"
@@ -70,52 +69,19 @@ class Learner(nn.Module):
         turns = [turn for history in histories for turn in history]
         c = self.hbaf.config
         device = self.hbaf.absent.device
-        text: list[Any] = [t.text for t in turns]
-        text = self._states(text, [i for i, t in enumerate(text) if isinstance(t, Tokens)], self._encode_text)
-        audio: list[Any] = [t.audio for t in turns]
-        audio = self._states(audio, [i for i, a in enumerate(audio) if isinstance(a, Path)], self._encode_audio)
+        text = with_states([t.text for t in turns], Tokens, lambda found: encode.texts(cast(Any, self.text), found))
+        audio = with_states([t.audio for t in turns], Path, self._encode_audio)
         return batches.collate(
             histories, audio, text, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack, device
         )
 
-    def _states(self, given: list[Any], raw: list[int], encode: Any) -> list[Any]:
-        """Put states where there was something to encode."""
-        for place, states in encode([given[i] for i in raw]) if raw else ():
-            given[raw[place]] = states
-        return given
-
-    def _encode_text(self, found: list[Tokens]) -> Iterator[tuple[int, Tensor]]:
-        """Places and states (own, states, dim)."""
-        assert self.text is not None
-        device = self.hbaf.absent.device
-        order = sorted(range(len(found)), key=lambda i: len(found[i].ids))
-        segments = getattr(self.text.config, "type_vocab_size", 1) > 1
-        for rows in batches.groups(order, TEXT_CHUNK):
-            ids, mask = batches.pad([found[i].ids for i in rows], ())
-            kinds, _ = batches.pad([found[i].kinds for i in rows], ())
-            inputs = [x.to(device) for x in (ids, mask, kinds)]
-            states = encoders.text_states(self.text, inputs[0], inputs[1], inputs[2] if segments else None)
-            for i, row in zip(rows, states):
-                yield i, row[: found[i].own]
-
     def _encode_audio(self, found: list[Path]) -> Iterator[tuple[int, Tensor]]:
-        """Places and states (frames, states, dim) of clips; cropped, augmented and hidden in parts while training."""
-        audio = cast(Any, self.audio)
-        device = self.hbaf.absent.device
-        prepared = [audio.prepare(self._heard(path)) for path in found]
+        """Cropped, augmented and hidden in parts while training."""
+        assert self.audio is not None
+        prepared = [cast(Any, self.audio).prepare(self._heard(path)) for path in found]
         if self.training and self.augment:
             prepared = [hide_parts(p) for p in prepared]
-        order = sorted(range(len(found)), key=lambda i: prepared[i].shape[-1])
-        for rows in batches.groups(order, AUDIO_CHUNK):
-            longest = max(prepared[i].shape[-1] for i in rows)
-            padded = torch.stack(
-                [nn.functional.pad(prepared[i], (0, longest - prepared[i].shape[-1])) for i in rows]
-            ).to(device)
-            lengths = torch.tensor([prepared[i].shape[-1] for i in rows], device=device)
-            mask = torch.arange(longest, device=device) < lengths[:, None]
-            states = encoders.audio_states(audio, padded, None if bool(mask.all()) else mask)
-            for i, row in zip(rows, states):
-                yield i, row[: audio.frames(prepared[i].shape[-1])]
+        return encode.clips(self.audio, prepared)
 
     def _heard(self, path: Path) -> Tensor:
         samples = torch.from_numpy(hear(path).samples)
@@ -134,6 +100,14 @@ class Learner(nn.Module):
             if encoder is not None and not any(p.requires_grad for p in encoder.parameters()):
                 encoder.eval()
         return self
+
+
+def with_states(given: list[Any], kind: type, encode_them: Callable[[list[Any]], Iterable[tuple[int, Tensor]]]) -> list:
+    """The list with states where there was something of that kind to encode."""
+    places = [i for i, x in enumerate(given) if isinstance(x, kind)]
+    for place, states in encode_them([given[i] for i in places]) if places else ():
+        given[places[place]] = states
+    return given
 
 
 def hide_parts(prepared: Tensor) -> Tensor:
@@ -156,6 +130,13 @@ def tune(encoder: nn.Module | None, how: str, rank: int) -> nn.Module | None:
     targets = WAVLM_TARGETS if getattr(inner, "model_type", "") == "wavlm" else LORA_TARGETS
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets)
     return cast(nn.Module, get_peft_model(cast(Any, encoder), config))
+
+
+def load_learner(folder: Path, device: torch.device | str = "cpu") -> Learner:
+    """A checkpoint's model and encoders, nothing of it to be trained."""
+    stored = checkpoint.load(folder)
+    learner = Learner(stored.hbaf, tune(stored.text, "frozen", 1), tune(stored.audio, "frozen", 1))
+    return learner.to(device).eval()
 
 
 def merged(encoder: nn.Module | None) -> nn.Module | None:

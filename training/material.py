@@ -29,31 +29,30 @@ class Material:
 
     Args:
         learner: whose encoders are used.
-        config: tuning, use, drop rates.
+        config: tuning, use, crops.
+        cached: keep states of frozen encoders; False for clips and sentences that are met once or twice.
     """
 
-    def __init__(self, learner: Learner, config: TrainConfig) -> None:
+    def __init__(self, learner: Learner, config: TrainConfig, cached: bool = True) -> None:
         c = learner.hbaf.config
-        self.learner, self.config, self.earlier = learner, config, c.earlier_turns
-        self.words = Words(c.text_encoder, c.earlier_turns) if learner.text is not None else None
-        self.short = (
-            Words(c.text_encoder, c.earlier_turns, TRAIN_TOKENS)
-            if learner.text is not None and config.text_tuning != "frozen"
-            else self.words
-        )
-        frozen = learner.audio if config.audio_tuning == "frozen" else None
-        self.sounds = caches.AudioCache(frozen, (c.audio_states, c.audio_dim)) if frozen is not None else None
-        shape = (c.text_states, c.text_dim)
+        self.learner, self.config = learner, config
+        self.words = self.short = Words(c.text_encoder, c.earlier_turns) if learner.text is not None else None
+        if learner.text is not None and config.text_tuning != "frozen":
+            self.short = Words(c.text_encoder, c.earlier_turns, TRAIN_TOKENS)
+        self.sounds: caches.AudioCache | None = None
+        if cached and learner.audio is not None and config.audio_tuning == "frozen" and "audio" in config.use:
+            self.sounds = caches.AudioCache(learner.audio, (c.audio_states, c.audio_dim))
         self.texts: caches.StateCache | None = None
-        if learner.text is not None and config.text_tuning == "frozen":
+        if cached and learner.text is not None and config.text_tuning == "frozen" and "text" in config.use:
+            shape = (c.text_states, c.text_dim)
             self.texts = caches.StateCache(caches.folder_of("text", learner.text, shape), shape)
 
     def prepare(self, dialogues: Sequence[Dialogue], copies: int = 0) -> Material:
         """Fill the caches for these dialogues; what they lack is encoded when it is met."""
-        if self.sounds is not None and "audio" in self.config.use:
+        if self.sounds is not None:
             paths = dict.fromkeys(t.audio for d in dialogues for t in d.turns if t.audio)
             self.sounds.fill(list(paths), copies)
-        if self.texts is not None and self.words is not None and "text" in self.config.use:
+        if self.texts is not None and self.words is not None:
             told = [self.words(batches.alone(d), i) for d in dialogues for i in range(len(d.turns))]
             assert self.learner.text is not None
             caches.fill_texts(self.texts, self.learner.text, [t for t in told if t])

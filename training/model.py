@@ -177,12 +177,11 @@ def by_length(batch: Batch, stack: int) -> list[tuple[Tensor, Tensor, Tensor, Te
     ]
     order = torch.argsort(ends[AUDIO] * (batch.text_mask.shape[1] + 1) + ends[TEXT], stable=True)
     parts = []
-    for rows in order.split(PART):
+    inputs = batch.audio, batch.audio_mask, batch.text, batch.text_mask
+    for rows, *cut in zip(order.split(PART), *(x[order].split(PART) for x in inputs)):
         frames, tokens = (max(1, int(end[rows].max())) for end in ends)
         frames += -frames % stack
-        audio, text = (slice(0, frames), slice(0, tokens))
-        parts.append((rows, batch.audio[rows, audio], batch.audio_mask[rows, audio], batch.text[rows, text],
-                      batch.text_mask[rows, text]))  # fmt: skip
+        parts.append((rows, cut[0][:, :frames], cut[1][:, :frames], cut[2][:, :tokens], cut[3][:, :tokens]))
     return parts
 
 

@@ -83,9 +83,7 @@ class PairStage:
 
     def epoch(self, rng: random.Random) -> list[Group]:
         """Dialogues and clips in batches of their own: words alone need no padded audio beside them."""
-        drawn = rng.sample(self.train, int(len(self.train) * self.config.share))
-        for dialogues, share in self.also:
-            drawn += rng.sample(dialogues, int(len(dialogues) * share))
+        drawn = batches.drawn(self.train, self.config.share, self.also, rng)
         talks = [self._spoken(history, rng) for history in batches.join(drawn, rng, self.config.max_turns)]
         rng.shuffle(talks)
         clips = list(self._clip_histories(rng))
@@ -95,7 +93,7 @@ class PairStage:
 
     def _spoken(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         """Turns of a text corpus, each with a partner from the clips, none, or one that misleads."""
-        hidden = [(u, None if rng.random() < self.config.hide_speaker else s) for u, s, _ in history]
+        hidden = batches.hidden(history, self.config.hide_speaker, rng)
         turns = []
         for i, (u, speaker) in enumerate(hidden):
             text = self.material.text(hidden, i, training=True)

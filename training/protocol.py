@@ -18,10 +18,10 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import checkpoint, distributed, loop
+from training import distributed, loop
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, Corpus
-from training.learner import Learner, tune
+from training.learner import load_learner
 from training.material import Material
 from training.metrics import fit_temperature, scores
 from training.stages import load_corpus, score
@@ -72,7 +72,7 @@ def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:
     if plan.restart or not path.exists() or path.stat().st_mtime < (out / "config.json").stat().st_mtime:
         corpus = load_corpus(config)
         learner = load_learner(out, plan.device)
-        material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))
+        material = Material(learner, config, cached=False)
         dev = score(learner, material, corpus.split("dev"), config.use)
         temperature = torch.tensor(fit_temperature(dev.logits, dev.labels))
         test = score(learner, material, corpus.split(scored_split(corpus)), config.use)
@@ -85,13 +85,6 @@ def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:
 def scored_split(corpus: Corpus) -> str:
     """test; or dev where a corpus has no labelled test turns, which tables and summaries then say."""
     return "test" if any(t.label != UNLABELLED for d in corpus.split("test") for t in d.turns) else "dev"
-
-
-def load_learner(folder: Path, device: torch.device | str = "cpu") -> Learner:
-    """A checkpoint's model and encoders, nothing of it to be trained."""
-    stored = checkpoint.load(folder)
-    learner = Learner(stored.hbaf, tune(stored.text, "frozen", 1), tune(stored.audio, "frozen", 1))
-    return learner.to(device).eval()
 
 
 def pooled(predictions: list[dict[str, Tensor]], labels: tuple[str, ...]) -> dict[str, Any]:

@@ -56,9 +56,7 @@ class CorpusStage:
 
     def epoch(self, rng: random.Random) -> list[Group]:
         """Groups of histories in random order: every dialogue once, joined to histories of random length."""
-        drawn = rng.sample(self.train, max(1, int(len(self.train) * self.config.share)))
-        for dialogues, share in self.also:
-            drawn += rng.sample(dialogues, int(len(dialogues) * share))
+        drawn = batches.drawn(self.train, self.config.share, self.also, rng)
         histories = list(batches.join(drawn, rng, self.config.max_turns))
         rng.shuffle(histories)
         made = [self._turns(history, rng) for history in histories]
@@ -73,7 +71,7 @@ class CorpusStage:
 
     def _turns(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         c, turns = self.config, []
-        hidden = [(u, None if rng.random() < c.hide_speaker else s) for u, s, _ in history]
+        hidden = batches.hidden(history, c.hide_speaker, rng)
         for i, (u, speaker) in enumerate(hidden):
             text = self.material.text(hidden, i, training=True) if "text" in c.use else None
             audio = self.material.audio(u, rng) if "audio" in c.use else None

@@ -9,17 +9,15 @@ averaged; the embedding is taken where there is one teacher, since the axes of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from training import checkpoint
 from training.config import TrainConfig
 from training.corpora.records import Corpus, Dialogue
-from training.learner import Learner, tune
+from training.learner import load_learner
 from training.material import Lessons, Material
 from training.stages import Predicted, predict
 
@@ -50,9 +48,8 @@ def _ask(
     folder: Path, config: TrainConfig, corpus: Corpus, dialogues: list[Dialogue], device: torch.device | str
 ) -> Predicted:
     """What one teacher says of every turn that shows something."""
-    stored = checkpoint.load(folder)
-    if stored.hbaf.config.labels != corpus.labels:
-        raise SystemExit(f"teacher {folder} knows {stored.hbaf.config.labels}; {corpus.name} has {corpus.labels}")
-    learner = Learner(stored.hbaf, tune(stored.text, "frozen", 1), tune(stored.audio, "frozen", 1)).to(device).eval()
-    material = Material(learner, replace(config, text_tuning="full", audio_tuning="full"))  # no cache for one pass
-    return predict(learner, material, dialogues, config.use)
+    learner = load_learner(folder, device)
+    known = learner.hbaf.config.labels
+    if known != corpus.labels:
+        raise SystemExit(f"teacher {folder} knows {known}; {corpus.name} has {corpus.labels}")
+    return predict(learner, Material(learner, config, cached=False), dialogues, config.use)

@@ -50,7 +50,7 @@ def random_turns(rng, clips, count):
 def whole(tiny, runtime, turns):
     """The causal sliding-window pass of PyTorch over the whole dialogue: logits (N, labels) and embeddings."""
     learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
-    material = Material(learner, TrainConfig(text_tuning="full", audio_tuning="full"))
+    material = Material(learner, TrainConfig(), cached=False)
     found = predict_whole(learner, material, [Dialogue("d", "dev", tuple(turns))], "audio+text")
     return torch.softmax(found.logits, -1).numpy()
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import speech
 from tests.made import TALK, WORDS
-from training import ablate, checkpoint, corpora, evaluate, finetune, from_bundle, loop, protocol
+from training import ablate, begin, checkpoint, corpora, evaluate, finetune, from_bundle, loop, protocol
 from training.check import check, skip_list
 from training.config import ModelConfig, TrainConfig
 from training.stages import read_skip_list
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_said_before_training(small, tmp_path, features):
     with pytest.raises(SystemExit, match="brings vectors, the model has encoders"):
         loop.train(TrainConfig(corpus=labelled(features), fold=0), small / "x", init=small / "text")
     with pytest.raises(SystemExit, match=r"is a model with earlier_turns 0; leave --earlier-turns out"):
-        loop.train(replace(TALK, epochs=1), small / "x", replace(loop.ModelConfig(), earlier_turns=2), small / "text")
+        loop.train(replace(TALK, epochs=1), small / "x", replace(begin.ModelConfig(), earlier_turns=2), small / "text")
     (tmp_path / "skip.txt").write_text("elsewhere/1.wav\tdouble\n")
     with pytest.raises(SystemExit, match="none of the 1 clips to skip is one of meld's"):
         loop.train(replace(TALK, skip=str(tmp_path / "skip.txt")), small / "x")
@@ -229,14 +229,14 @@ def test_a_checkpoint_of_another_version_is_said(tmp_path):
 
 
 def test_other_labels_get_fresh_last_layers_and_keep_the_rest(tiny):
-    found = loop.relabelled(tiny.model, ("glad", "cross"))
+    found = begin.relabelled(tiny.model, ("glad", "cross"))
     old, new = tiny.model.state_dict(), found.state_dict()
     assert new["head.3.weight"].shape == (2, 32)
     assert torch.equal(new["dialogue_scope.0.halves.0.w_g"], old["dialogue_scope.0.halves.0.w_g"])
     assert torch.equal(new["head.0.weight"], old["head.0.weight"])
-    seven = loop.relabelled(tiny.model, tuple("abcdefg"))
+    seven = begin.relabelled(tiny.model, tuple("abcdefg"))
     assert not torch.equal(seven.state_dict()["head.3.weight"], old["head.3.weight"]), "as many, but others"
-    assert loop.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
+    assert begin.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
 
 
 def test_a_pupil_learns_from_its_teachers(small):

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tests.conftest import speech
-from training import caches, encoders, hub
+from training import caches, encode, encoders, hub
 from training.batches import Turn
 from training.config import LossWeights, ModelConfig, TrainConfig
 from training.corpora.records import Dialogue, Utterance
@@ -69,9 +69,9 @@ def test_texts_read_together_are_read_as_alone(tiny):
     learner, words = learner_of(tiny), Words("text")
     history = [(Utterance(t, 0), None) for t in ("Hi.", "A longer sentence than that.", "Ok then.")]
     told = [words(history, i) for i in range(3)]
-    together = dict(learner._encode_text(told))
+    together = dict(encode.texts(learner.text, told))
     for i, tokens in enumerate(told):
-        (_, alone), = learner._encode_text([tokens])  # fmt: skip
+        (_, alone), = encode.texts(learner.text, [tokens])  # fmt: skip
         assert float((together[i].detach() - alone.detach()).abs().max()) <= 1e-5
 
 
@@ -81,7 +81,7 @@ def test_cached_states_are_what_the_encoder_gives(tiny, clips, tmp_path, monkeyp
     learner = learner_of(tiny)
     dialogue = Dialogue("d", "dev", tuple(Utterance(f"Words {n}.", 0, None, c) for n, c in enumerate(clips)))
     cached = Material(learner, TrainConfig()).prepare([dialogue])
-    raw = Material(learner, TrainConfig(text_tuning="full", audio_tuning="full"))
+    raw = Material(learner, TrainConfig(), cached=False)
     a, b = (learner.output([m.shown(dialogue, "audio+text")]).logits for m in (cached, raw))
     assert not any(isinstance(t.audio, type(clips[0])) for t in cached.shown(dialogue, "audio+text"))
     assert float((a - b).detach().abs().max()) <= 2e-3  # float16 on the disk
@@ -193,7 +193,7 @@ def test_local_text_folders(kind, tmp_path):
     learner = Learner(Small.of(found), encoders.load_text(name), None).eval()
     history = [(Utterance(t, 0), s) for t, s in (("Really?", "a"), ("Yes, really.", "b"), ("No.", "a"))]
     told = [Words(name, 2)(history, i) for i in range(3)]
-    states = dict(learner._encode_text(told))
+    states = dict(encode.texts(learner.text, told))
     assert [len(states[i]) for i in range(3)] == [t.own for t in told]
 
 

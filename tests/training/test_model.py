@@ -59,10 +59,10 @@ def test_a_changed_future_leaves_every_earlier_logit_bit_identical():
 
 def test_dialogues_of_a_batch_do_not_touch():
     model = build()
-    first, second = turns(7, 1), turns(3, 2)
+    first, second = turns(30, 1), turns(3, 2)  # more than what is computed together
     both = run(model, first, second).logits
-    torch.testing.assert_close(both[:7], run(model, first).logits, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(both[7:], run(model, second).logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(both[:30], run(model, first).logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(both[30:], run(model, second).logits, rtol=1e-9, atol=1e-9)
 
 
 def test_padding_of_frames_and_tokens_does_not_leak():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.made import PAIRS, TALK
-from training import checkpoint, loop, state
+from training import checkpoint, encoders, loop, state
 from training.config import PairConfig
 from training.evaluate import evaluate
 from training.loop import train
@@ -87,7 +87,7 @@ def test_a_run_of_another_config_is_not_gone_on_with(small):
     with pytest.raises(SystemExit, match=r"init 'None' there, .*run' now"):
         train(replace(TALK, epochs=1), small / "run", init=small / "run")
     with pytest.raises(SystemExit, match=r"model {'gate': True} there, {'gate': False} now"):
-        train(replace(TALK, epochs=1), small / "run", replace(loop.encoders.model_config(), gate=False))
+        train(replace(TALK, epochs=1), small / "run", replace(encoders.model_config(), gate=False))
     train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run", restart=True)
     assert (small / "run" / state.FILE).exists()
 
