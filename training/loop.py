@@ -118,7 +118,7 @@ class Run:
         self.config, self.learner, self.stage, self.out = config, learner, stage, out
         self.about, self.begun = about, begun  # what the checkpoint says of itself; what a resumed run must share
         self.device = learner.hbaf.absent.device
-        self.optimiser = torch.optim.AdamW(groups_of(learner, config))
+        self.optimiser = torch.optim.AdamW(groups_of(learner, config), fused=True)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.learned = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.average = state.Average(self.learned, config.ema)

@@ -32,7 +32,8 @@ from training.layers import (
     split_heads,
 )
 
-PART = 16  # utterances of like lengths that are computed together
+PART = 16  # utterances of like lengths that are computed together; more where they are short
+PART_SLOTS = 512  # frames and tokens of a part, padded
 
 
 @dataclass
@@ -176,9 +177,10 @@ def by_length(batch: Batch, stack: int) -> list[tuple[Tensor, Tensor, Tensor, Te
         for mask in (batch.audio_mask, batch.text_mask)
     ]
     order = torch.argsort(ends[AUDIO] * (batch.text_mask.shape[1] + 1) + ends[TEXT], stable=True)
+    part = max(PART, PART_SLOTS // max(1, int((ends[AUDIO] // stack + ends[TEXT]).max())))
     parts = []
     inputs = batch.audio, batch.audio_mask, batch.text, batch.text_mask
-    for rows, *cut in zip(order.split(PART), *(x[order].split(PART) for x in inputs)):
+    for rows, *cut in zip(order.split(part), *(x[order].split(part) for x in inputs)):
         frames, tokens = (max(1, int(end[rows].max())) for end in ends)
         frames += -frames % stack
         parts.append((rows, cut[0][:, :frames], cut[1][:, :frames], cut[2][:, :tokens], cut[3][:, :tokens]))
