@@ -1,0 +1,128 @@
+"""The floor a model has to beat: logistic regression on the frozen encoders' states, in the same folds.
+
+    python -m training.probe --corpus ravdess-8 --use audio --folds all
+    python -m training.probe --corpus features --folds all
+
+Every turn by itself is the mean and deviation over time of its states, all layers side by side, standardised on the
+training turns; both modalities are put side by side. The selecting split chooses how strongly weights are held down.
+Minutes on a CPU, and it says what an encoder is worth before anything is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional
+
+from training import protocol
+from training.begin import begin
+from training.command import cli
+from training.config import ModelConfig, TrainConfig, Use
+from training.corpora.records import UNLABELLED, Dialogue
+from training.material import Material
+from training.metrics import fit_temperature, scores
+from training.stages import load_corpus
+
+HELD = (3e-4, 3e-3, 3e-2, 3e-1)  # weights of half the squared norm
+STEPS = 60  # of L-BFGS
+
+
+def summarise(material: Material, dialogues: list[Dialogue], use: Use) -> tuple[Tensor, Tensor]:
+    """Labelled turns that show all of `use` -> (turns, features) and labels (turns,)."""
+    rows, labels = [], []
+    for dialogue in dialogues:
+        for turn in material.shown(dialogue, use):
+            found = [states for name, states in (("audio", turn.audio), ("text", turn.text)) if name in use]
+            if turn.label != UNLABELLED and all(isinstance(states, np.ndarray) for states in found):
+                parts = [part for states in found for part in _moments(np.asarray(states, np.float32))]
+                rows.append(np.concatenate(parts))
+                labels.append(turn.label)
+    if not rows:
+        raise SystemExit(f"no labelled turn of these dialogues shows {use}")
+    return torch.from_numpy(np.stack(rows)), torch.tensor(labels)
+
+
+def _moments(states: np.ndarray) -> list[np.ndarray]:
+    """(length, layers, dim) -> mean and deviation over time, flat; of a single vector only itself."""
+    mean = states.mean(0).ravel()
+    return [mean] if len(states) == 1 and states.shape[1] == 1 else [mean, states.std(0).ravel()]
+
+
+def fit(features: Tensor, labels: Tensor, classes: int, held: float) -> tuple[Tensor, Tensor]:
+    """Weights (features, classes) and offsets (classes,) of the least regularised cross-entropy.
+
+    >>> x = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
+    >>> w, b = fit(x, torch.tensor([0, 0, 1, 1]), 2, 1e-3)
+    >>> (x @ w + b).argmax(1).tolist()
+    [0, 0, 1, 1]
+    """
+    weights = torch.zeros(features.shape[1], classes, requires_grad=True)
+    offsets = torch.zeros(classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights, offsets], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = functional.cross_entropy(features @ weights + offsets, labels) + held * weights.square().sum() / 2
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)
+    return weights.detach(), offsets.detach()
+
+
+def probe(config: TrainConfig, model: ModelConfig | None = None) -> dict[str, Tensor]:
+    """Logits and labels of one split's test turns, with the temperature that dev asks for."""
+    corpus = load_corpus(config)
+    learner, _ = begin(config, corpus, model, None)
+    material = Material(learner, config).prepare(corpus.dialogues)
+    sets = {split: summarise(material, corpus.split(split), config.use) for split in ("train", "dev")}
+    sets["test"] = summarise(material, corpus.split(protocol.scored_split(corpus)), config.use)
+    mean, deviation = sets["train"][0].mean(0), sets["train"][0].std(0) + 1e-5
+    sets = {split: ((x - mean) / deviation, y) for split, (x, y) in sets.items()}
+    best: tuple[float, Tensor, Tensor] | None = None
+    for held in HELD:
+        weights, offsets = fit(*sets["train"], len(corpus.labels), held)
+        found = scores(sets["dev"][0] @ weights + offsets, sets["dev"][1], corpus.labels)
+        value = found["uar"] if config.use == "audio" else found["weighted_f1"]
+        if best is None or value > best[0]:
+            best = value, weights, offsets
+    assert best is not None
+    dev, test = (sets[split][0] @ best[1] + best[2] for split in ("dev", "test"))
+    temperature = torch.tensor(fit_temperature(dev, sets["dev"][1]))
+    return {"logits": test, "labels": sets["test"][1], "temperature": temperature}
+
+
+def main(
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+    folds: Literal["own", "all"] = "own",
+    threads: int | None = None,
+) -> None:
+    """Probe.
+
+    Args:
+        train: corpus, modalities and fold are read; the rest is for training.
+        model: its encoders are read.
+        folds: all: cross-validation over the corpus' folds; own: its own split, or --fold.
+        threads: CPU threads; None leaves torch's choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    corpus = load_corpus(replace(train, fold=0) if folds == "all" else train)
+    which: list[int | None] = list(range(corpus.folds)) if folds == "all" else [train.fold]
+    found: dict[str, Any] = protocol.pooled([probe(replace(train, fold=k), model) for k in which], corpus.labels)
+    on = protocol.scored_split(corpus)
+    name = f"{corpus.name}, {train.use}"
+    Console().print(protocol.table({name: protocol.summary([found]) | {"scored_on": on}}, "logistic regression"))
+    print(json.dumps({name: {k: found[k] for k in protocol.SHOWN}}))
+
+
+if __name__ == "__main__":
+    cli(main, __doc__)
