@@ -29,7 +29,7 @@ from training.corpora import plain
 from training.corpora.records import Corpus, CorpusError, Dialogue
 from training.learner import Learner, load_learner
 from training.material import Material
-from training.metrics import FIRST, fit_temperature, intervals, scores
+from training.metrics import FIRST, fit_temperature, intervals, least_ece, scores
 from training.pairs import WORTH_SAYING
 from training.pictures import draw
 from training.protocol import scored_split
@@ -93,6 +93,7 @@ def judged(found: Predicted, temperatures: dict[Use, float], labels: Sequence[st
     scaled = _scaled(found, temperatures)
     result = scores(scaled, found.labels, labels)
     result["ece_before_scaling"] = scores(found.logits, found.labels, labels)["ece"]
+    result["least_ece"] = least_ece(scaled)
     result["interval_95"] = intervals(scaled, found.labels, found.dialogues)
     by_gender = {}
     for gender in sorted({u.gender for u in found.utterances if u.gender}):
@@ -182,12 +183,14 @@ def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
 
 
 def table(found: dict[str, Any]) -> Table:
-    """Scores for people, with 95 % intervals."""
-    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled)", caption=NOTE)
+    """Scores for people, with 95 % intervals, and the ECE that so few utterances show at least."""
+    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled; at least)", caption=NOTE)
     for name, s in found.items():
         cells = [f"{s[k]:.3f} [{s['interval_95'][k][0]:.3f}, {s['interval_95'][k][1]:.3f}]" for k in
                  ("weighted_f1", "macro_f1", "uar")]  # fmt: skip
-        shown.add_row(name, str(s["utterances"]), *cells, f"{s['ece']:.3f} ({s['ece_before_scaling']:.3f})")
+        shown.add_row(
+            name, str(s["utterances"]), *cells, f"{s['ece']:.3f} ({s['ece_before_scaling']:.3f}; {s['least_ece']:.3f})"
+        )
         for gender, g in s.get("by_gender", {}).items():
             parts = [f"{g[k]:.3f}" for k in ("weighted_f1", "macro_f1", "uar", "ece")]
             shown.add_row(f"  gender {gender}", str(g["utterances"]), *parts)

@@ -106,6 +106,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return float(candidates[losses.argmin()])
 
 
+def least_ece(logits: Tensor, seed: int = 0, draws: int = 500) -> float:
+    """The ECE that a perfectly calibrated model of the same confidence would show on so few utterances.
+
+    Never zero: each bin's accuracy is a mean of few. On 240 clips it is about .07, on 2,610 turns .02.
+
+    >>> even = torch.zeros(400, 2)
+    >>> round(least_ece(even), 2)  # the mean distance from a half in 400 throws of a coin
+    0.02
+    """
+    sure = torch.softmax(logits, -1).amax(-1).double().numpy()
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    right = np.random.default_rng(seed).random((draws, len(sure))) < sure
+    return float(np.abs((right - sure) @ np.eye(BINS)[place]).sum(1).mean() / len(sure))
+
+
 def reliability(logits: Tensor, labels: Tensor) -> tuple[Array, Array, Array]:
     """Mean confidence, accuracy and share of utterances in each of 15 bins; NaN where a bin is empty."""
     count, sure, right = _bins(logits, labels, [""] * len(labels))[0]

@@ -79,6 +79,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, held: float) -> tuple[Te
 
 def probe(config: TrainConfig, model: ModelConfig | None = None) -> dict[str, Tensor]:
     """Logits and labels of one split's test turns, with the temperature that dev asks for."""
+    config = replace(config, text_tuning="frozen", audio_tuning="frozen")
     corpus = load_corpus(config)
     learner, _ = begin(config, corpus, model, None)
     material = Material(learner, config).prepare(corpus.dialogues)

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import speech
 from tests.made import TALK, WORDS
-from training import ablate, begin, checkpoint, corpora, evaluate, finetune, from_bundle, loop, protocol
+from training import ablate, begin, checkpoint, corpora, evaluate, finetune, from_bundle, loop, probe, protocol
 from training.check import check, skip_list
 from training.config import ModelConfig, TrainConfig
 from training.stages import read_skip_list
@@ -46,6 +46,23 @@ def test_seeds_and_folds_are_pooled_and_not_repeated(tmp_path, features, monkeyp
     again = protocol.carry_out(config, tmp_path / "run", plan)
     assert again["mean"] == found["mean"]
     assert "±" not in str(protocol.table({"x": found}).columns[0])
+
+
+def test_the_floor_uses_both_modalities_and_only_the_training_turns(features):
+    found = {}
+    for use in ("audio+text", "text", "audio"):
+        said = [probe.probe(TrainConfig(corpus=features, use=use, fold=k)) for k in range(5)]
+        found[use] = protocol.pooled(said, ("anger", "joy", "sadness"))
+    assert found["text"]["utterances"] == 300, "every utterance is tested once"
+    assert found["audio+text"]["weighted_f1"] > max(found[u]["weighted_f1"] for u in ("text", "audio")) + 0.05
+    assert found["text"]["weighted_f1"] > 0.5, "a third is chance"
+
+
+def test_the_floor_reads_encoders(small):
+    config = replace(TALK, also=())
+    said = probe.probe(config, begin.ModelConfig())
+    assert said["logits"].shape[0] == len(said["labels"]) > 0
+    assert torch.isfinite(said["logits"]).all()
 
 
 def test_ablation_shows_what_a_modality_is_worth(tmp_path, features):
