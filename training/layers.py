@@ -75,12 +75,18 @@ class SelfAttention(nn.Module):
 
 
 class OrderBias(nn.Module):
-    """Where order and speakers enter: a bias by distance in turns and by speaker relation, per key modality."""
+    """Where order and speakers enter: a bias by distance in turns and by speaker relation, per key modality.
+
+    It starts from the guess that near turns matter more, each head with a reach of its own (1, 2, 4, … turns), since a
+    mean over a whole window says little and a small corpus does not teach otherwise.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.window = config.window
-        self.table = nn.Parameter(torch.zeros(2, config.heads, config.window, 3))
+        reach = 2.0 ** torch.arange(config.heads)
+        fall = -torch.arange(config.window) / reach[:, None]
+        self.table = nn.Parameter(fall[None, :, :, None].repeat(2, 1, 1, 3))
 
     def forward(self, distance: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, M) each -> two of (B, H, N, M)"""

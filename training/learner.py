@@ -24,6 +24,7 @@ from training.words import Tokens
 
 LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
 # WavLM hands the weights of its attention to a function of torch's, past any adapter: only its feed-forward maps learn.
+ORDER_SPEED = 10.0  # order and speakers enter by few numbers, which would hardly move at the rate of all others
 WAVLM_TARGETS = r".*\.\w+_dense"
 LONGEST_BAND = {"mel": (12, 25), "wave": (0, 1600)}  # of SpecAugment: mel bins and frames; samples
 
@@ -170,6 +171,8 @@ def groups_of(learner: Learner, config: TrainConfig) -> list[dict[str, Any]]:
         layers = max((depth_of(n, 0) for n, _ in named), default=0)
         for name, parameter in named:
             below = 0 if part is learner.hbaf else layers - depth_of(name, layers)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            found.setdefault((rate * config.layer_decay**below, decay), []).append(parameter)
+            order = part is learner.hbaf and name.endswith(".table")
+            decay = config.weight_decay if parameter.ndim > 1 and not order else 0.0
+            speed = ORDER_SPEED if order else config.layer_decay**below
+            found.setdefault((rate * speed, decay), []).append(parameter)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in found.items()]

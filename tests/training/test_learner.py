@@ -23,7 +23,7 @@ from training import caches, encode, encoders, hub
 from training.batches import Turn
 from training.config import LossWeights, ModelConfig, TrainConfig
 from training.corpora.records import Dialogue, Utterance
-from training.learner import Learner, depth_of, groups_of, merged, tune
+from training.learner import ORDER_SPEED, Learner, depth_of, groups_of, merged, tune
 from training.material import Material
 from training.words import Words
 
@@ -124,7 +124,7 @@ def test_lora_merges_into_the_plain_encoder(tiny):
 
 def test_layers_further_down_learn_slower(tiny):
     groups = groups_of(learner_of(tiny, "full"), TrainConfig(encoder_rate=1.0, learning_rate=9.0, layer_decay=0.5))
-    assert {g["lr"] for g in groups} == {9.0, 1.0, 0.5, 0.25}
+    assert {g["lr"] for g in groups} == {9.0, 9.0 * ORDER_SPEED, 1.0, 0.5, 0.25}
     assert {g["weight_decay"] for g in groups} == {0.0, 0.01}
     assert depth_of("embeddings.word_embeddings.weight", 2) == 0
 
