@@ -25,22 +25,24 @@ encoders: .venv/test.done
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
 
-# The default recipe, about two hours on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
+# The default recipe, about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
 # commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go, BUNDLE where
 # the result goes. Killed, it goes on where it was. Debian's espeak-ng, where installed, adds synthetic voices that say
 # nothing.
 AUDIO ?= audio
 RUNS ?= runs/$(if $(OPEN),open,default)
 BUNDLE ?= $(if $(OPEN),$(RUNS)/bundle,hbaf_edge/models/default)
-TALK := $(if $(OPEN),--corpus dailytalk,--corpus meld --also dailytalk@0.1)
-CLIPS := --clips $(if $(OPEN),emogator,ravdess tess emogator)
-TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train --threads 2
+TALK := --corpus $(if $(OPEN),dailytalk,meld)
+PAIRS := $(TALK) $(if $(OPEN),,--also dailytalk@0.1) --pair --clips $(if $(OPEN),emogator,ravdess tess emogator) \
+  --copies 2 --turns 120 --smoothing 0.1
+TRAIN := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training.train --threads 2 --ema 0.99 --balance 0.3
+# Words on a frozen encoder, then with it; then words alone and voices alone; then both together.
 model: .venv/test.done
-	$(TRAIN) $(TALK) --use text --text-tuning full --audio-encoder $(AUDIO) --epochs 3 --ema 0.995 --out $(RUNS)/text
-	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/text --paired 0 --share 0.4 --epochs 8 --ema 0.99 \
-	  --learning-rate 6e-4 --copies 2 --turns 120 --out $(RUNS)/apart
-	$(TRAIN) $(TALK) --pair $(CLIPS) --init $(RUNS)/apart --epochs 3 --ema 0.99 --learning-rate 3e-4 --copies 2 \
-	  --turns 120 --out $(RUNS)/whole
+	$(TRAIN) $(TALK) --use text --audio-encoder $(AUDIO) --epochs 4 --learning-rate 5e-4 --out $(RUNS)/frozen
+	$(TRAIN) $(TALK) --use text --init $(RUNS)/frozen --text-tuning full --epochs 2 --encoder-rate 6e-5 \
+	  --learning-rate 2e-4 --turns 40 --out $(RUNS)/text
+	$(TRAIN) $(PAIRS) --init $(RUNS)/text --paired 0 --share 0.4 --epochs 7 --learning-rate 6e-4 --out $(RUNS)/apart
+	$(TRAIN) $(PAIRS) --init $(RUNS)/apart --epochs 2 --learning-rate 1.5e-4 --out $(RUNS)/whole
 	$(BIN)/python -m training.evaluate $(RUNS)/whole --stress
 	$(BIN)/python -m export.release $(RUNS)/whole --work $(RUNS)/release --out $(BUNDLE) \
 	  --name "hbaf-edge $(if $(OPEN),open,default)"

@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -103,6 +104,16 @@ def forget(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
+def peak_memory() -> float:
+    """GB of main memory this process has held at most, cached states that it mapped among them; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 class Run:
     """The loop's state: learner, stage, optimiser, averaged weights, and how far it is."""
 
@@ -160,7 +171,7 @@ class Run:
                 p.best = found
                 self._keep(found)
         line = {"epoch": p.epoch, "loss": loss, **found, "utterances_per_second": turns / seconds,
-                "minutes": (time.perf_counter() - started) / 60}  # fmt: skip
+                "minutes": (time.perf_counter() - started) / 60, "peak_memory_gb": peak_memory()}  # fmt: skip
         p.epoch += 1
         if distributed.rank() == 0:
             self._log(line)
