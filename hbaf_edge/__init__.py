@@ -11,8 +11,8 @@ expressed, not of what a person feels.
 
 __version__ = "0.1.0"
 
-from hbaf_edge.conversation import Conversation
-from hbaf_edge.errors import BackendError, BundleError, HBAFError, InputError
+from hbaf_edge.conversation import Conversation, Turn
+from hbaf_edge.errors import BackendError, BundleError, HBAFError, InputError, StateError
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
 
@@ -24,5 +24,7 @@ __all__ = [
     "HBAFRuntime",
     "InputError",
     "Prediction",
+    "StateError",
+    "Turn",
     "__version__",
 ]

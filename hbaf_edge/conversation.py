@@ -8,11 +8,16 @@ key is ever recomputed.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hbaf_edge import state
+from hbaf_edge.errors import StateError
 
 SAME, OTHER, UNKNOWN = 0, 1, 2
 
@@ -44,6 +49,17 @@ class Slot(NamedTuple):
     present: NDArray[np.bool_]
 
 
+class Turn(NamedTuple):
+    """A committed turn: its 0-based number, estimate, speaker, modalities used, and when (Unix time, seconds)."""
+
+    number: int
+    label: str | None
+    confidence: float
+    speaker: str | None
+    modalities: tuple[str, ...]
+    at: float
+
+
 class Conversation:
     """One dialogue's state; make it with `HBAFRuntime.conversation()`. Its size is constant, 384 KiB at the defaults.
 
@@ -63,7 +79,12 @@ class Conversation:
         self._keys = np.zeros((layers, window, 2, width), np.float32)
         self._values = np.zeros_like(self._keys)
         self._present = np.zeros((window, 2), bool)
-        self._speakers: list[str | None] = [None] * window
+        self._turns: list[Turn | None] = [None] * window
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The last W turns, oldest first. Older ones are dropped: a conversation of weeks must not grow."""
+        return tuple(sorted(t for t in self._turns if t is not None))
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +102,7 @@ class Conversation:
         """What the next turn, spoken by `speaker`, may recall."""
         distance = (self.turn - 1 - np.arange(self._window)) % self._window + 1
         inside = (distance < self._window) & (distance <= self.turn)
-        relation = [relate(speaker, other) for other in self._speakers]
+        relation = [relate(speaker, turn and turn.speaker) for turn in self._turns]
         return Recall(
             self._context_keys[None],
             self._context_values[None],
@@ -93,7 +114,14 @@ class Conversation:
             np.array([[relate(speaker, speaker)]], np.int64),
         )
 
-    def commit(self, slot: Slot, speaker: str | None) -> None:
+    def commit(
+        self,
+        slot: Slot,
+        speaker: str | None,
+        label: str | None = None,
+        confidence: float = 0.0,
+        modalities: tuple[str, ...] = (),
+    ) -> None:
         """Store the turn in its slot, then let it be seen."""
         place = self.turn % self._window
         self._context_keys[place] = slot.context_key
@@ -101,8 +129,63 @@ class Conversation:
         self._keys[:, place] = slot.keys
         self._values[:, place] = slot.values
         self._present[place] = slot.present
-        self._speakers[place] = speaker
+        self._turns[place] = Turn(self.turn, label, confidence, speaker, modalities, time.time())
         self.turn += 1
+
+    def reset(self) -> None:
+        """Forget every turn, as if it had just been made."""
+        with self:
+            self.turn = 0
+            self._present[:] = False
+            self._turns = [None] * self._window
+
+    def fork(self) -> Conversation:
+        """Another conversation with the same past; from here on neither knows of the other."""
+        layers, _, _, width = self._keys.shape
+        made = Conversation(self._key, self._window, layers, width)
+        with self:
+            for ours, theirs in zip(self._rings(), made._rings()):
+                theirs[:] = ours
+            made._present[:] = self._present
+            made._turns, made.turn = list(self._turns), self.turn
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file that `HBAFRuntime.load_conversation` goes on from, bit for bit.
+
+        The file holds speakers' names and what they seemed to express: treat it as personal data.
+
+        Raises:
+            StateError: it cannot be written; a file that was there before is as it was.
+        """
+        with self:
+            layers, window, _, width = self._keys.shape
+            sizes = {"window": window, "layers": layers, "width": width}
+            found = {"present": self._present.tolist(), "turns": self._turns, "turn": self.turn}
+            state.write(path, {"bundle": self._key, **sizes, **found}, self._rings())
+
+    def _restore(self, path: str | os.PathLike[str]) -> Conversation:
+        """Take over what `save` wrote."""
+        rings = self._rings()
+        header, values = state.read(path, sum(ring.size for ring in rings))
+        if header.get("bundle") != self._key:
+            raise StateError(f"{path} was begun with another bundle, whose keys mean other things; begin a new one")
+        try:
+            turns = [t and Turn(t[0], t[1], t[2], t[3], tuple(t[4]), float(t[5])) for t in header["turns"]]
+            present = np.array(header["present"], bool).reshape(self._window, 2)
+            count = int(header["turn"])
+            _check_turns(count, turns, self._window)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise StateError(f"{path}: its header does not describe a conversation ({error})") from None
+        if not np.isfinite(values).all():
+            raise StateError(f"{path} holds values that are not numbers; begin a new conversation")
+        for ring, part in zip(rings, np.split(values, np.cumsum([ring.size for ring in rings])[:-1])):
+            ring[:] = part.reshape(ring.shape)
+        self._present, self._turns, self.turn = present, turns, count
+        return self
+
+    def _rings(self) -> list[NDArray[np.float32]]:
+        return [self._context_keys, self._context_values, self._keys, self._values]
 
     def __enter__(self) -> Conversation:
         self._lock.acquire()
@@ -110,6 +193,18 @@ class Conversation:
 
     def __exit__(self, *_: Any) -> None:
         self._lock.release()
+
+
+def _check_turns(count: int, turns: list[Turn | None], window: int) -> None:
+    """Turn i in slot i mod W, the last W of them and no other: what `recall` relies on."""
+    if count < 0 or len(turns) != window:
+        raise ValueError(f"{len(turns)} slots and {count} turns in a window of {window}")
+    expected = {i % window: i for i in range(max(0, count - window), count)}
+    for place, turn in enumerate(turns):
+        if (turn and turn.number) != expected.get(place):
+            raise ValueError(f"slot {place} holds turn {turn and turn.number}")
+        if turn and not (turn.speaker is None or isinstance(turn.speaker, str)):
+            raise TypeError(f"turn {turn.number} was spoken by a {type(turn.speaker).__name__}")
 
 
 def relate(speaker: str | None, other: str | None) -> int:

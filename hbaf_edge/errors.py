@@ -13,5 +13,9 @@ class BundleError(HBAFError):
     """A model bundle is missing, damaged, altered or of a format this version cannot read."""
 
 
+class StateError(HBAFError):
+    """A saved conversation cannot be written, or cannot be gone on with."""
+
+
 class BackendError(HBAFError, RuntimeError):
     """The requested execution provider is unknown or cannot run here."""

@@ -20,6 +20,7 @@ from hbaf_edge.features import Tokeniser, extract
 from hbaf_edge.prediction import Prediction, softmax
 
 MAX_THREADS = 256
+MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
 
 
 class HBAFRuntime:
@@ -74,6 +75,14 @@ class HBAFRuntime:
         m = self.manifest
         return Conversation(self._key, int(m["window"]), int(m["dialogue_layers"]), int(m["width"]))
 
+    def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
+        """A conversation that `Conversation.save` wrote; it goes on bit for bit as it would have.
+
+        Raises:
+            StateError: the file is missing, cut, edited, of a newer version, or was begun with another bundle.
+        """
+        return self.conversation()._restore(path)
+
     def predict(
         self,
         audio: Any = None,
@@ -112,7 +121,8 @@ class HBAFRuntime:
         with chat:
             logits, embedding, slot = self._backend.turn(frames, tokens, chat.recall(speaker), clock)
             result = self._prediction(logits, embedding, slot, chat.turn, speaker, features.warnings, clock)
-            chat.commit(slot, speaker)  # last: whatever fails above leaves the conversation as it was
+            # Last: whatever fails above leaves the conversation as it was.
+            chat.commit(slot, speaker, result.label, result.confidence, result.modalities)
         return result
 
     def _prediction(
@@ -171,6 +181,8 @@ class HBAFRuntime:
 def _check_speaker(speaker: Any) -> None:
     if speaker is not None and not isinstance(speaker, str):
         raise InputError(f"speaker is of type {type(speaker).__name__}; a str is expected, or None where unknown")
+    if speaker is not None and len(speaker) > MAX_SPEAKER:
+        raise InputError(f"speaker is a name of {len(speaker):,} characters; {MAX_SPEAKER} are accepted")
 
 
 class _Clock:

@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,21 +19,6 @@ from training.material import Material
 from training.stages import predict as predict_whole
 
 WORDS = ("Well, I never!", "What?", "I am so happy for you.", "Leave me alone.", "The train leaves at nine.", "No...")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    paths = []
-    for seed, seconds in enumerate((0.3, 0.97, 1.6)):
-        paths.append(folder / f"{seed}.wav")
-        soundfile.write(paths[-1], speech(seconds, seed=seed), 16_000, subtype="FLOAT")
-    return paths
-
-
-@pytest.fixture(scope="module")
-def tiny_runtime(tiny):
-    return HBAFRuntime(tiny.bundle, threads=1)
 
 
 def random_turns(rng, clips, count):
