@@ -20,7 +20,7 @@ from export.bundle import about_checkpoint, write_bundle
 from export.quantize import quantize_file
 from hbaf_edge.bundle import GRAPHS
 from training import checkpoint
-from training.evaluate import settings, trials
+from training.evaluate import own_corpus, settings, trials
 from training.learner import Learner
 
 MAX_FLIPS = 0.02
@@ -42,7 +42,8 @@ def release(folder: Path, work: Path, out: Path, name: str) -> dict[str, Any]:
         console.print(quantize_file(work / "onnx" / f"{graph}.onnx", work / "int8" / f"{graph}.onnx"))
     described = about_checkpoint(about, model.config, name, "int8-weights")
     small = write_bundle(work / "int8", work / "bundle", model.config, described)
-    _, tests = trials(settings(about), model.config)
+    config = settings(about)
+    _, tests = trials(config, own_corpus(config, model.config))
     measured = score.score(small, tests, reference)
     flip_rate = measured["against_float32"]["flip_rate"]
     if flip_rate > MAX_FLIPS:

@@ -60,9 +60,10 @@ def evaluate(
     config = replace(config, skip=skip or config.skip)
     learner = load_learner(folder, device)
     material = Material(learner, config, cached=False)
-    dev, tests = trials(config, model, on, use)
+    corpus = own_corpus(config, model, on)
+    dev, tests = trials(config, corpus, use)
     temperatures = _temperatures(learner, material, dev)
-    where = folder / "evaluation" / (corpora.load(on, model.labels).name if on else "")
+    where = folder / "evaluation" / (corpus.name if corpus is not None and on else "")
     if stressed:
         tests |= stressed_trials(tests)
     found = {}
@@ -120,15 +121,22 @@ def _temperatures(learner: Learner, material: Material, dev: dict[Use, Trial]) -
     return {kind: fitted.get(kind, max(fitted.values(), default=1.0)) for kind in kinds}
 
 
-def trials(
-    config: TrainConfig, model: ModelConfig, on: str | None = None, use: Use | None = None
-) -> tuple[dict[Use, Trial], dict[str, Trial]]:
-    """Dev sets by modality combination, and test sets by name."""
+def own_corpus(config: TrainConfig, model: ModelConfig, on: str | None = None) -> Corpus | None:
+    """The corpus that a checkpoint is scored on, found fit for it; None: the default recipe has sets of its own."""
     if config.pair and on is None:
-        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items() if use in (None, kind)}
-        return parts, {name: Trial(*pair) for name, pair in held_out().items() if use in (None, pair[0])}
+        return None
     own = load_corpus(replace(config, corpus=on, fold=None) if on else config, model.labels, needed=("dev",))
     check_kind(own, model)
+    return own
+
+
+def trials(
+    config: TrainConfig, own: Corpus | None, use: Use | None = None
+) -> tuple[dict[Use, Trial], dict[str, Trial]]:
+    """Dev sets by modality combination, and test sets by name; without a corpus those of the default recipe."""
+    if own is None:
+        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items() if use in (None, kind)}
+        return parts, {name: Trial(*pair) for name, pair in held_out().items() if use in (None, pair[0])}
     kinds: list[Use] = [use or config.use]
     if kinds == ["audio+text"]:
         kinds += [k for k in ("text", "audio") if _has(own, k)]

@@ -28,7 +28,7 @@ from training.config import ModelConfig, TrainConfig, Use
 from training.corpora.records import UNLABELLED, Dialogue
 from training.material import Material
 from training.metrics import fit_temperature, scores
-from training.stages import load_corpus
+from training.stages import load_corpus, selecting
 
 HELD = (3e-4, 3e-3, 3e-2, 3e-1)  # weights of half the squared norm
 STEPS = 60  # of L-BFGS
@@ -91,7 +91,7 @@ def probe(config: TrainConfig, model: ModelConfig | None = None) -> dict[str, Te
     for held in HELD:
         weights, offsets = fit(*sets["train"], len(corpus.labels), held)
         found = scores(sets["dev"][0] @ weights + offsets, sets["dev"][1], corpus.labels)
-        value = found["uar"] if config.use == "audio" else found["weighted_f1"]
+        value = selecting(found, config.use)
         if best is None or value > best[0]:
             best = value, weights, offsets
     assert best is not None
@@ -116,8 +116,7 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
-    corpus = load_corpus(replace(train, fold=0) if folds == "all" else train)
-    which: list[int | None] = list(range(corpus.folds)) if folds == "all" else [train.fold]
+    corpus, which = protocol.folded(train, folds == "all")
     found: dict[str, Any] = protocol.pooled([probe(replace(train, fold=k), model) for k in which], corpus.labels)
     on = protocol.scored_split(corpus)
     name = f"{corpus.name}, {train.use}"

@@ -31,7 +31,11 @@ SHOWN = ("weighted_f1", "macro_f1", "uar", "ece")
 
 @dataclass(frozen=True)
 class Plan:
-    """Seeds, whether over all folds, and how each run starts."""
+    """Seeds, whether over all folds, and how each run starts.
+
+    `init` is a checkpoint for every run, or the folder of an earlier plan's: then each run starts from its own seed's
+    and fold's.
+    """
 
     seeds: tuple[int, ...] = (0,)
     cross_validate: bool = False
@@ -43,17 +47,15 @@ class Plan:
 
 def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
     """Every run of the plan; returns the summary that is also written to summary.json."""
-    corpus = load_corpus(replace(config, fold=0) if plan.cross_validate else config)
-    folds: list[int | None] = list(range(corpus.folds)) if plan.cross_validate else [config.fold]
-    for fold in folds if plan.cross_validate else ():
-        load_corpus(replace(config, fold=fold)).require("test")  # an empty fold is said before the first run
+    corpus, folds = folded(config, plan.cross_validate)
     single = len(plan.seeds) == 1 and len(folds) == 1
     found = []
     for seed in plan.seeds:
         predictions = []
         for fold in folds:
             place = out if single else out / (f"seed{seed}" + ("" if fold is None else f"-fold{fold}"))
-            predictions.append(one(replace(config, seed=seed, fold=fold), place, plan))
+            start = plan.init and (plan.init if single else beginning(plan.init, place.name))
+            predictions.append(one(replace(config, seed=seed, fold=fold), place, replace(plan, init=start)))
         if distributed.rank() == 0 and predictions[0] is not None:
             found.append(pooled([p for p in predictions if p is not None], corpus.labels))
     on = scored_split(corpus)
@@ -61,6 +63,25 @@ def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
     if distributed.rank() == 0:
         (out / "summary.json").write_text(json.dumps(result, indent=1))
     return result
+
+
+def folded(config: TrainConfig, cross_validate: bool) -> tuple[Corpus, list[int | None]]:
+    """The corpus and the folds that test in turn, or the config's own alone."""
+    if not cross_validate:
+        return load_corpus(config), [config.fold]
+    folds: list[int | None] = list(range(load_corpus(replace(config, fold=0)).folds))
+    # Every fold is loaded once, so that an empty one is said before the first run.
+    corpora = [load_corpus(replace(config, fold=fold)).require("test") for fold in folds]
+    return corpora[0], folds
+
+
+def beginning(init: Path, name: str) -> Path:
+    """The checkpoint that a run of this name starts from; the runs of one plan start alike, or each from its own."""
+    if (init / "config.json").is_file():
+        return init
+    if not (init / name / "config.json").is_file():
+        raise SystemExit(f"--init {init} is no checkpoint, and holds none named {name}; run its seeds and folds first")
+    return init / name
 
 
 def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:

@@ -6,7 +6,7 @@ The other stage, texts and clips of different corpora paired by label, is traini
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +63,10 @@ class CorpusStage:
         return list(batches.fill([turns for turns in made if turns], self.config.turns))
 
     def judge(self) -> dict[str, float]:
-        """Selected on weighted F1 of the dev split, or on UAR where only audio is used (acted corpora)."""
+        """Scores on the dev split."""
         dev = score(self.learner, self.material, self.dev, self.config.use)
         found = scores(dev.logits, dev.labels, self.corpus.labels)
-        best = found["uar"] if self.config.use == "audio" else found["weighted_f1"]
-        return {"score": best, **{k: found[k] for k in ("weighted_f1", "macro_f1", "uar")}}
+        return {"score": selecting(found, self.config.use), **{k: found[k] for k in ("weighted_f1", "macro_f1", "uar")}}
 
     def _turns(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         c, turns = self.config, []
@@ -96,6 +95,11 @@ class CorpusStage:
             return (text, found, (False, True)) if found is not None else (text, audio, (True, True))
         said = self.material.text([(other, None)], 0, training=True)
         return (said, audio, (True, False)) if said is not None else (text, audio, (True, True))
+
+
+def selecting(found: Mapping[str, float], use: Use) -> float:
+    """The score that dev selects on: weighted F1, or UAR where only audio is used (acted corpora)."""
+    return found["uar" if use == "audio" else "weighted_f1"]
 
 
 def load_corpus(

@@ -42,7 +42,7 @@ def main(
         out: folder of the run, or of one run for each seed and fold.
         train: the run.
         model: flags and sizes of a model that starts afresh.
-        init: checkpoint to start from; its sizes and encoders stay.
+        init: checkpoint to start from, or a folder of such with the same seeds and folds; sizes and encoders stay.
         seeds: several runs, reported with mean and deviation; none is --seed alone.
         folds: all: cross-validation over the corpus' folds; own: its own split, or --fold.
         device: cpu, cuda, or auto.
