@@ -25,6 +25,9 @@ MIN_SECONDS = 0.1  # less than two frames of the audio context network say nothi
 RATES = (8_000, 192_000)  # Hz, accepted sample rates
 MAX_CHANNELS = 32
 MAX_FRAMES = 1 << 40  # more than any file holds: a header that does not know its length
+MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE)
+CROP = 1_280  # samples at 16 kHz: what is cut from a long utterance is a multiple, so that its frames stay the same
+LONGEST_TAIL = 22  # seconds that `_tail` leaves at most: the crop, its rounding, and what the resampler hears before
 SILENCE_PEAK = 1e-4  # −80 dBFS: below the noise of any microphone, so no microphone was heard
 
 
@@ -69,11 +72,38 @@ def load_audio(source: Any, sample_rate: int | None = None) -> Audio:
     (16000,)
     """
     if isinstance(source, np.ndarray):
-        block, rate, seconds, warnings = _from_array(source, sample_rate)
+        block, rate, frames, warnings = _from_array(source, sample_rate)
     else:
-        block, rate, seconds, warnings = _from_file(source, sample_rate)
+        block, rate, frames, warnings = _from_file(source, sample_rate)
     if block.shape[0] == 0:
         raise InputError("the audio holds no samples; give at least 0.1 s, or None where there is no audio")
+    mono = _mono(block)
+    if frames > MAX_SECONDS * rate:
+        warnings.append(too_long(frames / rate))
+    return Audio(_resample(mono, rate, frames), frames / rate, tuple(warnings))
+
+
+def load_chunk(array: Any, sample_rate: int | None) -> tuple[NDArray[np.float32], int]:
+    """Part of a sound that is still arriving -> (samples,) mono at its own rate, and the rate; checked as a whole is.
+
+    >>> load_chunk(np.zeros((320, 2), np.int16), 16_000)[0].shape
+    (320,)
+    """
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"a chunk of type {type(array).__name__} is not accepted; feed numpy arrays of samples")
+    block, scale, rate = _checked(array, sample_rate)
+    return _mono(block.astype(np.float64) * scale), rate
+
+
+def too_long(seconds: float) -> str:
+    """What the caller of a long utterance is told."""
+    return f"audio is {seconds:.1f} s long: only its last {MAX_SECONDS:.0f} s were used"
+
+
+def _mono(block: NDArray[Any]) -> NDArray[np.float32]:
+    """(samples, channels) in -1..1 -> (samples,), refused where it is not sound."""
+    if block.shape[0] == 0:
+        return np.zeros(0, np.float32)
     if not np.isfinite(block).all():
         bad = int(np.size(block) - np.isfinite(block).sum())
         raise InputError(f"the audio holds {bad} NaN or infinite samples; check the capture, or use np.nan_to_num")
@@ -83,19 +113,27 @@ def load_audio(source: Any, sample_rate: int | None = None) -> Audio:
             f"float audio must lie in -1..1, this one reaches {peak:.0f}; "
             "if it holds 16-bit values, pass them as int16 or divide by 32768"
         )
-    mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
-    if seconds > MAX_SECONDS:
-        warnings.append(f"audio is {seconds:.1f} s long: only its last {MAX_SECONDS:.0f} s were used")
-    return Audio(_resample(mono, rate), seconds, tuple(warnings))
+    return np.asarray(block.mean(axis=1, dtype=np.float64).astype(np.float32))
 
 
-def _resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """(samples,) at `rate` -> (samples,) at 16 kHz, at most 20 s."""
+def _resample(mono: NDArray[np.float32], rate: int, frames: int) -> NDArray[np.float32]:
+    """(samples,), the tail of `frames` at `rate` -> (samples,) at 16 kHz, cut as `crop_start` says."""
+    begins = (frames - len(mono)) * SAMPLE_RATE // rate  # at 16 kHz, and whole: see `_tail`
     if rate != SAMPLE_RATE:
         import soxr
 
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    return np.ascontiguousarray(mono[-int(MAX_SECONDS * SAMPLE_RATE) :], dtype=np.float32)
+    drop = max(0, crop_start(_resampled(frames, rate)) - begins)
+    return np.ascontiguousarray(mono[drop:][:MAX_SAMPLES], dtype=np.float32)
+
+
+def crop_start(samples: int) -> int:
+    """The first of so many samples at 16 kHz that counts: at most 20 s are left, and a multiple of `CROP` goes.
+
+    >>> crop_start(320_000), crop_start(320_001), crop_start(321_281)
+    (0, 1280, 2560)
+    """
+    return -(-max(0, samples - MAX_SAMPLES) // CROP) * CROP
 
 
 def _check_rate(rate: Any, whose: str) -> int:
@@ -108,12 +146,30 @@ def _check_rate(rate: Any, whose: str) -> int:
     return int(rate)
 
 
+def _resampled(frames: int, rate: int) -> int:
+    """Samples at 16 kHz that so many frames become, rounded as soxr does."""
+    return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
+
+
 def _tail(frames: int, rate: int) -> int:
-    """First frame of the last 20 s."""
-    return max(0, frames - int(np.ceil(MAX_SECONDS * rate)))
+    """First frame to decode: that of the last 20 s, or a whole second before it where it has to be resampled.
+
+    The resampler then has heard what was before the crop, and a whole second falls on a sample at any rate: the
+    result is that of resampling everything and cutting afterwards.
+    """
+    start = crop_start(_resampled(frames, rate))
+    return start if rate == SAMPLE_RATE else max(0, start - CROP) // SAMPLE_RATE * rate
 
 
-def _from_array(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[Any], int, float, list[str]]:
+def _from_array(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[Any], int, int, list[str]]:
+    """The tail that counts, its rate, how many frames there were, warnings."""
+    block, scale, rate = _checked(array, sample_rate)
+    kept = block[_tail(block.shape[0], rate) :]
+    return kept.astype(np.float64) * scale, rate, block.shape[0], []
+
+
+def _checked(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[Any], float, int]:
+    """(samples, channels) as given, the factor that brings them to -1..1, and the rate."""
     if sample_rate is None:
         raise InputError("sample_rate is required with an array, in Hz, for instance sample_rate=16000")
     rate = _check_rate(sample_rate, "sample_rate")
@@ -129,11 +185,10 @@ def _from_array(array: NDArray[Any], sample_rate: int | None) -> tuple[NDArray[A
     if block.shape[1] == 0 or block.shape[1] > MAX_CHANNELS:
         mend = "; it looks like (channels, samples): pass array.T" if 0 < block.shape[0] <= MAX_CHANNELS else ""
         raise InputError(f"audio has shape {array.shape}: 1 to {MAX_CHANNELS} channels are accepted{mend}")
-    kept = block[_tail(block.shape[0], rate) :]
-    return kept.astype(np.float64) * scale, rate, block.shape[0] / rate, []
+    return block, scale, rate
 
 
-def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int, float, list[str]]:
+def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int, int, list[str]]:
     """Decode the last 20 s of a file; everything before them is skipped, never allocated."""
     import soundfile
 
@@ -159,7 +214,7 @@ def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int,
                 warnings = [f"{name} is truncated ({lost}): {frames / rate:.2f} s of it could be used"]
             else:
                 warnings = []
-            return block, rate, frames / rate, warnings
+            return block, rate, frames, warnings
     except InputError:
         raise
     # A caller's file object may raise anything at all: closed, write-only, text mode, a pipe.
@@ -178,19 +233,19 @@ def _read_tail(file: soundfile.SoundFile, rate: int) -> tuple[NDArray[Any], int]
     start = _tail(file.frames, rate)
     if start:
         file.seek(start)
-    block = file.read(int(np.ceil(MAX_SECONDS * rate)), dtype="float32", always_2d=True)
+    block = file.read(LONGEST_TAIL * rate, dtype="float32", always_2d=True)
     return block, start + block.shape[0]
 
 
 def _read_to_the_end(file: soundfile.SoundFile, rate: int) -> tuple[NDArray[Any], int]:
     """The same, block by block, where the header does not know the length (MP3 by its nature, a streamed FLAC)."""
-    wanted, frames = int(np.ceil(MAX_SECONDS * rate)), 0
+    wanted, frames = LONGEST_TAIL * rate, 0
     kept = np.zeros((0, file.channels), np.float32)
     block = np.empty((wanted, file.channels), np.float32)
     while (count := _next_block(file, block)) > 0:
         frames += count
         kept = np.concatenate([kept, block[:count]])[-wanted:]
-    return kept, frames
+    return kept[_tail(frames, rate) - (frames - len(kept)) :], frames
 
 
 def _check_all_read(handle: IO[bytes], kind: str, name: str, seconds: float) -> None:

@@ -1,12 +1,11 @@
 """What the encoders read: log-mel frames of an utterance's audio and word-piece tokens of its text.
 
-One front end for training and runtime: `log_mel` equals Whisper's features without the padding to 30 s, and
-`normalise_text` and `Tokeniser` are what the corpora go through as well.
+One front end for training and runtime: `log_mel` (hbaf_edge/mel.py) equals Whisper's features without the padding to
+30 s, and `normalise_text` and `Tokeniser` are what the corpora go through as well.
 """
 
 from __future__ import annotations
 
-import functools
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,56 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import SAMPLE_RATE, load_audio
+from hbaf_edge.audio import Audio, load_audio
 from hbaf_edge.errors import InputError
+from hbaf_edge.mel import log_mel
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MEL_BINS = 80
-FFT, HOP = 400, 160  # 25 ms windows every 10 ms
 MAX_TOKENS = 64
 MAX_CHARACTERS = 4_096  # far more than 64 word pieces; bounds the work on a pasted book
-
-
-@functools.cache
-def mel_filters() -> NDArray[np.float64]:
-    """(201, 80) triangles of Slaney's mel scale, each of area one, from 0 to 8 kHz (as librosa and Whisper have it)."""
-
-    def to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-        linear = hertz * 3 / 200
-        return np.where(hertz < 1000, linear, 15 + np.log(np.maximum(hertz, 1e-9) / 1000) * 27 / np.log(6.4))
-
-    def to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-
-    top = to_mel(np.array([SAMPLE_RATE / 2]))[0]
-    edges = to_hertz(np.linspace(0.0, top, MEL_BINS + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
-    rise = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    fall = (edges[2:] - bins) / np.diff(edges)[1:]
-    return np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))
-
-
-def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whisper's log-mel spectrogram of exactly the samples given, never padded to 30 s.
-
-    Args:
-        samples: (samples,) float32 at 16 kHz, at least 201 of them.
-
-    Returns:
-        (80, samples // 160) float32: log10 power, floored 8 below the utterance's maximum, then (x + 4) / 4.
-
-    >>> log_mel(np.zeros(16_000, np.float32)).shape
-    (80, 100)
-    """
-    padded = np.pad(samples.astype(np.float64), FFT // 2, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][:-1]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
-    power = np.abs(np.fft.rfft(windows * hann, axis=-1)) ** 2
-    log = np.log10(np.maximum(power @ mel_filters(), 1e-10))
-    log = np.maximum(log, log.max() - 8.0)
-    return np.ascontiguousarray(((log + 4.0) / 4.0).T, dtype=np.float32)
 
 
 def normalise_text(text: str | None) -> str:

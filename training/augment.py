@@ -57,7 +57,7 @@ def reverberate(samples: Tensor, seconds: float) -> Tensor:
     return functional.fftconvolve(samples, room)[: samples.shape[-1]]
 
 
-def hide(features: Tensor, widest: tuple[int, int], spans: int = 2) -> Tensor:
+def hide(features: Tensor, widest: tuple[int, int], spans: int = 1) -> Tensor:
     """SpecAugment: random bands of rows and of columns take the mean. (rows, columns) -> the same shape.
 
     Args:

@@ -24,9 +24,12 @@ from training.words import Tokens
 
 LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
 # WavLM hands the weights of its attention to a function of torch's, past any adapter: only its feed-forward maps learn.
-ORDER_SPEED = 10.0  # order and speakers enter by few numbers, which would hardly move at the rate of all others
 WAVLM_TARGETS = r".*\.\w+_dense"
-LONGEST_BAND = {"mel": (12, 25), "wave": (0, 1600)}  # of SpecAugment: mel bins and frames; samples
+ORDER_SPEED = 10.0  # order and speakers enter by few numbers, which would hardly move at the rate of all others
+# Of SpecAugment: mel bins and frames; samples. Short, and in half of the clips: Whisper's states of a clip of three
+# seconds change so much with two bands of 12 bins and 25 frames that a head trained without loses half of what it knew.
+LONGEST_BAND = {"mel": (8, 15), "wave": (0, 1600)}
+HIDDEN_CLIPS = 0.5
 
 
 class Learner(nn.Module):
@@ -81,7 +84,7 @@ class Learner(nn.Module):
         assert self.audio is not None
         prepared = [cast(Any, self.audio).prepare(self._heard(path)) for path in found]
         if self.training and self.augment:
-            prepared = [hide_parts(p) for p in prepared]
+            prepared = [hide_parts(p) if augment.chance(HIDDEN_CLIPS) else p for p in prepared]
         return encode.clips(self.audio, prepared)
 
     def _heard(self, path: Path) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hbaf_edge.features import log_mel
+from hbaf_edge.mel import log_mel
 
 
 @dataclass(frozen=True)

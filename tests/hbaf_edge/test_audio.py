@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbaf_edge.audio import load_audio
+from hbaf_edge.audio import CROP, load_audio
 from hbaf_edge.errors import InputError
 from tests.conftest import speech
 
@@ -135,7 +135,7 @@ def test_mp3_that_lost_its_length_is_refused_and_a_truncated_one_read():
     whole = wav(np.concatenate([speech(6.0) * 3, speech(24.0) * 0.001, speech(1.0)]), kind="MP3")
     heard = load_audio(whole)
     assert 30.5 < heard.seconds < 31.5
-    assert heard.samples.size == 320_000
+    assert 320_000 - CROP < heard.samples.size <= 320_000
     silenced = whole.replace(b"Xing", b"____", 1).replace(b"Info", b"____", 1)
     assert silenced != whole
     with pytest.raises(InputError, match=r"only its first .* re-encode it"):

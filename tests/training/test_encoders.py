@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hbaf_edge.audio import load_audio
-from hbaf_edge.features import log_mel
+from hbaf_edge.mel import log_mel
 from tests.conftest import EXAMPLES
 from training import encoders
 from training.whisper import WhisperEncoder, WhisperSize, sinusoids
