@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import Audio, load_audio
+from hbaf_edge.audio import load_audio
 from hbaf_edge.errors import InputError
 from hbaf_edge.mel import log_mel
 
