@@ -1,11 +1,13 @@
 """The four graphs of a bundle on ONNX Runtime, with explicit threads and without spinning.
 
-A GPU back end will stand beside this one; both answer to the same four calls.
+A GPU back end will stand beside this one; both answer to the same three calls.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +26,35 @@ PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
+AUTO = ("ort-tensorrt", "ort-cuda", "cpu")  # best first
 Array = NDArray[Any]
+log = logging.getLogger("hbaf_edge")
 
 
 def default_threads() -> int:
     """Two, or one on a single core: enough for a turn in tens of milliseconds, and leaves a robot its other cores."""
     return min(2, os.cpu_count() or 1)
+
+
+def open_backend(bundle: Bundle, provider: str, threads: int) -> Backend:
+    """The back end asked for; with "auto" the best that works here, which is logged and which it names.
+
+    Raises:
+        BackendError: the one asked for by name cannot run; nothing else is taken in its place.
+    """
+    if provider != "auto":
+        return Backend(bundle, provider, threads)
+    for name in AUTO:
+        try:
+            found = Backend(bundle, name, threads)
+        except (BackendError, BundleError) as error:
+            if name == AUTO[-1]:
+                raise
+            log.info("provider auto: not %s (%s)", name, error)
+        else:
+            log.info("provider auto: %s", name)
+            return found
+    raise AssertionError("unreachable")
 
 
 class Backend:
@@ -83,8 +108,8 @@ class Backend:
         m = bundle.manifest
         chat = Conversation(bundle.key, m["window"], m["dialogue_layers"], m["width"])
         try:
-            tokens = self.text(np.array([1], np.int64))
-            logits, _, slot = self.turn(None, tokens, chat.recall(None), lambda stage: None)
+            tokens = self.text([np.array([1], np.int64)])
+            ((logits, _, slot),) = self.turns([None], tokens, [chat.recall(None)], lambda stage: None)
             chat.commit(slot, None)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"{bundle.path}: the graphs do not fit the manifest's sizes: {error}") from error
@@ -96,71 +121,85 @@ class Backend:
         return result
 
     def audio(self, mel: Array) -> Array:
-        """(80, frames) log-mel at 100 Hz -> (1, frames at 50 Hz, dim) encoder states, the layers summed."""
-        return self._run("audio", mel=mel[None])[0]
+        """(B, 80, frames) log-mel at 100 Hz, all as long -> (B, frames at 50 Hz, dim) encoder states, layers summed."""
+        return self._run("audio", mel=mel)[0]
 
-    def text(self, tokens: Array) -> Array:
-        """(tokens,) ids -> (1, tokens, dim) encoder states, the layers summed."""
-        return self._run("text", tokens=tokens[None], token_mask=np.ones((1, len(tokens)), np.int64))[0]
+    def text(self, tokens: Sequence[Array]) -> list[Array]:
+        """(tokens,) ids of each text -> (1, tokens, dim) encoder states of each, the layers summed."""
+        longest = max(map(len, tokens))
+        ids = np.stack([np.pad(t, (0, longest - len(t))) for t in tokens])
+        mask = np.stack([(np.arange(longest) < len(t)).astype(np.int64) for t in tokens])
+        states = self._run("text", tokens=ids, token_mask=mask)[0]
+        return [states[i : i + 1, : len(t)] for i, t in enumerate(tokens)]
 
-    def utterance(self, frames: Array | None, tokens: Array | None, recall: Recall) -> tuple[Array, Array, Array]:
-        """One utterance's frames × tokens, with what earlier turns said -> codes, context key and value, (1, 2, d)."""
-        frames, frame_mask = _masked(frames, self._dims["frames"], self._stack)
-        tokens, token_mask = _masked(tokens, self._dims["tokens"], 1)
-        codes, key, value = self._run(
+    def turns(
+        self,
+        frames: Sequence[Array | None],
+        tokens: Sequence[Array | None],
+        recalls: Sequence[Recall],
+        clock: Callable[[str], None],
+    ) -> list[tuple[Array, Array, Slot]]:
+        """Both scopes, for one turn of each of B conversations together.
+
+        Args:
+            frames, tokens: (1, length, dim) encoder states of each utterance; None where a modality is absent.
+            recalls: what each may recall.
+            clock: told when a scope is done.
+
+        Returns:
+            of each: logits (labels,), embedding (2d,) and what later turns will recall.
+        """
+        present = np.array([[f is not None, t is not None] for f, t in zip(frames, tokens)])
+        recall = recalls[0] if len(recalls) == 1 else Recall(*(np.concatenate(parts) for parts in zip(*recalls)))
+        heard, heard_mask = _masked(frames, self._dims["frames"], self._stack)
+        said, said_mask = _masked(tokens, self._dims["tokens"], 1)
+        seen = {name: getattr(recall, name) for name in ("visible", "distance", "relation")}
+        codes, context_key, context_value = self._run(
             "utterance",
-            frames=frames,
-            frame_mask=frame_mask,
-            tokens=tokens,
-            token_mask=token_mask,
+            frames=heard,
+            frame_mask=heard_mask,
+            tokens=said,
+            token_mask=said_mask,
             context_keys=recall.context_keys,
             context_values=recall.context_values,
-            visible=recall.visible,
-            distance=recall.distance,
-            relation=recall.relation,
+            **seen,
         )
-        return codes, key, value
-
-    def dialogue(self, codes: Array, present: Array, recall: Recall) -> tuple[Array, Array, Array, Array]:
-        """The turn among earlier ones -> logits (labels,), embedding (2d,), new keys and values (layers, 2, d)."""
+        clock("utterance")
         logits, embedding, keys, values = self._run(
             "dialogue",
             codes=codes,
-            present=present[None],
+            present=present,
             keys=recall.keys,
             values=recall.values,
-            visible=recall.visible,
-            distance=recall.distance,
-            relation=recall.relation,
             own_relation=recall.own_relation,
+            **seen,
         )
-        return logits[0], embedding[0], keys[0], values[0]
-
-    def turn(self, frames: Array | None, tokens: Array | None, recall: Recall, clock: Any) -> tuple[Array, Array, Slot]:
-        """Both scopes: encoder states of one utterance -> logits, embedding and what later turns will recall."""
-        present = np.array([frames is not None, tokens is not None])
-        codes, context_key, context_value = self.utterance(frames, tokens, recall)
-        clock("utterance")
-        logits, embedding, keys, values = self.dialogue(codes, present, recall)
         clock("dialogue")
-        return logits, embedding, Slot(context_key[0], context_value[0], keys, values, present)
+        slots = [Slot(*parts) for parts in zip(context_key, context_value, keys, values, present)]
+        return list(zip(logits, embedding, slots))
 
 
-def _masked(states: Array | None, dim: int, multiple: int) -> tuple[Array, Array]:
-    """(1, length, dim) padded to a multiple, or one masked slot where the modality is absent; and the mask."""
-    if states is None:
-        return np.zeros((1, multiple, dim), np.float32), np.zeros((1, multiple), bool)
-    length = states.shape[1]
-    padded = length + -length % multiple
-    mask = np.arange(padded)[None] < length
-    return (states if padded == length else np.pad(states, ((0, 0), (0, padded - length), (0, 0)))), mask
+def _masked(states: Sequence[Array | None], dim: int, multiple: int) -> tuple[Array, Array]:
+    """(1, length, dim) each -> (B, longest, dim), padded with zeros to a multiple, and the mask of what is real."""
+    lengths = np.array([0 if s is None else s.shape[1] for s in states])
+    longest = max(multiple, int(lengths.max()) + -int(lengths.max()) % multiple)
+    mask = np.arange(longest) < lengths[:, None]
+    if len(states) == 1 and states[0] is not None and lengths[0] == longest:
+        return states[0], mask
+    padded = np.zeros((len(states), longest, dim), np.float32)
+    for row, one in zip(padded, states):
+        if one is not None:
+            row[: one.shape[1]] = one[0]
+    return padded, mask
 
 
 def _available(provider: str) -> list[str]:
     import onnxruntime as ort
 
     if not isinstance(provider, str) or provider not in PROVIDERS:
-        raise BackendError(f"provider {provider!r} is unknown; valid ones are {', '.join(map(repr, PROVIDERS))}")
+        raise BackendError(
+            f"provider {provider!r} is unknown; valid ones are 'auto', {', '.join(map(repr, PROVIDERS))}"
+        )
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
         raise BackendError(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge import state
-from hbaf_edge.errors import StateError
+from hbaf_edge.errors import InputError, StateError
 
 SAME, OTHER, UNKNOWN = 0, 1, 2
 
@@ -98,10 +98,11 @@ class Conversation:
     def __repr__(self) -> str:
         return f"<Conversation of {self.turn} turns, {self.nbytes / 1024:.0f} KiB>"
 
-    def recall(self, speaker: str | None) -> Recall:
-        """What the next turn, spoken by `speaker`, may recall."""
-        distance = (self.turn - 1 - np.arange(self._window)) % self._window + 1
-        inside = (distance < self._window) & (distance <= self.turn)
+    def recall(self, speaker: str | None, number: int | None = None) -> Recall:
+        """What the next turn, spoken by `speaker`, may recall; or the last one again, if that is its number."""
+        number = self.turn if number is None else number
+        distance = (number - 1 - np.arange(self._window)) % self._window + 1
+        inside = (distance < self._window) & (distance <= number)
         relation = [relate(speaker, turn and turn.speaker) for turn in self._turns]
         return Recall(
             self._context_keys[None],
@@ -121,16 +122,33 @@ class Conversation:
         label: str | None = None,
         confidence: float = 0.0,
         modalities: tuple[str, ...] = (),
-    ) -> None:
-        """Store the turn in its slot, then let it be seen."""
-        place = self.turn % self._window
+        number: int | None = None,
+    ) -> Turn:
+        """Store the turn in its slot, then let it be seen; with the last turn's number, in that one's place."""
+        number = self.turn if number is None else number
+        place = number % self._window
         self._context_keys[place] = slot.context_key
         self._context_values[place] = slot.context_value
         self._keys[:, place] = slot.keys
         self._values[:, place] = slot.values
         self._present[place] = slot.present
-        self._turns[place] = Turn(self.turn, label, confidence, speaker, modalities, time.time())
-        self.turn += 1
+        turn = Turn(number, label, confidence, speaker, modalities, time.time())
+        self._turns[place] = turn
+        self.turn = number + 1
+        return turn
+
+    def last(self, turn: Turn) -> int:
+        """The number of a committed turn, if no other was committed since.
+
+        Raises:
+            InputError: later turns have built on it, or the conversation was reset.
+        """
+        if self.turn != turn.number + 1 or self._turns[turn.number % self._window] is not turn:
+            raise InputError(
+                f"turn {turn.number} cannot be revised any more: the conversation has gone on or was reset; "
+                "revise a turn before the next one is committed"
+            )
+        return turn.number
 
     def reset(self) -> None:
         """Forget every turn, as if it had just been made."""

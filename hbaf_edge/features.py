@@ -7,13 +7,14 @@ One front end for training and runtime: `log_mel` (hbaf_edge/mel.py) equals Whis
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import load_audio
+from hbaf_edge.audio import Audio, load_audio
 from hbaf_edge.errors import InputError
 from hbaf_edge.mel import log_mel
 
@@ -82,6 +83,39 @@ class Features:
     warnings: tuple[str, ...]
 
 
+def from_text(text: str | None, tokeniser: Tokeniser) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """What was said -> (tokens,) ids or None, and what to warn of."""
+    tokens, warnings = tokeniser(normalise_text(text))
+    if text and len(text) > MAX_CHARACTERS:
+        warnings = (f"text of {len(text):,} characters: only the first {MAX_CHARACTERS:,} were read", *warnings)
+    return tokens, warnings
+
+
+def from_sound(
+    heard: Audio, spectrum: Callable[[], NDArray[np.float32]]
+) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
+    """The spectrum of a sound, or None where nothing can be heard in it, and what to warn of."""
+    if heard.is_too_short:
+        why = f"audio of {heard.seconds:.3f} s is shorter than 0.1 s: treated as no audio"
+    elif heard.is_silent:
+        why = "audio is digital silence: treated as no audio"
+    else:
+        return spectrum(), heard.warnings
+    return None, (*heard.warnings, why)
+
+
+def something(mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None, warnings: tuple[str, ...]) -> Features:
+    """Both together.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if mel is None and tokens is None:
+        said = "; ".join(warnings) or "both audio and text are missing or empty"
+        raise InputError(f"there is nothing to judge: {said}. Give audio, text, or both")
+    return Features(mel, tokens, warnings)
+
+
 def extract(audio: Any, sample_rate: int | None, text: str | None, tokeniser: Tokeniser) -> Features:
     """Front end of `HBAFRuntime.predict`: audio and text as a caller holds them -> `Features`.
 
@@ -90,22 +124,11 @@ def extract(audio: Any, sample_rate: int | None, text: str | None, tokeniser: To
     Raises:
         InputError: for unusable audio or text, or if neither is left.
     """
-    tokens, warnings = tokeniser(normalise_text(text))
-    if text and len(text) > MAX_CHARACTERS:
-        warnings = (f"text of {len(text):,} characters: only the first {MAX_CHARACTERS:,} were read", *warnings)
-    mel = None
-    if audio is not None:
-        heard = load_audio(audio, sample_rate)
-        warnings += heard.warnings
-        if heard.is_too_short:
-            warnings += (f"audio of {heard.seconds:.3f} s is shorter than 0.1 s: treated as no audio",)
-        elif heard.is_silent:
-            warnings += ("audio is digital silence: treated as no audio",)
-        else:
-            mel = log_mel(heard.samples)
-    elif sample_rate is not None:
-        raise InputError(f"sample_rate={sample_rate!r} was given without audio; leave both out, or give both")
-    if mel is None and tokens is None:
-        said = "; ".join(warnings) or "both audio and text are missing or empty"
-        raise InputError(f"there is nothing to judge: {said}. Give audio, text, or both")
-    return Features(mel, tokens, warnings)
+    tokens, warnings = from_text(text, tokeniser)
+    if audio is None:
+        if sample_rate is not None:
+            raise InputError(f"sample_rate={sample_rate!r} was given without audio; leave both out, or give both")
+        return something(None, tokens, warnings)
+    heard = load_audio(audio, sample_rate)
+    mel, more = from_sound(heard, lambda: log_mel(heard.samples))
+    return something(mel, tokens, warnings + more)

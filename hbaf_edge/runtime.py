@@ -4,28 +4,50 @@ runtime -> features -> backend -> conversation -> prediction.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import time
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hbaf_edge.backend import Backend, default_threads
+from hbaf_edge.backend import default_threads, open_backend
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import describe
-from hbaf_edge.conversation import Conversation, Slot
-from hbaf_edge.errors import BackendError, BundleError, InputError
-from hbaf_edge.features import Tokeniser, extract
-from hbaf_edge.prediction import Prediction, softmax
+from hbaf_edge.conversation import Conversation
+from hbaf_edge.errors import BackendError, InputError
+from hbaf_edge.features import Features, extract
+from hbaf_edge.judge import Clock, Judge
+from hbaf_edge.live import LiveTurn
+from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
 
 log = logging.getLogger("hbaf_edge")
 log.addHandler(logging.NullHandler())
 MAX_THREADS = 256
 MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
+Result = TypeVar("Result")
+
+
+class TurnInput(TypedDict, total=False):
+    """`HBAFRuntime.predict`'s arguments, as `predict_many` takes them."""
+
+    audio: Any
+    text: str | None
+    speaker: str | None
+    conversation: Conversation | None
+    sample_rate: int | None
+
+
+class Prepared(NamedTuple):
+    """A turn that has been checked: what the encoders read, its conversation, who speaks."""
+
+    features: Features
+    chat: Conversation
+    speaker: str | None
 
 
 class HBAFRuntime:
@@ -34,7 +56,7 @@ class HBAFRuntime:
     Args:
         bundle: path of a bundle (folder or `.hbaf` file); None loads the default model inside of the package.
         threads: CPU threads; None takes two (one on a single core).
-        provider: where it runs: "cpu", "ort-cuda" or "ort-tensorrt".
+        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", or "auto" for the best that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
         on_prediction: called with every `Prediction` after its turn is committed, on the thread that asked; what it
             raises is logged and changes nothing.
@@ -66,38 +88,53 @@ class HBAFRuntime:
             raise InputError(f"threads={threads!r}; a whole number from 1 to {MAX_THREADS} is expected, or None")
         if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence={min_confidence!r}; a probability from 0 to 1 is expected")
+        if on_prediction is not None and not callable(on_prediction):
+            raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
         loaded = load_bundle(bundle)
         self.labels = loaded.labels
         self.manifest = loaded.manifest
         self.min_confidence = float(min_confidence)
         self._key = loaded.key
-        try:
-            self._tokeniser = Tokeniser(loaded.files["tokenizer.json"])
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{loaded.path}: tokenizer.json cannot be read: {error}") from None
-        if on_prediction is not None and not callable(on_prediction):
-            raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
         self._hook = on_prediction
         self._stats = Stats()
-        self._process = os.getpid()
-        self._open: Backend | None = Backend(loaded, provider, threads or default_threads())
+        self._worker: ThreadPoolExecutor | None = None
+        self._worker_lock = threading.Lock()
+        backend = open_backend(loaded, provider, threads or default_threads())
+        self._judge: Judge | None = Judge(loaded, backend, self.min_confidence)
+
+    def _ready(self) -> Judge:
+        """What computes, unless it is closed or belongs to another process."""
+        judge = self._judge
+        if judge is None:
+            raise BackendError("this runtime is closed; make a new HBAFRuntime")
+        judge.check_process()
+        return judge
 
     @property
-    def _backend(self) -> Backend:
-        """The back end, unless it is closed or belongs to another process."""
-        backend = self._open
-        if backend is None:
-            raise BackendError("this runtime is closed; make a new HBAFRuntime")
-        if os.getpid() != self._process:
-            raise BackendError(
-                f"this runtime was made in process {self._process} and its threads did not survive the fork; make an "
-                "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
-            )
-        return backend
+    def provider(self) -> str:
+        """Where it runs; with provider="auto" what was picked."""
+        return self._ready().backend.provider
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each operator."""
+        return self._ready().backend.threads
 
     def close(self) -> None:
         """Give the model's memory back; turns under way on other threads end as they would have. Twice is once."""
-        self._open = None
+        self._judge = None
+        with self._worker_lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown(wait=False, cancel_futures=True)
+
+    def _background(self, work: Callable[[], object]) -> None:
+        """Have it done on this runtime's own thread, soon."""
+        with self._worker_lock:
+            if self._worker is None and self._judge is not None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="hbaf_edge")
+            if self._worker is not None:
+                self._worker.submit(work)
 
     def __enter__(self) -> HBAFRuntime:
         return self
@@ -109,7 +146,8 @@ class HBAFRuntime:
         """Run turns of 1, 3 and 10 s with words on a conversation of their own, so that the first real one is quick."""
         noise = np.random.default_rng(0).standard_normal(10 * 16_000).astype(np.float32) * 0.01
         for seconds in (1, 3, 10):
-            self._turn(noise[: seconds * 16_000], "And how do you feel about that?", None, self.conversation(), 16_000)
+            said = "And how do you feel about that?"
+            self._turn(TurnInput(audio=noise[: seconds * 16_000], sample_rate=16_000, text=said))
 
     def stats(self) -> dict[str, Any]:
         """Turns and failed calls so far, p50, p90 and p99 of each stage in milliseconds, and resident memory in MB.
@@ -122,9 +160,9 @@ class HBAFRuntime:
         return self._stats.to_json()
 
     def __repr__(self) -> str:
-        if self._open is None:
+        if self._judge is None:
             return "<HBAFRuntime, closed>"
-        ran = f"{self._open.provider}, {self._open.threads} threads"
+        ran = f"{self._judge.backend.provider}, {self._judge.backend.threads} threads"
         return "\n".join([f"<HBAFRuntime on {ran}", *(f"  {line}" for line in describe(self.manifest))]) + ">"
 
     def conversation(self) -> Conversation:
@@ -166,69 +204,104 @@ class HBAFRuntime:
         >>> p.label, p.modalities, p.warnings
         ('anger', ('text',), ('audio is digital silence: treated as no audio',))
         """
+        given = TurnInput(audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate)
+        return self._finished(self._counted(lambda: self._turn(given)))
+
+    async def apredict(
+        self,
+        audio: Any = None,
+        *,
+        text: str | None = None,
+        speaker: str | None = None,
+        conversation: Conversation | None = None,
+        sample_rate: int | None = None,
+    ) -> Prediction:
+        """`predict` for asyncio; the loop goes on meanwhile. Cancelling the wait does not take the turn back.
+
+        >>> import asyncio
+        >>> asyncio.run(HBAFRuntime().apredict(text="We won!")).modalities
+        ('text',)
+        """
+        return await asyncio.to_thread(
+            self.predict, audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate
+        )
+
+    def predict_many(self, turns: Sequence[TurnInput]) -> list[Prediction]:
+        """One turn of each of several conversations, computed together: more turns a second, all as `predict` has them.
+
+        Args:
+            turns: of each, a dictionary of `predict`'s arguments.
+
+        Returns:
+            a `Prediction` for each; its `timing` is that of all together.
+
+        Raises:
+            InputError: one of them cannot be used, or two are of one conversation; nothing is committed.
+
+        >>> runtime = HBAFRuntime()
+        >>> [p.label for p in runtime.predict_many([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
+        ['joy', 'anger']
+        """
+        return [self._finished(p) for p in self._counted(lambda: self._many([self._prepared(t) for t in turns]))]
+
+    def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
+        """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/live.py).
+
+        Args:
+            speaker: as in `predict`.
+            conversation: the turns before it; without it the turn stands alone.
+        """
+        self._ready()
+        _check_speaker(speaker)
+        return LiveTurn(self, self._own(conversation), speaker)
+
+    def _counted(self, work: Callable[[], Result]) -> Result:
         try:
-            result = self._turn(audio, text, speaker, conversation, sample_rate)
+            return work()
         except Exception:
             self._stats.failed()
             raise
-        self._stats.turn(result.timing)
-        log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
-        self._tell(result)
-        return result
 
-    def _tell(self, result: Prediction) -> None:
+    def _finished(self, result: Prediction) -> Prediction:
+        """Count a committed turn and tell of it."""
+        self._stats.turn(result.timing)
+        return self._tell(result)
+
+    def _tell(self, result: Prediction) -> Prediction:
         """A hook is somebody else's code: what it raises must not look as if the turn had failed."""
+        log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
         try:
             if self._hook is not None:
                 self._hook(result)
         except Exception:
             log.exception("on_prediction raised; the turn is committed all the same")
-
-    def _turn(
-        self, audio: Any, text: str | None, speaker: str | None, conversation: Conversation | None, rate: int | None
-    ) -> Prediction:
-        """`predict` without what is kept about it."""
-        clock, backend = _Clock(), self._backend
-        _check_speaker(speaker)
-        chat = self.conversation() if conversation is None else self._own(conversation)
-        features = extract(audio, rate, text, self._tokeniser)
-        clock("features")
-        frames = None if features.mel is None else backend.audio(features.mel)
-        clock("audio")
-        tokens = None if features.tokens is None else backend.text(features.tokens)
-        clock("text")
-        with chat:
-            logits, embedding, slot = backend.turn(frames, tokens, chat.recall(speaker), clock)
-            result = self._prediction(logits, embedding, slot, chat.turn, speaker, features.warnings, clock)
-            # Last: whatever fails above leaves the conversation as it was.
-            chat.commit(slot, speaker, result.label, result.confidence, result.modalities)
         return result
 
-    def _prediction(
-        self,
-        logits: NDArray[Any],
-        embedding: NDArray[Any],
-        slot: Slot,
-        turn: int,
-        speaker: str | None,
-        warnings: tuple[str, ...],
-        clock: _Clock,
-    ) -> Prediction:
-        modalities = tuple(name for name, used in zip(("audio", "text"), slot.present) if used)
-        probabilities = softmax(logits, float(self.manifest["temperatures"]["+".join(modalities)]))
-        best = int(np.argmax(probabilities))
-        confidence = float(probabilities[best])
-        return Prediction(
-            label=self.labels[best] if confidence >= self.min_confidence else None,
-            confidence=confidence,
-            probabilities={label: float(p) for label, p in zip(self.labels, probabilities)},
-            modalities=modalities,
-            turn=turn,
-            speaker=speaker,
-            warnings=warnings,
-            timing=clock.stages(),
-            embedding=embedding,
-        )
+    def _prepared(self, given: TurnInput) -> Prepared:
+        """A turn checked and turned to features; nothing is computed on the model yet."""
+        judge = self._ready()
+        unknown = set(given) - set(TurnInput.__annotations__)
+        if unknown:
+            raise InputError(f"a turn has no {sorted(unknown)[0]!r}; it takes {', '.join(TurnInput.__annotations__)}")
+        _check_speaker(given.get("speaker"))
+        chat = self._own(given.get("conversation"))
+        features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), judge.tokeniser)
+        return Prepared(features, chat, given.get("speaker"))
+
+    def _turn(self, given: TurnInput) -> Prediction:
+        """`predict` without what is kept about it."""
+        clock, judge = Clock(), self._ready()
+        turn = self._prepared(given)
+        clock("features")
+        return judge.estimate(judge.encode(turn.features, clock), turn.chat, turn.speaker, clock)[0]
+
+    def _many(self, turns: Sequence[Prepared]) -> list[Prediction]:
+        """Turns of different conversations together."""
+        clock, judge = Clock(), self._ready()
+        if len({id(t.chat) for t in turns}) < len(turns):
+            raise InputError("two of these turns are of one conversation; predict them one after another")
+        encoded = judge.encode_many([t.features for t in turns], clock)
+        return judge.estimate_many(encoded, [t.chat for t in turns], [t.speaker for t in turns], clock)
 
     def observe(
         self,
@@ -245,7 +318,10 @@ class HBAFRuntime:
         """
         self.predict(audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate)
 
-    def _own(self, conversation: Conversation) -> Conversation:
+    def _own(self, conversation: Conversation | None) -> Conversation:
+        """The conversation, found to be of this bundle, or one of its own for a turn that stands alone."""
+        if conversation is None:
+            return self.conversation()
         if not isinstance(conversation, Conversation):
             kind = type(conversation).__name__
             raise InputError(f"conversation is of type {kind}; make one with runtime.conversation()")
@@ -262,19 +338,3 @@ def _check_speaker(speaker: Any) -> None:
         raise InputError(f"speaker is of type {type(speaker).__name__}; a str is expected, or None where unknown")
     if speaker is not None and len(speaker) > MAX_SPEAKER:
         raise InputError(f"speaker is a name of {len(speaker):,} characters; {MAX_SPEAKER} are accepted")
-
-
-class _Clock:
-    """Milliseconds per stage; calling it ends the stage of that name."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._stages[stage] = (now - self._last) * 1e3
-        self._last = now
-
-    def stages(self) -> dict[str, float]:
-        return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3}

@@ -183,10 +183,10 @@ def test_a_backend_that_fails_mid_turn_leaves_the_conversation(tiny, clips):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     chat = runtime.conversation()
     runtime.predict(text="Hello.", conversation=chat)
-    session = runtime._backend._sessions.pop("dialogue")
+    session = runtime._judge.backend._sessions.pop("dialogue")
     with pytest.raises(KeyError):
         runtime.predict(clips[0], text="Hello?", conversation=chat)
-    runtime._backend._sessions["dialogue"] = session
+    runtime._judge.backend._sessions["dialogue"] = session
     assert chat.turn == 1
     assert runtime.predict(text="Hello?", conversation=chat).turn == 1
 
@@ -199,7 +199,7 @@ def test_conversations_belong_to_their_bundle(runtime, tiny_runtime):
 
 
 def test_providers_and_threads(tiny):
-    with pytest.raises(BackendError, match="valid ones are 'cpu', 'ort-cuda', 'ort-tensorrt'"):
+    with pytest.raises(BackendError, match="valid ones are 'auto', 'cpu', 'ort-cuda', 'ort-tensorrt'"):
         HBAFRuntime(tiny.bundle, provider="tpu")
     for bad in (0, -1, 1.5, True, 2**31):
         with pytest.raises(InputError, match="threads"):

@@ -1,0 +1,185 @@
+"""From features to an estimate: the encoders, the two scopes over a conversation's rings, and the probabilities.
+
+`HBAFRuntime` is its face; a turn at once, a turn that is still being spoken and many turns together all come here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.backend import Backend
+from hbaf_edge.bundle import Bundle
+from hbaf_edge.conversation import Conversation, Slot, Turn
+from hbaf_edge.errors import BackendError, BundleError
+from hbaf_edge.features import Features, Tokeniser
+from hbaf_edge.prediction import Prediction, softmax
+
+log = logging.getLogger("hbaf_edge")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An utterance as the encoders see it: states (1, length, dim) of each modality or None, and what to warn of."""
+
+    frames: NDArray[np.float32] | None
+    tokens: NDArray[np.float32] | None
+    warnings: tuple[str, ...] = ()
+
+
+class Judge:
+    """A bundle's graphs, tokeniser, labels and temperatures; immutable, and shared by all threads.
+
+    Args:
+        bundle: verified.
+        backend: that runs its graphs.
+        min_confidence: below it a label is None.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, min_confidence: float) -> None:
+        self.backend = backend
+        self.labels = bundle.labels
+        self._temperatures = bundle.manifest["temperatures"]
+        self._min_confidence = min_confidence
+        self._process = os.getpid()
+        try:
+            self.tokeniser = Tokeniser(bundle.files["tokenizer.json"])
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{bundle.path}: tokenizer.json cannot be read: {error}") from None
+
+    def check_process(self) -> None:
+        """ONNX Runtime's threads stay with the process that made them: said, not hung upon."""
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"this runtime was made in process {self._process} and its threads did not survive the fork; make an "
+                "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
+            )
+
+    def encode(self, features: Features, clock: Clock) -> Encoded:
+        """Both encoders, each where there is something for it."""
+        frames = None if features.mel is None else self.backend.audio(features.mel[None])
+        clock("audio")
+        tokens = None if features.tokens is None else self.backend.text([features.tokens])[0]
+        clock("text")
+        return Encoded(frames, tokens, features.warnings)
+
+    def encode_many(self, features: Sequence[Features], clock: Clock) -> list[Encoded]:
+        """Several utterances: texts padded and masked, sounds of one length together.
+
+        Whisper's encoder has no mask for lengths and its convolutions carry a bias, so a shorter sound beside a longer
+        one would hear other things than it does alone.
+        """
+        frames: dict[int, NDArray[np.float32]] = {}
+        lengths: dict[int, list[int]] = {}
+        for i, f in enumerate(features):
+            if f.mel is not None:
+                lengths.setdefault(f.mel.shape[1], []).append(i)
+        for rows in lengths.values():
+            states = self.backend.audio(np.stack([m for i in rows if (m := features[i].mel) is not None]))
+            frames |= {i: states[j : j + 1] for j, i in enumerate(rows)}
+        clock("audio")
+        said = {i: f.tokens for i, f in enumerate(features) if f.tokens is not None}
+        tokens = dict(zip(said, self.backend.text(list(said.values())))) if said else {}
+        clock("text")
+        return [Encoded(frames.get(i), tokens.get(i), f.warnings) for i, f in enumerate(features)]
+
+    def estimate(
+        self,
+        encoded: Encoded,
+        chat: Conversation,
+        speaker: str | None,
+        clock: Clock,
+        commit: bool = True,
+        amended: Turn | None = None,
+    ) -> tuple[Prediction, Turn | None]:
+        """The turn among earlier ones, committed unless told otherwise.
+
+        Args:
+            encoded: its states.
+            chat: its conversation; it is locked meanwhile.
+            speaker: who speaks.
+            clock: times the stages.
+            commit: whether later turns shall see it.
+            amended: the committed turn whose place it takes, which must be the last one.
+        """
+        with chat:
+            number = chat.turn if amended is None else chat.last(amended)
+            (found,) = self.backend.turns([encoded.frames], [encoded.tokens], [chat.recall(speaker, number)], clock)
+            result = self._prediction(*found, number, speaker, encoded.warnings, clock.stages())
+            # Last: whatever fails above leaves the conversation as it was.
+            return result, chat.commit(found[2], speaker, *_noted(result), number) if commit else None
+
+    def estimate_many(
+        self, encoded: Sequence[Encoded], chats: Sequence[Conversation], speakers: Sequence[str | None], clock: Clock
+    ) -> list[Prediction]:
+        """One turn of each of several conversations together; all are committed, or none."""
+        with ExitStack() as locks:
+            # In one order everywhere, so that two callers with the same conversations cannot wait for each other.
+            for chat in sorted(chats, key=id):
+                locks.enter_context(chat)
+            recalls = [chat.recall(speaker) for chat, speaker in zip(chats, speakers)]
+            found = self.backend.turns([e.frames for e in encoded], [e.tokens for e in encoded], recalls, clock)
+            timing = clock.stages()
+            results = [
+                self._prediction(*one, chat.turn, speaker, e.warnings, timing)
+                for one, chat, speaker, e in zip(found, chats, speakers, encoded)
+            ]
+            for chat, one, result, speaker in zip(chats, found, results, speakers):
+                chat.commit(one[2], speaker, *_noted(result))
+        return results
+
+    def _prediction(
+        self,
+        logits: NDArray[Any],
+        embedding: NDArray[Any],
+        slot: Slot,
+        turn: int,
+        speaker: str | None,
+        warnings: tuple[str, ...],
+        timing: dict[str, float],
+    ) -> Prediction:
+        modalities = tuple(name for name, used in zip(("audio", "text"), slot.present) if used)
+        probabilities = softmax(logits, float(self._temperatures["+".join(modalities)]))
+        best = int(np.argmax(probabilities))
+        confidence = float(probabilities[best])
+        return Prediction(
+            label=self.labels[best] if confidence >= self._min_confidence else None,
+            confidence=confidence,
+            probabilities={label: float(p) for label, p in zip(self.labels, probabilities)},
+            modalities=modalities,
+            turn=turn,
+            speaker=speaker,
+            warnings=warnings,
+            timing=timing,
+            embedding=embedding,
+        )
+
+
+def _noted(result: Prediction) -> tuple[str | None, float, tuple[str, ...]]:
+    """What a conversation remembers of a prediction."""
+    return result.label, result.confidence, result.modalities
+
+
+class Clock:
+    """Milliseconds per stage; calling it ends the stage of that name."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._stages[stage] = (now - self._last) * 1e3
+        self._last = now
+
+    def stages(self) -> dict[str, float]:
+        """Those that have ended, and the total."""
+        return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3}

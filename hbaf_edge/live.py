@@ -1,0 +1,187 @@
+"""A turn that is still being spoken: sound goes in as a microphone gives it, an estimate comes out at any time.
+
+`feed` only checks and queues; log-mel is computed on the runtime's own thread while speech goes on, so that little is
+left to do at its end. Words may come with `finish`, or later with `revise`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.audio import MAX_SECONDS, SAMPLE_RATE, Audio, load_chunk, too_long
+from hbaf_edge.conversation import Conversation, Turn
+from hbaf_edge.errors import InputError
+from hbaf_edge.features import Features, from_sound, from_text, something
+from hbaf_edge.judge import Clock, Encoded, Judge
+from hbaf_edge.mel import MelStream
+from hbaf_edge.prediction import Prediction
+
+if TYPE_CHECKING:
+    import soxr
+
+    from hbaf_edge.runtime import HBAFRuntime
+
+
+class LiveTurn:
+    """One turn while it is spoken; make it with `HBAFRuntime.begin`. Its methods may be called from any thread.
+
+    It gets its number when it is finished, so others' turns (`observe`) may join the conversation meanwhile.
+
+    >>> from hbaf_edge import HBAFRuntime
+    >>> runtime = HBAFRuntime()
+    >>> turn = runtime.begin(speaker="anna", conversation=runtime.conversation())
+    >>> turn.feed(np.zeros(320, np.int16), 16_000)
+    >>> turn.finish(text="Leave me alone, I hate you!").label
+    'anger'
+    """
+
+    def __init__(self, runtime: HBAFRuntime, chat: Conversation, speaker: str | None) -> None:
+        self._runtime, self._chat, self._speaker = runtime, chat, speaker
+        self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
+        self._busy = threading.Lock()
+        self._waiting: deque[NDArray[np.float32]] = deque()
+        self._ended = ""  # why nothing can be fed any more
+        self._rate: int | None = None
+        self._frames = 0  # at that rate, all that was fed
+        self._resampler: soxr.ResampleStream | None = None
+        self._mel = MelStream()
+        self._noted: tuple[str, ...] = ()  # what the sound gave cause to warn of
+        self._encoded: Encoded | None = None
+        self._turn: Turn | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was fed."""
+        return self._frames / self._rate if self._rate else 0.0
+
+    def __repr__(self) -> str:
+        return f"<LiveTurn, {self.seconds:.1f} s, {self._ended or 'being spoken'}>"
+
+    def feed(self, samples: Any, sample_rate: int) -> None:
+        """Take in the next samples; returns at once, also from an audio callback.
+
+        Args:
+            samples: numpy array (samples,) or (samples, channels) of float32, float64, int16 or int32; any length.
+            sample_rate: Hz, 8,000 to 192,000, the same for the whole turn.
+
+        Raises:
+            InputError: they are no sound, of another rate, or the turn is finished; what was fed before stays.
+        """
+        chunk, rate = load_chunk(samples, sample_rate)
+        self._runtime._ready()
+        with self._gate:
+            if self._ended:
+                raise InputError(f"this turn is {self._ended} and hears no more; begin another with runtime.begin()")
+            if self._rate not in (None, rate):
+                raise InputError(f"this turn was begun at {self._rate} Hz, this chunk has {rate}; keep to one rate")
+            self._rate = rate
+            self._frames += len(chunk)
+            self._waiting.append(chunk)
+        self._runtime._background(self._work)
+
+    def provisional(self, text: str | None = None) -> Prediction:
+        """What it seems to express so far; nothing is committed, and `turn` is the number it would get now.
+
+        Args:
+            text: words recognised so far, if any.
+
+        Raises:
+            InputError: nothing can be judged yet (less than 0.1 s of sound, no words), or the turn is finished.
+        """
+        clock, judge = Clock(), self._runtime._ready()
+        with self._busy:
+            self._check_open()
+            self._absorb()
+            encoded = judge.encode(self._features(judge, text, clock), clock)
+            return judge.estimate(encoded, self._chat, self._speaker, clock, commit=False)[0]
+
+    def finish(self, text: str | None = None) -> Prediction:
+        """The turn is over: estimate and commit it. Without text at hand, `revise` may bring it later.
+
+        Its `timing["total"]` runs from the end of speech to the result.
+
+        Raises:
+            InputError: there is neither sound nor words; give words with another `finish`, or `cancel`.
+        """
+        clock, judge = Clock(), self._runtime._ready()
+        with self._busy:
+            self._check_open()
+            with self._gate:
+                self._ended = "over"  # nothing fed from here on can be lost between here and the drain
+            self._absorb(last=True)
+            encoded = judge.encode(self._features(judge, text, clock), clock)
+            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock)
+            self._encoded, self._ended = encoded, "finished"
+        return self._runtime._finished(result)
+
+    def revise(self, text: str) -> Prediction:
+        """Words that came late: the committed turn again with them, its sound not being encoded anew.
+
+        Raises:
+            InputError: the turn is not finished, the conversation has gone on, or there are no words.
+        """
+        clock, judge = Clock(), self._runtime._ready()
+        with self._busy:
+            if self._turn is None or self._encoded is None:
+                raise InputError("this turn is not finished; give its text to finish(), which then needs no revision")
+            tokens, warnings = from_text(text, judge.tokeniser)
+            if tokens is None:
+                raise InputError(f"there are no words to revise with in {text!r}")
+            clock("features")
+            said = judge.encode(Features(None, tokens, warnings), clock)
+            encoded = replace(self._encoded, tokens=said.tokens, warnings=warnings + self._noted)
+            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock, amended=self._turn)
+        return self._runtime._tell(result)
+
+    def cancel(self) -> None:
+        """Drop the turn; a finished one stays committed."""
+        with self._busy, self._gate:
+            self._ended = self._ended if self._turn else "cancelled"
+            self._waiting.clear()
+
+    def _check_open(self) -> None:
+        if self._turn is not None or self._ended == "cancelled":
+            raise InputError(f"this turn is {self._ended}; begin another with runtime.begin()")
+
+    def _features(self, judge: Judge, text: str | None, clock: Clock) -> Features:
+        tokens, said = from_text(text, judge.tokeniser)
+        mel, self._noted = from_sound(self._heard(), self._mel.spectrum) if self._frames else (None, ())
+        clock("features")
+        return something(mel, tokens, said + self._noted)
+
+    def _heard(self) -> Audio:
+        """What was taken in so far, as `load_audio` would give it."""
+        warnings = (too_long(self.seconds),) if self.seconds > MAX_SECONDS else ()
+        return Audio(self._mel.samples, self.seconds, warnings)
+
+    def _work(self) -> None:
+        """On the runtime's thread; whoever computes with this turn just now takes in what waits by itself."""
+        if self._busy.acquire(blocking=False):
+            try:
+                self._absorb()
+            finally:
+                self._busy.release()
+
+    def _absorb(self, last: bool = False) -> None:
+        """Resample what waits and hand it to the spectrogram."""
+        while self._waiting:
+            self._mel.feed(self._resampled(self._waiting[0]))
+            self._waiting.popleft()
+        if last and self._resampler is not None:
+            self._mel.feed(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            self._resampler = None
+
+    def _resampled(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._rate == SAMPLE_RATE:
+            return chunk
+        if self._resampler is None:
+            import soxr
+
+            self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
+        return np.asarray(self._resampler.resample_chunk(chunk), np.float32)
