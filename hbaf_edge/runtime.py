@@ -242,7 +242,7 @@ class HBAFRuntime:
         >>> [p.label for p in runtime.predict_many([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
         ['joy', 'anger']
         """
-        return [self._finished(p) for p in self._counted(lambda: self._many([self._prepared(t) for t in turns]))]
+        return [self._finished(p) for p in self._counted(lambda: self._many(self._all_prepared(turns)))]
 
     def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
         """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/live.py).
@@ -288,6 +288,16 @@ class HBAFRuntime:
         features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), judge.tokeniser)
         return Prepared(features, chat, given.get("speaker"))
 
+    def _all_prepared(self, turns: Sequence[TurnInput]) -> list[Prepared]:
+        """Every turn, or an error that says which of them cannot be used."""
+        prepared = []
+        for i, given in enumerate(turns):
+            try:
+                prepared.append(self._prepared(given))
+            except InputError as error:
+                raise InputError(f"turn {i} of these {len(turns)}: {error}; nothing was committed") from error
+        return prepared
+
     def _turn(self, given: TurnInput) -> Prediction:
         """`predict` without what is kept about it."""
         clock, judge = Clock(), self._ready()
@@ -298,6 +308,8 @@ class HBAFRuntime:
     def _many(self, turns: Sequence[Prepared]) -> list[Prediction]:
         """Turns of different conversations together."""
         clock, judge = Clock(), self._ready()
+        if not turns:
+            return []
         if len({id(t.chat) for t in turns}) < len(turns):
             raise InputError("two of these turns are of one conversation; predict them one after another")
         encoded = judge.encode_many([t.features for t in turns], clock)

@@ -1,0 +1,126 @@
+"""Several conversations together, many threads, asyncio: every turn as it would be alone."""
+
+import asyncio
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from hbaf_edge import HBAFRuntime, InputError
+from tests.conftest import speech
+
+
+def talk(runtime, turns, chat=None):
+    chat = chat or runtime.conversation()
+    for n in range(turns):
+        sound = speech(0.2 + 0.1 * n, seed=n) if n % 2 else None
+        runtime.predict(sound, sample_rate=16_000 if n % 2 else None, text=f"Turn {n}.", conversation=chat)
+    return chat
+
+
+def given(chats):
+    """Turns of every kind: two sounds of one length, another, words of several lengths, one modality or both."""
+    kinds = [
+        {"audio": speech(0.4), "sample_rate": 16_000, "text": "Well."},
+        {"audio": speech(0.4, seed=3), "sample_rate": 16_000},
+        {"text": "And how do you feel about that, if I may ask?", "speaker": "anna"},
+        {"audio": speech(1.1, seed=4), "sample_rate": 16_000, "text": "No.", "speaker": "bob"},
+    ]
+    return [{**kind, "conversation": chat} for kind, chat in zip(kinds, chats)]
+
+
+def test_together_they_are_as_alone(tiny_runtime):
+    chats = [talk(tiny_runtime, n) for n in (0, 3, 7, 1)]
+    others = [chat.fork() for chat in chats]
+    for _ in range(3):
+        together = tiny_runtime.predict_many(given(chats))
+        alone = [tiny_runtime.predict(**turn) for turn in given(others)]
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
+            assert (a.turn, a.label, a.speaker, a.modalities) == (b.turn, b.label, b.speaker, b.modalities)
+    assert [chat.turn for chat in chats] == [3, 6, 10, 4]
+
+
+def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
+    chats = [tiny_runtime.conversation() for _ in range(4)]
+    turns = given(chats)
+    turns[2] = {"conversation": chats[2], "text": " "}
+    with pytest.raises(InputError, match=r"turn 2 of these 4: there is nothing to judge.*nothing was committed"):
+        tiny_runtime.predict_many(turns)
+    with pytest.raises(InputError, match="no 'words'; it takes audio, text, speaker, conversation, sample_rate"):
+        tiny_runtime.predict_many([{"words": "hello"}])
+    with pytest.raises(InputError, match="two of these turns are of one conversation"):
+        tiny_runtime.predict_many([{"text": "a", "conversation": chats[0]}, {"text": "b", "conversation": chats[0]}])
+    assert [chat.turn for chat in chats] == [0] * 4
+    assert tiny_runtime.predict_many([]) == []
+
+
+def test_a_backend_that_fails_commits_none(tiny):
+    runtime = HBAFRuntime(tiny.bundle, threads=1)
+    chats = [runtime.conversation() for _ in range(4)]
+    session = runtime._judge.backend._sessions.pop("dialogue")
+    with pytest.raises(KeyError):
+        runtime.predict_many(given(chats))
+    assert [chat.turn for chat in chats] == [0] * 4
+    runtime._judge.backend._sessions["dialogue"] = session
+    assert [p.turn for p in runtime.predict_many(given(chats))] == [0] * 4
+    assert runtime.stats()["turns"] == 4
+
+
+def test_many_threads_on_one_runtime_are_as_one(tiny_runtime):
+    def run(place, found):
+        chat = tiny_runtime.conversation()
+        for n in range(20):
+            text = f"Conversation {place}, turn {n}."
+            found[place, n] = tiny_runtime.predict(text=text, speaker="ab"[n % 2], conversation=chat).embedding
+
+    serial, threaded = {}, {}
+    for place in range(6):
+        run(place, serial)
+    threads = [threading.Thread(target=run, args=(place, threaded)) for place in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for key, embedding in serial.items():
+        np.testing.assert_array_equal(embedding, threaded[key])
+
+
+def test_threads_on_one_conversation_take_turns(tiny_runtime):
+    chat, numbers = tiny_runtime.conversation(), []
+
+    def run():
+        for _ in range(10):
+            numbers.append(tiny_runtime.predict(text="Hello.", conversation=chat).turn)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(40))
+    assert chat.turn == 40
+
+
+def test_asyncio(tiny_runtime):
+    async def main():
+        chats = [tiny_runtime.conversation() for _ in range(3)]
+        return await asyncio.gather(*(tiny_runtime.apredict(text=f"Turn {n}.", conversation=c) for n, c in
+                                      enumerate(chats)))  # fmt: skip
+
+    found = asyncio.run(main())
+    for n, p in enumerate(found):
+        np.testing.assert_array_equal(p.embedding, tiny_runtime.predict(text=f"Turn {n}.").embedding)
+
+
+def test_auto_says_what_it_picked(tiny, caplog):
+    import onnxruntime
+
+    with caplog.at_level(logging.INFO, "hbaf_edge"):
+        runtime = HBAFRuntime(tiny.bundle, provider="auto", threads=1)
+    assert f"provider auto: {runtime.provider}" in caplog.text
+    assert runtime.threads == 1
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert runtime.provider == "cpu"
+        assert "not ort-cuda (provider 'ort-cuda' needs CUDAExecutionProvider" in caplog.text
