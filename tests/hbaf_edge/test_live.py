@@ -205,3 +205,15 @@ def test_what_the_stream_heard_is_what_a_file_holds(tiny_runtime):
     turn = spoken(tiny_runtime, None, sound, 44_100, chunk=0.5)
     turn.finish()
     np.testing.assert_allclose(turn._mel.samples, load_audio(sound, 44_100).samples, atol=1e-5)
+
+
+def test_the_example_streams_a_file(capsys):
+    from hbaf_edge.examples import stream
+
+    stream.main(stream.EXAMPLE, text=None, late="But it means I have to leave all of you.", fast=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 6
+    assert lines[0].startswith(" 0.5 s")
+    assert "audio+text" in lines[-2]
+    with pytest.raises(InputError, match="cannot be read"):
+        stream.main(stream.EXAMPLE.parent / "conversation.jsonl", fast=True)
