@@ -81,7 +81,7 @@ def test_turn_by_turn_equals_the_whole_pass(count, window, layers, seed):
 def test_the_past_matters_as_far_as_it_should(window):
     """So that the test above does not hold for a model that has no memory: 3 (W - 1) turns back is felt, no further."""
     model = made(window, 2, 0)
-    batch, speakers = dialogue(20, 1)
+    batch, _ = dialogue(20, 1)
     batch.audio_mask, batch.text_mask = torch.ones(20, FRAMES).bool(), torch.ones(20, TOKENS).bool()
     with torch.inference_mode():
         before = model(batch).logits
