@@ -1,4 +1,4 @@
-"""The first-look benchmark runs, ends in JSON, and says on what it was measured."""
+"""Benchmarks run, end in JSON, and say on what they were measured."""
 
 import json
 import subprocess
@@ -30,3 +30,13 @@ def test_picture(tmp_path):
     command = [sys.executable, "-m", "benchmarks.picture", "--out", str(tmp_path / "p.png")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_incremental_runs():
+    command = [sys.executable, "-m", "benchmarks.incremental", "--repeats", "3", "--no-torch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["depth"]["state_bytes"][0] == result["depth"]["state_bytes"][1]
+    assert result["ratios"]["full fusion pass over 94 turns against one step"] > 1
+    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
