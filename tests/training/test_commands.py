@@ -53,10 +53,10 @@ def test_runs_of_a_plan_go_on_from_their_own_seeds(tmp_path, features):
     protocol.carry_out(config, tmp_path / "first", protocol.Plan((0, 1), model=TINY))
     still = replace(config, learning_rate=0.0)  # nothing is learned, so each run shows what it started from
     protocol.carry_out(still, tmp_path / "then", protocol.Plan((0, 1), init=tmp_path / "first"))
-    for seed in ("seed0", "seed1"):
+    for seed in ("seed0-fold0", "seed1-fold0"):
         first, then = (checkpoint.load(tmp_path / plan / seed).hbaf.state_dict() for plan in ("first", "then"))
         assert all(torch.equal(first[name], then[name]) for name in first)
-    with pytest.raises(SystemExit, match="holds none named seed2; run its seeds and folds first"):
+    with pytest.raises(SystemExit, match="holds none named seed2-fold0; run its seeds and folds first"):
         protocol.carry_out(still, tmp_path / "more", protocol.Plan((0, 2), init=tmp_path / "first"))
 
 
