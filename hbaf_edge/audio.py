@@ -220,7 +220,10 @@ def _from_file(source: Any, sample_rate: int | None) -> tuple[NDArray[Any], int,
     # A caller's file object may raise anything at all: closed, write-only, text mode, a pipe.
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split(": ", 1)[-1].rstrip(".")
-        raise InputError(f"{name} cannot be read as audio ({reason}); WAV, FLAC, OGG and MP3 are accepted") from None
+        raise InputError(
+            f"{name} cannot be read as audio ({reason}): it is damaged, cut short, or of another kind; "
+            "WAV, FLAC, OGG and MP3 are accepted"
+        ) from None
     finally:
         if handle is not source:
             handle.close()

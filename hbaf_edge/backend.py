@@ -5,8 +5,10 @@ A GPU back end will stand beside this one; both answer to the same three calls.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,17 @@ PROVIDERS = {
 AUTO = ("ort-tensorrt", "ort-cuda", "cpu")  # best first
 Array = NDArray[Any]
 log = logging.getLogger("hbaf_edge")
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_in_child() -> None:
+    """A session freed in a forked child waits for threads that are not there; so it is never freed there."""
+    for session in list(_sessions):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_child)
 
 
 def default_threads() -> int:
@@ -86,11 +99,13 @@ class Backend:
         # Weights are stored as INT8 and computed in float32: unpack them once, on load, not at every turn.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            return ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
+            session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
                 f"{bundle.path}: ONNX Runtime {ort.__version__} cannot load the {name} graph: {error}"
             ) from error
+        _sessions.add(session)
+        return session
 
     def _check(self, bundle: Bundle) -> None:
         """A provider asked for by name and silently dropped would be slow without a word; so is a renamed input."""

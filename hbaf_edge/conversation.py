@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,7 @@ class Conversation:
         """Store the turn in its slot, then let it be seen; with the last turn's number, in that one's place."""
         number = self.turn if number is None else number
         place = number % self._window
+        self._present[place] = False  # so that a slot that is revised is seen whole or not at all
         self._context_keys[place] = slot.context_key
         self._context_values[place] = slot.context_value
         self._keys[:, place] = slot.keys
@@ -152,7 +153,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget every turn, as if it had just been made."""
-        with self:
+        with self._lock:
             self.turn = 0
             self._present[:] = False
             self._turns = [None] * self._window
@@ -161,7 +162,7 @@ class Conversation:
         """Another conversation with the same past; from here on neither knows of the other."""
         layers, _, _, width = self._keys.shape
         made = Conversation(self._key, self._window, layers, width)
-        with self:
+        with self._lock:
             for ours, theirs in zip(self._rings(), made._rings()):
                 theirs[:] = ours
             made._present[:] = self._present
@@ -176,7 +177,7 @@ class Conversation:
         Raises:
             StateError: it cannot be written; a file that was there before is as it was.
         """
-        with self:
+        with self._lock:
             layers, window, _, width = self._keys.shape
             sizes = {"window": window, "layers": layers, "width": width}
             found = {"present": self._present.tolist(), "turns": self._turns, "turn": self.turn}
@@ -204,13 +205,6 @@ class Conversation:
 
     def _rings(self) -> list[NDArray[np.float32]]:
         return [self._context_keys, self._context_values, self._keys, self._values]
-
-    def __enter__(self) -> Conversation:
-        self._lock.acquire()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._lock.release()
 
 
 def _check_turns(count: int, turns: list[Turn | None], window: int) -> None:

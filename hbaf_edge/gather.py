@@ -1,14 +1,17 @@
 """For servers: turns that arrive within a few milliseconds of one another are computed together.
 
 One thread gathers; who asks waits for his own turn only. A conversation's turns keep their order: a second turn of the
-same conversation waits for the next round.
+same conversation waits for the next round. Close it when it is no longer needed, or its thread stays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,6 +20,7 @@ from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime, Prepared
 
 Waiting = tuple[Prepared, "Future[Prediction]"]
+log = logging.getLogger("hbaf_edge")
 
 
 class Gatherer:
@@ -35,9 +39,11 @@ class Gatherer:
     """
 
     def __init__(self, runtime: HBAFRuntime, wait_ms: float = 5.0, most: int = 16) -> None:
-        if not 0 <= wait_ms <= 1000:
+        if not isinstance(runtime, HBAFRuntime):
+            raise InputError(f"runtime is of type {type(runtime).__name__}; an HBAFRuntime is expected")
+        if isinstance(wait_ms, bool) or not isinstance(wait_ms, (int, float)) or not 0 <= wait_ms <= 1000:
             raise InputError(f"wait_ms={wait_ms!r}; 0 to 1,000 milliseconds are accepted")
-        if not 1 <= most <= 256:
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 256:
             raise InputError(f"most={most!r}; 1 to 256 turns in a round are accepted")
         self._runtime, self._wait, self._most = runtime, wait_ms / 1e3, most
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
@@ -64,6 +70,8 @@ class Gatherer:
 
     def predict(self, audio: Any = None, **given: Any) -> Prediction:
         """`submit`, and wait for the result."""
+        if threading.current_thread() is self._thread:
+            raise BackendError("predict would wait for itself here, in a hook or a future's callback; use submit")
         return self.submit(audio, **given).result()
 
     def close(self) -> None:
@@ -72,7 +80,8 @@ class Gatherer:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def __enter__(self) -> Gatherer:
         return self
@@ -107,16 +116,37 @@ class Gatherer:
         return found, open_
 
     def _round(self, now: list[Waiting]) -> None:
-        """One call of the model; where it fails, it fails for all of the round, and none of them is committed."""
+        """One call of the model; where it fails nothing is committed, and each turn is tried by itself."""
         waiting = [(p, f) for p, f in now if f.set_running_or_notify_cancel()]
         try:
-            results = self._runtime._counted(lambda: self._runtime._many([p for p, _ in waiting]))
-        except Exception as error:
-            for _, future in waiting:
-                future.set_exception(error)
+            results = self._runtime._many([p for p, _ in waiting])
+        except BaseException:  # whatever it is, this thread serves others too
+            for one in waiting:
+                self._alone(*one)
             return
         for (_, future), result in zip(waiting, results):
-            future.set_result(self._runtime._finished(result))
+            _told(future.set_result, result)
+        for result in results:
+            _told(self._runtime._finished, result)
+
+    def _alone(self, turn: Prepared, future: Future[Prediction]) -> None:
+        """A turn of a round that failed: its error is its own."""
+        try:
+            (result,) = self._runtime._counted(lambda: self._runtime._many([turn]))
+        except BaseException as error:
+            _told(future.set_exception, error)
+        else:
+            _told(future.set_result, result)
+            _told(self._runtime._finished, result)
+
+
+def _told(tell: Callable[[Any], object], what: Any) -> None:
+    """Callbacks and hooks are somebody else's code: nothing they raise, an exit included, may end the thread."""
+    try:
+        tell(what)
+    except BaseException:
+        with contextlib.suppress(Exception):  # it may have been the log itself
+            log.exception("a callback or hook raised; the turn is committed all the same")
 
 
 def _first_of_each(waiting: list[Waiting], most: int) -> tuple[list[Waiting], list[Waiting]]:

@@ -55,9 +55,14 @@ class Judge:
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{bundle.path}: tokenizer.json cannot be read: {error}") from None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made it."""
+        return os.getpid() == self._process
+
     def check_process(self) -> None:
         """ONNX Runtime's threads stay with the process that made them: said, not hung upon."""
-        if os.getpid() != self._process:
+        if not self.is_here:
             raise BackendError(
                 f"this runtime was made in process {self._process} and its threads did not survive the fork; make an "
                 "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
@@ -110,7 +115,7 @@ class Judge:
             commit: whether later turns shall see it.
             amended: the committed turn whose place it takes, which must be the last one.
         """
-        with chat:
+        with chat._lock:
             number = chat.turn if amended is None else chat.last(amended)
             (found,) = self.backend.turns([encoded.frames], [encoded.tokens], [chat.recall(speaker, number)], clock)
             result = self._prediction(*found, number, speaker, encoded.warnings, clock.stages())
@@ -124,12 +129,11 @@ class Judge:
         with ExitStack() as locks:
             # In one order everywhere, so that two callers with the same conversations cannot wait for each other.
             for chat in sorted(chats, key=id):
-                locks.enter_context(chat)
+                locks.enter_context(chat._lock)
             recalls = [chat.recall(speaker) for chat, speaker in zip(chats, speakers)]
             found = self.backend.turns([e.frames for e in encoded], [e.tokens for e in encoded], recalls, clock)
-            timing = clock.stages()
             results = [
-                self._prediction(*one, chat.turn, speaker, e.warnings, timing)
+                self._prediction(*one, chat.turn, speaker, e.warnings, clock.stages())
                 for one, chat, speaker, e in zip(found, chats, speakers, encoded)
             ]
             for chat, one, result, speaker in zip(chats, found, results, speakers):
@@ -159,7 +163,7 @@ class Judge:
             speaker=speaker,
             warnings=warnings,
             timing=timing,
-            embedding=embedding,
+            embedding=embedding.copy(),  # not a view that keeps a whole batch
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from hbaf_edge.audio import MAX_SECONDS, SAMPLE_RATE, Audio, load_chunk, too_lon
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import InputError
 from hbaf_edge.features import Features, from_sound, from_text, something
-from hbaf_edge.judge import Clock, Encoded, Judge
+from hbaf_edge.judge import Clock, Encoded
 from hbaf_edge.mel import MelStream
 from hbaf_edge.prediction import Prediction
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import soxr
 
     from hbaf_edge.runtime import HBAFRuntime
+
+Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
+NOTHING = np.empty(0, np.float32)
 
 
 class LiveTurn:
@@ -46,6 +50,7 @@ class LiveTurn:
         self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
         self._busy = threading.Lock()
         self._waiting: deque[NDArray[np.float32]] = deque()
+        self._asked = False  # whether the runtime's thread is to take in what waits
         self._ended = ""  # why nothing can be fed any more
         self._rate: int | None = None
         self._frames = 0  # at that rate, all that was fed
@@ -66,6 +71,9 @@ class LiveTurn:
     def feed(self, samples: Any, sample_rate: int) -> None:
         """Take in the next samples; returns at once, also from an audio callback.
 
+        There is no back-pressure: what is fed faster than it can be taken in (some hundred times real time) waits in
+        memory.
+
         Args:
             samples: numpy array (samples,) or (samples, channels) of float32, float64, int16 or int32; any length.
             sample_rate: Hz, 8,000 to 192,000, the same for the whole turn.
@@ -83,7 +91,7 @@ class LiveTurn:
             self._rate = rate
             self._frames += len(chunk)
             self._waiting.append(chunk)
-        self._runtime._background(self._work)
+        self._ask()
 
     def provisional(self, text: str | None = None) -> Prediction:
         """What it seems to express so far; nothing is committed, and `turn` is the number it would get now.
@@ -94,12 +102,7 @@ class LiveTurn:
         Raises:
             InputError: nothing can be judged yet (less than 0.1 s of sound, no words), or the turn is finished.
         """
-        clock, judge = Clock(), self._runtime._ready()
-        with self._busy:
-            self._check_open()
-            self._absorb()
-            encoded = judge.encode(self._features(judge, text, clock), clock)
-            return judge.estimate(encoded, self._chat, self._speaker, clock, commit=False)[0]
+        return self._runtime._counted(lambda: self._provisional(text))
 
     def finish(self, text: str | None = None) -> Prediction:
         """The turn is over: estimate and commit it. Without text at hand, `revise` may bring it later.
@@ -107,18 +110,9 @@ class LiveTurn:
         Its `timing["total"]` runs from the end of speech to the result.
 
         Raises:
-            InputError: there is neither sound nor words; give words with another `finish`, or `cancel`.
+            InputError: there is neither sound nor words; the turn goes on, and can be finished again or cancelled.
         """
-        clock, judge = Clock(), self._runtime._ready()
-        with self._busy:
-            self._check_open()
-            with self._gate:
-                self._ended = "over"  # nothing fed from here on can be lost between here and the drain
-            self._absorb(last=True)
-            encoded = judge.encode(self._features(judge, text, clock), clock)
-            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock)
-            self._encoded, self._ended = encoded, "finished"
-        return self._runtime._finished(result)
+        return self._runtime._finished(self._runtime._counted(lambda: self._finish(text)))
 
     def revise(self, text: str) -> Prediction:
         """Words that came late: the committed turn again with them, its sound not being encoded anew.
@@ -126,6 +120,47 @@ class LiveTurn:
         Raises:
             InputError: the turn is not finished, the conversation has gone on, or there are no words.
         """
+        return self._runtime._tell(self._runtime._counted(lambda: self._revise(text)))
+
+    def cancel(self) -> None:
+        """Drop the turn; a finished one stays committed."""
+        with self._busy, self._gate:
+            if self._turn is None:
+                self._ended = "cancelled"
+                self._forget()
+
+    def _provisional(self, text: str | None) -> Prediction:
+        clock, judge = Clock(), self._runtime._ready()
+        with self._busy:
+            self._check_open()
+            self._absorb()
+            features = self._features(from_text(text, judge.tokeniser), self._mel.spectrum)
+            clock("features")
+            encoded = judge.encode(features, clock)
+            result, _ = judge.estimate(encoded, self._chat, self._speaker, clock, commit=False)
+        self._ask()  # for what came in meanwhile
+        return result
+
+    def _finish(self, text: str | None) -> Prediction:
+        clock, judge = Clock(), self._runtime._ready()
+        with self._busy:
+            self._check_open()
+            words = from_text(text, judge.tokeniser)
+            self._absorb()
+            if not self._ended:
+                self._features(words, lambda: NOTHING)  # what cannot be judged is refused while the turn can go on
+            with self._gate:
+                self._ended = "over"  # nothing fed from here on can be lost between here and the drain
+            self._absorb(last=True)
+            features = self._features(words, self._mel.spectrum)
+            clock("features")
+            encoded = judge.encode(features, clock)
+            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock)
+            self._encoded, self._ended = encoded, "finished"
+            self._forget()
+        return result
+
+    def _revise(self, text: str) -> Prediction:
         clock, judge = Clock(), self._runtime._ready()
         with self._busy:
             if self._turn is None or self._encoded is None:
@@ -137,31 +172,40 @@ class LiveTurn:
             said = judge.encode(Features(None, tokens, warnings), clock)
             encoded = replace(self._encoded, tokens=said.tokens, warnings=warnings + self._noted)
             result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock, amended=self._turn)
-        return self._runtime._tell(result)
-
-    def cancel(self) -> None:
-        """Drop the turn; a finished one stays committed."""
-        with self._busy, self._gate:
-            self._ended = self._ended if self._turn else "cancelled"
-            self._waiting.clear()
+        return result
 
     def _check_open(self) -> None:
         if self._turn is not None or self._ended == "cancelled":
             raise InputError(f"this turn is {self._ended}; begin another with runtime.begin()")
 
-    def _features(self, judge: Judge, text: str | None, clock: Clock) -> Features:
-        tokens, said = from_text(text, judge.tokeniser)
-        mel, self._noted = from_sound(self._heard(), self._mel.spectrum) if self._frames else (None, ())
-        clock("features")
-        return something(mel, tokens, said + self._noted)
+    def _features(self, words: Words, spectrum: Callable[[], NDArray[np.float32]]) -> Features:
+        """What was heard so far and what was said, one of them at least."""
+        mel, self._noted = from_sound(self._heard(), spectrum) if self._frames else (None, ())
+        return something(mel, words[0], words[1] + self._noted)
 
     def _heard(self) -> Audio:
         """What was taken in so far, as `load_audio` would give it."""
-        warnings = (too_long(self.seconds),) if self.seconds > MAX_SECONDS else ()
-        return Audio(self._mel.samples, self.seconds, warnings)
+        seconds = self.seconds if self._ended else self._mel.heard / SAMPLE_RATE
+        warnings = (too_long(seconds),) if seconds > MAX_SECONDS else ()
+        return Audio(self._mel.samples, seconds, warnings)
+
+    def _forget(self) -> None:
+        """Give back what only an open turn needs."""
+        self._waiting.clear()
+        self._mel.clear()
+        self._resampler = None
+
+    def _ask(self) -> None:
+        """Have the runtime's thread take in what waits, unless it is about to."""
+        with self._gate:
+            asked, self._asked = self._asked, True
+        if not asked:
+            self._runtime._background(self._work)
 
     def _work(self) -> None:
-        """On the runtime's thread; whoever computes with this turn just now takes in what waits by itself."""
+        """On the runtime's thread; while a computation holds the turn, what waits does so until the next chunk."""
+        with self._gate:
+            self._asked = False
         if self._busy.acquire(blocking=False):
             try:
                 self._absorb()

@@ -115,7 +115,8 @@ class MelStream:
 
     def feed(self, samples: NDArray[np.float32]) -> None:
         """Take in (samples,) at 16 kHz and compute the blocks that they complete."""
-        for part in np.array_split(samples, -(-len(samples) // MAX_SAMPLES) or 1):
+        # Half of the limit at once: after what must stay is kept, twice the limit has room for it.
+        for part in np.array_split(samples, -(-len(samples) // (MAX_SAMPLES // 2)) or 1):
             self._keep(part)
             ready = (self.heard - EDGE - (BLOCK - 1) * HOP) // CROP  # the last block whose windows are all inside
             if ready >= self._next:
@@ -135,6 +136,12 @@ class MelStream:
             self._dropped += out
         self._held[self._length : self._length + len(samples)] = samples
         self._length += len(samples)
+
+    def clear(self) -> None:
+        """Give its memory back; nothing can be asked of it afterwards."""
+        self._held = np.empty(0, np.float32)
+        self._length = 0
+        self._done.clear()
 
     def spectrum(self) -> NDArray[np.float32]:
         """(80, frames) float32, equal to `log_mel(self.samples)`; at least 201 samples must have been heard."""

@@ -5,11 +5,14 @@ runtime -> features -> backend -> conversation -> prediction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
@@ -43,11 +46,12 @@ class TurnInput(TypedDict, total=False):
 
 
 class Prepared(NamedTuple):
-    """A turn that has been checked: what the encoders read, its conversation, who speaks."""
+    """A turn that has been checked: what the encoders read, its conversation, who speaks, when its call began."""
 
     features: Features
     chat: Conversation
     speaker: str | None
+    begun: float
 
 
 class HBAFRuntime:
@@ -58,11 +62,12 @@ class HBAFRuntime:
         threads: CPU threads; None takes two (one on a single core).
         provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", or "auto" for the best that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
-        on_prediction: called with every `Prediction` after its turn is committed, on the thread that asked; what it
-            raises is logged and changes nothing.
+        on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
+            what it raises is logged and changes nothing. It should not predict: that would call it again.
 
     A runtime is a context manager; `close` gives its memory back. It does not survive `os.fork`: make one in each
-    process. The logger "hbaf_edge" tells of every turn at level DEBUG, never what was said.
+    process, and end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge"
+    tells of every turn at level DEBUG, never what was said.
 
     Raises:
         BundleError: the bundle is missing, altered or of a newer format.
@@ -122,7 +127,9 @@ class HBAFRuntime:
 
     def close(self) -> None:
         """Give the model's memory back; turns under way on other threads end as they would have. Twice is once."""
-        self._judge = None
+        judge, self._judge = self._judge, None
+        if judge is None or not judge.is_here:
+            return  # in a forked child there is no worker to stop
         with self._worker_lock:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -242,7 +249,8 @@ class HBAFRuntime:
         >>> [p.label for p in runtime.predict_many([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
         ['joy', 'anger']
         """
-        return [self._finished(p) for p in self._counted(lambda: self._many(self._all_prepared(turns)))]
+        found = self._counted(lambda: self._many(self._all_prepared(turns)))
+        return [self._finished(p) for p in found]
 
     def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
         """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/live.py).
@@ -253,6 +261,7 @@ class HBAFRuntime:
         """
         self._ready()
         _check_speaker(speaker)
+        self._background(int)  # starts the thread now: the first chunk must not wait for it
         return LiveTurn(self, self._own(conversation), speaker)
 
     def _counted(self, work: Callable[[], Result]) -> Result:
@@ -268,29 +277,35 @@ class HBAFRuntime:
         return self._tell(result)
 
     def _tell(self, result: Prediction) -> Prediction:
-        """A hook is somebody else's code: what it raises must not look as if the turn had failed."""
-        log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
+        """Hooks and log filters are somebody else's code: what they raise must not look as if the turn had failed."""
         try:
+            log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
             if self._hook is not None:
                 self._hook(result)
         except Exception:
-            log.exception("on_prediction raised; the turn is committed all the same")
+            with contextlib.suppress(Exception):  # it may have been the log itself
+                log.exception("on_prediction raised; the turn is committed all the same")
         return result
 
     def _prepared(self, given: TurnInput) -> Prepared:
         """A turn checked and turned to features; nothing is computed on the model yet."""
-        judge = self._ready()
-        unknown = set(given) - set(TurnInput.__annotations__)
+        begun, judge = time.perf_counter(), self._ready()
+        takes = f"it takes {', '.join(TurnInput.__annotations__)}"
+        if not isinstance(given, dict):
+            raise InputError(f"a turn of type {type(given).__name__} is not accepted; a dictionary is: {takes}")
+        unknown = sorted(set(given) - set(TurnInput.__annotations__), key=str)
         if unknown:
-            raise InputError(f"a turn has no {sorted(unknown)[0]!r}; it takes {', '.join(TurnInput.__annotations__)}")
+            raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
         _check_speaker(given.get("speaker"))
         chat = self._own(given.get("conversation"))
         features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), judge.tokeniser)
-        return Prepared(features, chat, given.get("speaker"))
+        return Prepared(features, chat, given.get("speaker"), begun)
 
-    def _all_prepared(self, turns: Sequence[TurnInput]) -> list[Prepared]:
+    def _all_prepared(self, turns: Iterable[TurnInput]) -> list[Prepared]:
         """Every turn, or an error that says which of them cannot be used."""
-        prepared = []
+        if isinstance(turns, (dict, str)) or not isinstance(turns, Iterable):
+            raise InputError(f"turns are of type {type(turns).__name__}; a list of dictionaries is expected")
+        turns, prepared = list(turns), []
         for i, given in enumerate(turns):
             try:
                 prepared.append(self._prepared(given))
@@ -313,7 +328,9 @@ class HBAFRuntime:
         if len({id(t.chat) for t in turns}) < len(turns):
             raise InputError("two of these turns are of one conversation; predict them one after another")
         encoded = judge.encode_many([t.features for t in turns], clock)
-        return judge.estimate_many(encoded, [t.chat for t in turns], [t.speaker for t in turns], clock)
+        found = judge.estimate_many(encoded, [t.chat for t in turns], [t.speaker for t in turns], clock)
+        done = time.perf_counter()  # a turn's total also holds what it was decoded in and waited
+        return [replace(p, timing={**p.timing, "total": (done - t.begun) * 1e3}) for p, t in zip(found, turns)]
 
     def observe(
         self,

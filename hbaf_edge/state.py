@@ -46,11 +46,11 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], rings: list[NDAr
             file.flush()
             os.fsync(file.fileno())
         os.replace(made, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if made is not None:
             with contextlib.suppress(OSError):
                 os.unlink(made)
-        why = f"the conversation cannot be saved ({error.strerror}); what was there is untouched"
+        why = f"the conversation cannot be saved ({_reason(error)}); what was there is untouched"
         raise StateError(f"{target}: {why}") from None
 
 
@@ -68,8 +68,8 @@ def read(path: str | os.PathLike[str], floats: int) -> tuple[dict[str, Any], NDA
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
-    except OSError as error:
-        raise StateError(f"{path}: the conversation cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path!r}: the conversation cannot be read ({_reason(error)})") from None
     if not content.startswith(MAGIC):
         raise StateError(f"{path} is not a saved conversation; chat.save(path) writes one")
     body, found = content[:-DIGEST], content[-DIGEST:]
@@ -86,3 +86,8 @@ def read(path: str | os.PathLike[str], floats: int) -> tuple[dict[str, Any], NDA
         return dict(json.loads(header)), np.frombuffer(rings, "<f4").astype(np.float32)
     except (ValueError, TypeError, RecursionError) as error:
         raise StateError(f"{path}: its header is not JSON ({error})") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why the system refused; a path that is none at all is a ValueError."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

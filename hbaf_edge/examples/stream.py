@@ -33,7 +33,10 @@ def speak(turn: LiveTurn, sound: soundfile.SoundFile, fast: bool) -> None:
         turn.feed(chunk, sound.samplerate)
         if turn.seconds >= shown + SHOWN:
             shown = turn.seconds
-            show(f"{shown:4.1f} s ", turn.provisional())
+            try:
+                show(f"{shown:4.1f} s ", turn.provisional())
+            except InputError as nothing:  # silence so far
+                print(f"{shown:4.1f} s  {nothing}")
         if not fast:
             time.sleep(max(0.0, start + turn.seconds - time.perf_counter()))
 

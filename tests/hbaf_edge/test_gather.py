@@ -62,7 +62,7 @@ def test_what_cannot_be_used_is_refused_where_it_came_from(tiny_runtime):
     with pytest.raises(BackendError, match="closed"):
         gatherer.submit(text="Hello.")
     gatherer.close()
-    for bad in ({"wait_ms": -1}, {"most": 0}):
+    for bad in ({"wait_ms": -1}, {"wait_ms": "5"}, {"most": 0}, {"most": 2.5}):
         with pytest.raises(InputError, match="are accepted"):
             Gatherer(tiny_runtime, **bad)
 
@@ -79,3 +79,43 @@ def test_a_round_that_fails_commits_nothing_and_the_next_one_works(tiny):
         assert [chat.turn for chat in chats] == [0, 0]
         runtime._judge.backend._sessions["dialogue"] = session
         assert gatherer.predict(text="Hello.", conversation=chats[0]).turn == 0
+
+
+def test_one_that_fails_fails_alone(tiny, monkeypatch):
+    runtime = HBAFRuntime(tiny.bundle, threads=1)
+    turns, text = runtime._judge.backend.turns, runtime._judge.backend.text
+    monkeypatch.setattr(runtime._judge.backend, "text", lambda ids: text(ids) if max(map(len, ids)) < 20 else 1 / 0)
+    with Gatherer(runtime, wait_ms=100) as gatherer:
+        futures = [gatherer.submit(text=text) for text in ("Hello.", "no " * 30, "Well.")]
+        assert futures[0].result().turn == futures[2].result().turn == 0
+        with pytest.raises(ZeroDivisionError):
+            futures[1].result()
+    assert turns is not None
+    assert (runtime.stats()["turns"], runtime.stats()["failed"]) == (2, 1)
+
+
+def test_somebody_elses_code_cannot_stop_it(tiny):
+    def leave(prediction):
+        raise SystemExit
+
+    runtime = HBAFRuntime(tiny.bundle, threads=1, on_prediction=leave)
+    with Gatherer(runtime, wait_ms=20) as gatherer:
+        futures = [gatherer.submit(text=f"Turn {n}.") for n in range(3)]
+        futures[0].add_done_callback(leave)
+        assert [f.result(timeout=60).turn for f in futures] == [0, 0, 0]
+        assert gatherer.predict(text="Still there?").turn == 0
+
+
+def test_waiting_for_oneself_is_an_error(tiny):
+    seen = []
+
+    def again(prediction):
+        try:
+            gatherer.predict(text="Again.")
+        except BackendError as error:
+            seen.append(str(error))
+
+    runtime = HBAFRuntime(tiny.bundle, threads=1, on_prediction=again)
+    with Gatherer(runtime, wait_ms=5) as gatherer:
+        gatherer.predict(text="Hello.")
+    assert "use submit" in seen[0]

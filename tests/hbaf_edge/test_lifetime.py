@@ -6,6 +6,7 @@ import multiprocessing
 import pytest
 
 from hbaf_edge import BackendError, HBAFRuntime, InputError
+from tests.conftest import speech
 
 SECRET = "My password is swordfish"
 
@@ -89,3 +90,39 @@ def test_after_a_fork_the_child_is_told_to_make_its_own(runtime):
     assert "did not survive the fork" in answers.get(timeout=60)
     child.join()
     assert runtime.predict(text="Hello.").turn == 0, "the parent goes on"
+
+
+def _close_in_child(runtime, answers):
+    runtime.close()
+    answers.put("closed")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_closing_in_a_forked_child_does_not_hang(tiny):
+    runtime = HBAFRuntime(tiny.bundle, threads=2)
+    runtime.begin().feed(speech(0.1), 16_000)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_close_in_child, args=(runtime, answers))
+    child.start()
+    assert answers.get(timeout=60) == "closed"
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+def test_a_hook_or_filter_that_raises_does_not_fail_a_turn(tiny):
+    def no(record):
+        raise OSError("the log's disk is full")
+
+    log = logging.getLogger("hbaf_edge")
+    runtime, level = HBAFRuntime(tiny.bundle, threads=1), log.level
+    log.addFilter(no)
+    log.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(OSError, match="disk is full"):
+            log.debug("the filter works")
+        assert runtime.predict(text="Hello.").turn == 0
+    finally:
+        log.removeFilter(no)
+        log.setLevel(level)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hbaf_edge import BackendError, HBAFRuntime, InputError
-from hbaf_edge.audio import load_audio
 from tests.conftest import speech
 
 WORDS = "And how do you feel about that?"
@@ -146,13 +145,43 @@ def test_bad_chunks_are_refused_and_lose_nothing(tiny_runtime, chat):
             use()
 
 
-def test_nothing_heard_needs_words(tiny_runtime, chat):
-    turn = spoken(tiny_runtime, chat, np.zeros(16_000, np.float32))
-    for use in (turn.provisional, turn.finish):
-        with pytest.raises(InputError, match=r"nothing to judge: audio is digital silence"):
-            use()
-    assert chat.turn == 2
-    assert turn.finish(text="Hello?").modalities == ("text",)
+def test_nothing_heard_needs_words_or_more_sound(tiny_runtime, chat):
+    """What cannot be finished is not over: it can be spoken on, finished with words, or cancelled."""
+    for rate in (16_000, 48_000):
+        turn, more = spoken(tiny_runtime, chat, np.zeros(rate, np.float32), rate), speech(0.5, rate)
+        for use in (turn.provisional, turn.finish, lambda turn=turn: turn.finish(text=b"hi")):
+            with pytest.raises(InputError, match=r"audio is digital silence|type bytes"):
+                use()
+        turn.feed(more, rate)
+        assert turn.finish().modalities == ("audio",)
+    assert spoken(tiny_runtime, chat, np.zeros(0, np.float32)).finish(text="Hello?").modalities == ("text",)
+    assert tiny_runtime.stats()["failed"] >= 4
+
+
+def test_a_provisional_estimate_counts_what_was_taken_in(tiny_runtime, monkeypatch):
+    """A chunk that arrives while it computes is not in it, and does not make it look longer."""
+    turn = tiny_runtime.begin()
+    turn.feed(speech(0.05), 16_000)
+    absorb = turn._absorb
+
+    def meanwhile(last=False):
+        absorb(last)
+        turn._ask = lambda: None
+        turn.feed(speech(30.0), 16_000)
+
+    monkeypatch.setattr(turn, "_absorb", meanwhile)
+    with pytest.raises(InputError, match=r"audio of 0\.050 s is shorter"):
+        turn.provisional()
+    monkeypatch.undo()
+    assert turn.finish().warnings == ("audio is 30.1 s long: only its last 20 s were used",)
+
+
+def test_a_finished_turn_holds_no_sound(tiny_runtime, chat):
+    turn = spoken(tiny_runtime, chat, speech(0.5))
+    turn.finish()
+    assert turn._mel._held.nbytes == 0
+    assert turn.revise(WORDS).modalities == ("audio", "text")
+    assert turn.seconds == 0.5
 
 
 def test_a_cancelled_turn_leaves_no_trace(tiny_runtime, chat):
@@ -198,13 +227,6 @@ def test_after_closing_it_says_so(tiny):
     for use in (lambda: turn.feed(speech(0.1), 16_000), turn.finish, turn.provisional):
         with pytest.raises(BackendError, match="closed"):
             use()
-
-
-def test_what_the_stream_heard_is_what_a_file_holds(tiny_runtime):
-    sound = speech(21.0, 44_100)
-    turn = spoken(tiny_runtime, None, sound, 44_100, chunk=0.5)
-    turn.finish()
-    np.testing.assert_allclose(turn._mel.samples, load_audio(sound, 44_100).samples, atol=1e-5)
 
 
 def test_the_example_streams_a_file(capsys):

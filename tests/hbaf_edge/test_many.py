@@ -52,6 +52,11 @@ def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
         tiny_runtime.predict_many([{"words": "hello"}])
     with pytest.raises(InputError, match="two of these turns are of one conversation"):
         tiny_runtime.predict_many([{"text": "a", "conversation": chats[0]}, {"text": "b", "conversation": chats[0]}])
+    for wrong in (None, 5, {"text": "a"}, [5], [None], [{1: 2, "a": 3}]):
+        with pytest.raises(InputError, match=r"of type|no 1"):
+            tiny_runtime.predict_many(wrong)
+    with pytest.raises(InputError, match="turn 1 of these 2"):
+        tiny_runtime.predict_many({"text": text} for text in ("Hello.", ""))
     assert [chat.turn for chat in chats] == [0] * 4
     assert tiny_runtime.predict_many([]) == []
 

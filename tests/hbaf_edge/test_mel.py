@@ -34,6 +34,19 @@ def test_a_stream_equals_the_recording_bit_for_bit(seconds, cuts, asked):
     np.testing.assert_array_equal(stream.spectrum(), log_mel(whole))
 
 
+@pytest.mark.parametrize("sizes", [[60], [20, 20, 20], [19.9] * 4, [320_001 / 16e3, 20], [0.02] * 1900 + [20], [600]])
+def test_large_chunks_are_taken_whole(sizes):
+    sound = np.tile(LONG, 14)
+    stream, place = MelStream(), 0
+    for seconds in sizes:
+        stream.feed(sound[place : place + round(seconds * 16_000)])
+        place += round(seconds * 16_000)
+    assert stream.heard == place
+    whole = load_audio(sound[:place], 16_000).samples
+    np.testing.assert_array_equal(stream.samples, whole)
+    np.testing.assert_array_equal(stream.spectrum(), log_mel(whole))
+
+
 def test_what_a_stream_holds_does_not_grow():
     stream = MelStream()
     for _ in range(60):
