@@ -11,6 +11,7 @@ For a modality m with other modality n, per head (training/MODEL.md, "Bimodal at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def attend(query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
     weights = torch.softmax(scores.masked_fill(~visible, MASKED), dim=-1)
     seen = visible.any(dim=-1, keepdim=True)
     result = weights @ memory.values
-    return torch.where(seen, result, torch.zeros_like(result)), seen
+    return torch.where(seen, result, 0.0), seen
 
 
 def bimodal_attention_gate(
@@ -81,6 +82,21 @@ def bimodal_attention_gate(
     """
     intra, own_seen = attend(query, own)
     inter, other_seen = attend(cross_query, other)
+    return weigh(intra, inter, cross_query, own_seen, other_seen, weights, relevance=relevance, gate=gate)
+
+
+def weigh(
+    intra: Tensor,
+    inter: Tensor,
+    cross_query: Tensor,
+    own_seen: Tensor,
+    other_seen: Tensor,
+    weights: GateWeights,
+    *,
+    relevance: bool = True,
+    gate: bool = True,
+) -> Tensor:
+    """What both memories answered, (B, H, N, e) each, by relevance and gate; `seen` (B, 1, N or 1, 1) bool."""
     if relevance:
         asked = torch.cat([cross_query, inter], dim=-1)
         inter = torch.sigmoid((asked * weights.w_r[:, None]).sum(-1, keepdim=True) + weights.b_r[:, None, None]) * inter
@@ -89,6 +105,43 @@ def bimodal_attention_gate(
         g = torch.sigmoid(both @ weights.w_g.transpose(-1, -2) + weights.b_g[:, None])
     else:
         g = torch.full_like(intra, 0.5)
-    g = torch.where(other_seen, g, torch.zeros_like(g))
-    g = torch.where(own_seen, g, torch.ones_like(g))
+    g = torch.where(own_seen, torch.where(other_seen, g, 0.0), 1.0)
     return g * inter + (1 - g) * intra
+
+
+def both_gates(
+    asked: Sequence[tuple[Tensor, Tensor]],
+    memories: Sequence[Memory],
+    weights: Sequence[GateWeights],
+    *,
+    relevance: bool = True,
+    gate: bool = True,
+) -> list[Tensor]:
+    """`bimodal_attention_gate` of both modalities, each memory being asked once by both: half as many, larger products.
+
+    Args:
+        asked: of each modality q and q', (B, H, N, e) each; N may differ between modalities where `visible` and
+            `bias` of a memory are the same for every query (their N is 1, or there is no bias).
+        memories: of each modality.
+        weights: of each modality.
+        relevance, gate: as there.
+    """
+    own, other = {}, {}
+    for m, memory in enumerate(memories):
+        query, cross = asked[m][0], asked[1 - m][1]
+        count = query.shape[2]
+        result, seen = attend(torch.cat([query, cross], 2), _twice(memory))
+        parts = (seen, seen) if seen.shape[2] == 1 else (seen[:, :, :count], seen[:, :, count:])
+        own[m], other[1 - m] = (result[:, :, :count], parts[0]), (result[:, :, count:], parts[1])
+    return [
+        weigh(own[m][0], other[m][0], asked[m][1], own[m][1], other[m][1], weights[m], relevance=relevance, gate=gate)
+        for m in range(2)
+    ]
+
+
+def _twice(memory: Memory) -> Memory:
+    """What N queries of each modality may see of a memory: the same, one after the other."""
+    visible, bias = memory.visible, memory.bias
+    visible = visible if visible.shape[1] == 1 else torch.cat([visible, visible], 1)
+    bias = bias if bias is None or bias.shape[2] == 1 else torch.cat([bias, bias], 2)
+    return Memory(memory.keys, memory.values, visible, bias)

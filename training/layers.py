@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.reference import GateWeights, Memory, attend, bimodal_attention_gate
+from kernels.reference import GateWeights, Memory, attend, both_gates
 from training.config import ModelConfig
 
 AUDIO, TEXT = 0, 1
@@ -35,9 +35,7 @@ class ConvContext(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         gated = functional.glu(self.gate(self.norm_in(x)), dim=-1)
-        gated = torch.where(
-            mask[..., None], gated, torch.zeros_like(gated)
-        )  # padding must not leak into its neighbours
+        gated = torch.where(mask[..., None], gated, 0.0)  # padding must not leak into its neighbours
         convolved = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
         return x + self.dropout(self.out(functional.silu(self.norm(convolved))))
 
@@ -129,10 +127,14 @@ class FusionLayer(nn.Module):
             Memory(split_heads(s.keys, heads), split_heads(s.values, heads), v, b)
             for s, v, b in zip(slots, visible, bias)
         ]
-        return (
-            audio(state[AUDIO], memories[AUDIO], memories[TEXT]),
-            text(state[TEXT], memories[TEXT], memories[AUDIO]),
+        gated = both_gates(
+            [audio.ask(state[AUDIO]), text.ask(state[TEXT])],
+            memories,
+            [audio.weights, text.weights],
+            relevance=audio.config.relevance,
+            gate=audio.config.gate,
         )
+        return audio(state[AUDIO], gated[AUDIO]), text(state[TEXT], gated[TEXT])
 
 
 class FusionHalf(nn.Module):
@@ -155,12 +157,18 @@ class FusionHalf(nn.Module):
         self.feed_norm = nn.LayerNorm(d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, own: Memory, other: Memory) -> Tensor:
+    @property
+    def weights(self) -> GateWeights:
+        """Of relevance and gate."""
+        return GateWeights(self.w_r, self.b_r, self.w_g, self.b_g)
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, d) -> q and q', (B, H, N, e) each."""
         query, cross = (split_heads(part, self.heads) for part in self.queries(x).chunk(2, -1))
-        weights = GateWeights(self.w_r, self.b_r, self.w_g, self.b_g)
-        gated = bimodal_attention_gate(
-            query, cross, own, other, weights, relevance=self.config.relevance, gate=self.config.gate
-        )
+        return query, cross
+
+    def forward(self, x: Tensor, gated: Tensor) -> Tensor:
+        """State (B, N, d) and what the gate let through (B, H, N, e) -> the new state."""
         update = self.dropout(self.out(join_heads(gated)))
         if not self.config.residual:
             return self.feed_norm(self.feed(self.norm(update)))

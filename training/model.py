@@ -262,7 +262,7 @@ class AudioContextNetwork(nn.Module):
         Frames are padded with zeros to a multiple of four by the caller; a stack counts if any of its frames does.
         """
         stack = self.config.stack
-        mixed = torch.where(mask[..., None], self.standardise(mixed), torch.zeros_like(mixed))
+        mixed = torch.where(mask[..., None], self.standardise(mixed), 0.0)
         frame_mask = mask.unflatten(1, (-1, stack)).any(-1)
         stacked = mixed.unflatten(1, (-1, stack)).flatten(2)
         projected = self.dropout(self.project_norm(self.project(self.dropout(stacked))))
@@ -305,4 +305,4 @@ class DialogueContext(nn.Module):
         memory = Memory(keys, values, torch.cat(visible, -1), torch.cat(bias, -1))
         result, seen = attend(split_heads(self.query(means), heads), memory)
         projected = self.out(join_heads(result))
-        return torch.where(seen[:, 0], projected, torch.zeros_like(projected))
+        return torch.where(seen[:, 0], projected, 0.0)

@@ -1,10 +1,14 @@
 """The four exported graphs equal their modules, at other batches and lengths than they were exported with."""
 
+import subprocess
+import sys
+
 import onnx
 import pytest
 
 from export.graphs import graphs
 from export.to_onnx import compare
+from tests.conftest import ROOT
 
 NAMES = ("audio", "text", "utterance", "dialogue")
 
@@ -24,3 +28,14 @@ def test_files_are_plain_onnx_of_the_promised_version(tiny, name):
     text = str(model)
     for trace in ("site-packages", "stack_trace", "/home/", "/root/", "/work/"):
         assert trace not in text
+
+
+@pytest.mark.slow
+def test_every_verb_starts_in_a_fresh_interpreter():
+    """Imported in another order than here, transformers may not be importable beside a CPU torch."""
+    for verb in ("to_onnx", "quantize", "verify", "score", "release"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"export.{verb}", "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "usage" in done.stdout

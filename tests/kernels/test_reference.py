@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.reference import GateWeights, Memory, bimodal_attention_gate
+from kernels.reference import GateWeights, Memory, bimodal_attention_gate, both_gates
 
 
 def case(seed=0, batch=2, heads=3, queries=4, own=5, other=6, e=8, dtype=torch.float64):
@@ -95,3 +95,22 @@ def test_ablations_change_what_they_name():
     full = bimodal_attention_gate(*inputs)
     assert not torch.allclose(full, bimodal_attention_gate(*inputs, relevance=False))
     assert not torch.allclose(full, bimodal_attention_gate(*inputs, gate=False))
+
+
+@pytest.mark.parametrize("order", [True, False])
+def test_both_gates_at_once_are_each_by_itself(order):
+    """In the dialogue scope with a bias for every query; in the utterance scope with as many queries as slots."""
+    query, cross, own, other, weights = case(own=5, other=6)
+    _, _, _, _, more = case(seed=1)
+    second = case(seed=2, queries=4 if order else 7)[:2]
+    if order:
+        memories = [m._replace(visible=m.visible & (torch.arange(4) != 2)[:, None]) for m in (own, other)]
+    else:
+        memories = [m._replace(visible=m.visible[:, :1], bias=None) for m in (own, other)]
+    found = both_gates([(query, cross), second], memories, [weights, more])
+    alone = [
+        bimodal_attention_gate(query, cross, memories[0], memories[1], weights),
+        bimodal_attention_gate(*second, memories[1], memories[0], more),
+    ]
+    for a, b in zip(found, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
