@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,18 +172,19 @@ def in_torch(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def end_of_speech(runtime: HBAFRuntime, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds from the last chunk to the result, words at hand, by length of the utterance."""
-    found = {}
+    """Milliseconds from the last chunk to the result, words at hand, by length of the utterance; and of feeding one."""
+    found, feeding = {}, []
     for seconds in (1, 3, 5, 10, 20):
         voice, chat, values = sound(seconds), talked(runtime, 10), []
         for _ in range(max(11, repeats // 3)):
             turn = runtime.begin(speaker="a", conversation=chat.fork())
             for start in range(0, len(voice), RATE // 50):
-                turn.feed(voice[start : start + RATE // 50], RATE)
+                chunk = voice[start : start + RATE // 50]
+                feeding.append(timed(partial(turn.feed, chunk, RATE)))
             time.sleep(0.03)  # as long as a chunk and a half: what was fed before has been taken in by then
             values.append(turn.finish(text=WORDS).timing["total"])
         found[f"{seconds} s"] = percentiles(values[1:])
-    return found
+    return found | {"feeding 20 ms": percentiles(feeding)}
 
 
 def said(place: int, n: int) -> dict[str, Any]:
@@ -302,7 +304,7 @@ def main() -> None:
     found["ratios"] = ratios(found)
     rows = [(name, f"{value:.2f}", GOALS[name]) for name, value in found["ratios"].items()]
     show("incremental inference", rows, ("what", "measured", "goal"))
-    spoken = [(name, *(f"{v[p]:.1f}" for p in ("p50", "p90", "p99"))) for name, v in found["end_of_speech"].items()]
+    spoken = [(name, *(f"{v[p]:.2f}" for p in ("p50", "p90", "p99"))) for name, v in found["end_of_speech"].items()]
     show("end of speech to result, ms", spoken, ("utterance", "p50", "p90", "p99"))
     threads = {"fusion": 1, "depth, again, end_of_speech, torch": 2}
     finish("incremental", {"machine": machine(), "threads_used": threads, **found, "goals": GOALS}, given.save)

@@ -39,4 +39,4 @@ def test_incremental_runs():
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["depth"]["state_bytes"][0] == result["depth"]["state_bytes"][1]
     assert result["ratios"]["full fusion pass over 94 turns against one step"] > 1
-    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
+    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s", "feeding 20 ms"}
