@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import MAX_SECONDS, SAMPLE_RATE, Audio, load_chunk, too_long
+from hbaf_edge.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, Audio, load_chunk, too_long
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import InputError
 from hbaf_edge.features import Features, from_sound, from_text, something
@@ -147,8 +147,9 @@ class LiveTurn:
             self._check_open()
             words = from_text(text, judge.tokeniser)
             self._absorb()
-            if not self._ended:
-                self._features(words, lambda: NOTHING)  # what cannot be judged is refused while the turn can go on
+            # What cannot be judged is refused while the turn can go on. The resampler holds back its last samples.
+            if not self._ended and words[0] is None and (self.seconds < MIN_SECONDS or self._heard().is_silent):
+                self._features(words, lambda: NOTHING)
             with self._gate:
                 self._ended = "over"  # nothing fed from here on can be lost between here and the drain
             self._absorb(last=True)

@@ -61,6 +61,13 @@ def test_fed_at_any_rate_it_is_the_recording(tiny_runtime, chat, rate, kind):
     same(ours, tiny_runtime.predict(sound, sample_rate=rate, text=WORDS, speaker="anna", conversation=other), 1e-5)
 
 
+@pytest.mark.parametrize("rate", [8_000, 44_100, 96_000])
+def test_a_tenth_of_a_second_is_enough_at_any_rate(tiny_runtime, chat, rate):
+    sound, other = speech(0.1, rate), chat.fork()
+    ours = spoken(tiny_runtime, chat, sound, rate).finish()
+    same(ours, tiny_runtime.predict(sound, sample_rate=rate, speaker="anna", conversation=other), 1e-5)
+
+
 def test_provisional_commits_nothing_and_sees_what_was_heard(tiny_runtime, chat):
     sound, before = speech(2.0), [x.copy() for x in rings(chat)]
     turn = spoken(tiny_runtime, chat, sound[:16_000])
