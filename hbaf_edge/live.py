@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, Audio, load_chunk, too_long
+from hbaf_edge.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Audio, load_chunk, too_long
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import InputError
 from hbaf_edge.features import Features, from_sound, from_text, something
@@ -54,6 +54,7 @@ class LiveTurn:
         self._ended = ""  # why nothing can be fed any more
         self._rate: int | None = None
         self._frames = 0  # at that rate, all that was fed
+        self._loud = 0  # frames fed up to the end of the last chunk that was not silent
         self._resampler: soxr.ResampleStream | None = None
         self._mel = MelStream()
         self._noted: tuple[str, ...] = ()  # what the sound gave cause to warn of
@@ -91,6 +92,8 @@ class LiveTurn:
             self._rate = rate
             self._frames += len(chunk)
             self._waiting.append(chunk)
+            if len(chunk) and max(chunk.max(), -chunk.min()) >= SILENCE_PEAK:
+                self._loud = self._frames
         self._ask()
 
     def provisional(self, text: str | None = None) -> Prediction:
@@ -147,9 +150,8 @@ class LiveTurn:
             self._check_open()
             words = from_text(text, judge.tokeniser)
             self._absorb()
-            # What cannot be judged is refused while the turn can go on. The resampler holds back its last samples.
-            if not self._ended and words[0] is None and (self.seconds < MIN_SECONDS or self._heard().is_silent):
-                self._features(words, lambda: NOTHING)
+            if not self._ended and words[0] is None:
+                self._check_audible()  # while the turn can still go on
             with self._gate:
                 self._ended = "over"  # nothing fed from here on can be lost between here and the drain
             self._absorb(last=True)
@@ -183,6 +185,17 @@ class LiveTurn:
         """What was heard so far and what was said, one of them at least."""
         mel, self._noted = from_sound(self._heard(), spectrum) if self._frames else (None, ())
         return something(mel, words[0], words[1] + self._noted)
+
+    def _check_audible(self) -> None:
+        """Refuse what nothing can be heard in, judged by what was fed: a resampler holds back its last samples.
+
+        Raises:
+            InputError: it is too short, or nothing but silence in the part that counts.
+        """
+        silent = self._loud == 0 or self._frames - self._loud > MAX_SECONDS * (self._rate or 1)
+        if self.seconds < MIN_SECONDS or silent:
+            heard = Audio(np.zeros(int(self.seconds * SAMPLE_RATE), np.float32), self.seconds)
+            something(None, None, from_sound(heard, lambda: NOTHING)[1] if self._frames else ())
 
     def _heard(self) -> Audio:
         """What was taken in so far, as `load_audio` would give it."""

@@ -165,6 +165,13 @@ def test_nothing_heard_needs_words_or_more_sound(tiny_runtime, chat):
     assert tiny_runtime.stats()["failed"] >= 4
 
 
+def test_silence_before_a_word_is_no_silence(tiny_runtime, chat):
+    """What the resampler has given out so far may be silent, what was fed is not."""
+    sound, other = np.concatenate([np.zeros(12_000, np.float32), speech(0.02, 48_000)]), chat.fork()
+    ours = spoken(tiny_runtime, chat, sound, 48_000).finish()
+    same(ours, tiny_runtime.predict(sound, sample_rate=48_000, speaker="anna", conversation=other), 1e-5)
+
+
 def test_a_provisional_estimate_counts_what_was_taken_in(tiny_runtime, monkeypatch):
     """A chunk that arrives while it computes is not in it, and does not make it look longer."""
     turn = tiny_runtime.begin()
