@@ -27,6 +27,7 @@ from torch import nn
 
 from hbaf_edge import audio as runtime_audio
 from hbaf_edge import features as runtime_features
+from hbaf_edge import mel
 from training import augment, encode, encoders, hub, sound
 from training.sound import hear
 from training.words import Tokens
@@ -132,7 +133,7 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, augment, sound, hub)]
+    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, mel, augment, sound, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 
