@@ -95,13 +95,15 @@ def from_sound(
     heard: Audio, spectrum: Callable[[], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
     """The spectrum of a sound, or None where nothing can be heard in it, and what to warn of."""
-    if heard.is_too_short:
-        why = f"audio of {heard.seconds:.3f} s is shorter than 0.1 s: treated as no audio"
-    elif heard.is_silent:
-        why = "audio is digital silence: treated as no audio"
-    else:
-        return spectrum(), heard.warnings
-    return None, (*heard.warnings, why)
+    why = unheard(heard.seconds, heard.is_too_short, heard.is_silent)
+    return (None, (*heard.warnings, why)) if why else (spectrum(), heard.warnings)
+
+
+def unheard(seconds: float, too_short: bool, silent: bool) -> str:
+    """Why nothing can be heard in a sound; empty where something can."""
+    if too_short:
+        return f"audio of {seconds:.3f} s is shorter than 0.1 s: treated as no audio"
+    return "audio is digital silence: treated as no audio" if silent else ""
 
 
 def something(mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None, warnings: tuple[str, ...]) -> Features:

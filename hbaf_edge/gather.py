@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from hbaf_edge.errors import BackendError, InputError
+from hbaf_edge.given import Prepared
 from hbaf_edge.prediction import Prediction
-from hbaf_edge.runtime import HBAFRuntime, Prepared
+from hbaf_edge.runtime import HBAFRuntime
 
 Waiting = tuple[Prepared, "Future[Prediction]"]
 log = logging.getLogger("hbaf_edge")
@@ -105,8 +106,8 @@ class Gatherer:
         until = time.perf_counter() + self._wait if hurry else None
         while open_ and len(found) < self._most:
             try:
-                left = None if until is None else until - time.perf_counter()
-                one = self._queue.get_nowait() if left is not None and left <= 0 else self._queue.get(timeout=left)
+                left = None if until is None else max(0.0, until - time.perf_counter())
+                one = self._queue.get(timeout=left)
             except queue.Empty:
                 break
             if one is None:

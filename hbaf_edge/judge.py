@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from hbaf_edge.conversation import Conversation, Slot, Turn
 from hbaf_edge.errors import BackendError, BundleError
 from hbaf_edge.features import Features, Tokeniser
 from hbaf_edge.prediction import Prediction, softmax
-
-log = logging.getLogger("hbaf_edge")
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,7 @@ class Judge:
 
     def encode(self, features: Features, clock: Clock) -> Encoded:
         """Both encoders, each where there is something for it."""
-        frames = None if features.mel is None else self.backend.audio(features.mel[None])
-        clock("audio")
-        tokens = None if features.tokens is None else self.backend.text([features.tokens])[0]
-        clock("text")
-        return Encoded(frames, tokens, features.warnings)
+        return self.encode_many([features], clock)[0]
 
     def encode_many(self, features: Sequence[Features], clock: Clock) -> list[Encoded]:
         """Several utterances: texts padded and masked, sounds of one length together.

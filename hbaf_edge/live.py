@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hbaf_edge.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Audio, load_chunk, too_long
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import InputError
-from hbaf_edge.features import Features, from_sound, from_text, something
+from hbaf_edge.features import Features, from_sound, from_text, something, unheard
 from hbaf_edge.judge import Clock, Encoded
 from hbaf_edge.mel import MelStream
 from hbaf_edge.prediction import Prediction
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from hbaf_edge.runtime import HBAFRuntime
 
 Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
-NOTHING = np.empty(0, np.float32)
 
 
 class LiveTurn:
@@ -193,9 +192,9 @@ class LiveTurn:
             InputError: it is too short, or nothing but silence in the part that counts.
         """
         silent = self._loud == 0 or self._frames - self._loud > MAX_SECONDS * (self._rate or 1)
-        if self.seconds < MIN_SECONDS or silent:
-            heard = Audio(np.zeros(int(self.seconds * SAMPLE_RATE), np.float32), self.seconds)
-            something(None, None, from_sound(heard, lambda: NOTHING)[1] if self._frames else ())
+        why = unheard(self.seconds, self.seconds < MIN_SECONDS, silent)
+        if why:
+            something(None, None, (why,) if self._frames else ())
 
     def _heard(self) -> Audio:
         """What was taken in so far, as `load_audio` would give it."""

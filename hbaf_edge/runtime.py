@@ -1,5 +1,5 @@
 """`HBAFRuntime`: a turn of a conversation in, its emotion out. Follow `predict` from here:
-runtime -> features -> backend -> conversation -> prediction.
+runtime -> given -> judge -> backend -> conversation.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import describe
 from hbaf_edge.conversation import Conversation
 from hbaf_edge.errors import BackendError, InputError
-from hbaf_edge.features import Features, extract
+from hbaf_edge.given import Prepared, TurnInput, check_speaker, prepare, prepare_all
 from hbaf_edge.judge import Clock, Judge
 from hbaf_edge.live import LiveTurn
 from hbaf_edge.prediction import Prediction
@@ -31,27 +31,7 @@ from hbaf_edge.stats import Stats
 log = logging.getLogger("hbaf_edge")
 log.addHandler(logging.NullHandler())
 MAX_THREADS = 256
-MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
 Result = TypeVar("Result")
-
-
-class TurnInput(TypedDict, total=False):
-    """`HBAFRuntime.predict`'s arguments, as `predict_many` takes them."""
-
-    audio: Any
-    text: str | None
-    speaker: str | None
-    conversation: Conversation | None
-    sample_rate: int | None
-
-
-class Prepared(NamedTuple):
-    """A turn that has been checked: what the encoders read, its conversation, who speaks, when its call began."""
-
-    features: Features
-    chat: Conversation
-    speaker: str | None
-    begun: float
 
 
 class HBAFRuntime:
@@ -249,7 +229,7 @@ class HBAFRuntime:
         >>> [p.label for p in runtime.predict_many([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
         ['joy', 'anger']
         """
-        found = self._counted(lambda: self._many(self._all_prepared(turns)))
+        found = self._counted(lambda: self._many(prepare_all(turns, self._prepared)))
         return [self._finished(p) for p in found]
 
     def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
@@ -260,7 +240,7 @@ class HBAFRuntime:
             conversation: the turns before it; without it the turn stands alone.
         """
         self._ready()
-        _check_speaker(speaker)
+        check_speaker(speaker)
         self._background(int)  # starts the thread now: the first chunk must not wait for it
         return LiveTurn(self, self._own(conversation), speaker)
 
@@ -288,30 +268,7 @@ class HBAFRuntime:
         return result
 
     def _prepared(self, given: TurnInput) -> Prepared:
-        """A turn checked and turned to features; nothing is computed on the model yet."""
-        begun, judge = time.perf_counter(), self._ready()
-        takes = f"it takes {', '.join(TurnInput.__annotations__)}"
-        if not isinstance(given, dict):
-            raise InputError(f"a turn of type {type(given).__name__} is not accepted; a dictionary is: {takes}")
-        unknown = sorted(set(given) - set(TurnInput.__annotations__), key=str)
-        if unknown:
-            raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
-        _check_speaker(given.get("speaker"))
-        chat = self._own(given.get("conversation"))
-        features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), judge.tokeniser)
-        return Prepared(features, chat, given.get("speaker"), begun)
-
-    def _all_prepared(self, turns: Iterable[TurnInput]) -> list[Prepared]:
-        """Every turn, or an error that says which of them cannot be used."""
-        if isinstance(turns, (dict, str)) or not isinstance(turns, Iterable):
-            raise InputError(f"turns are of type {type(turns).__name__}; a list of dictionaries is expected")
-        turns, prepared = list(turns), []
-        for i, given in enumerate(turns):
-            try:
-                prepared.append(self._prepared(given))
-            except InputError as error:
-                raise InputError(f"turn {i} of these {len(turns)}: {error}; nothing was committed") from error
-        return prepared
+        return prepare(given, self._ready().tokeniser, self._own)
 
     def _turn(self, given: TurnInput) -> Prediction:
         """`predict` without what is kept about it."""
@@ -360,10 +317,3 @@ class HBAFRuntime:
                 "make one with this runtime's conversation()"
             )
         return conversation
-
-
-def _check_speaker(speaker: Any) -> None:
-    if speaker is not None and not isinstance(speaker, str):
-        raise InputError(f"speaker is of type {type(speaker).__name__}; a str is expected, or None where unknown")
-    if speaker is not None and len(speaker) > MAX_SPEAKER:
-        raise InputError(f"speaker is a name of {len(speaker):,} characters; {MAX_SPEAKER} are accepted")

@@ -69,10 +69,10 @@ def folded(config: TrainConfig, cross_validate: bool) -> tuple[Corpus, list[int 
     """The corpus and the folds that test in turn, or the config's own alone."""
     if not cross_validate:
         return load_corpus(config), [config.fold]
-    folds: list[int | None] = list(range(load_corpus(replace(config, fold=0)).folds))
-    # Every fold is loaded once, so that an empty one is said before the first run.
-    corpora = [load_corpus(replace(config, fold=fold)).require("test") for fold in folds]
-    return corpora[0], folds
+    corpus = load_corpus(replace(config, fold=0)).require("test")
+    for fold in range(1, corpus.folds):  # so that an empty one is said before the first run
+        load_corpus(replace(config, fold=fold)).require("test")
+    return corpus, list(range(corpus.folds))
 
 
 def beginning(init: Path, name: str) -> Path:

@@ -18,7 +18,7 @@ import typer
 
 from hbaf_edge import HBAFRuntime, LiveTurn, Prediction
 from hbaf_edge.card import NOTICE
-from hbaf_edge.errors import InputError
+from hbaf_edge.errors import HBAFError, InputError
 
 CHUNK = 0.02  # seconds
 SHOWN = 0.5  # seconds between two provisional estimates
@@ -72,4 +72,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except HBAFError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,77 @@
+"""What a caller gives of a turn, checked and turned to features before anything is computed on the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypedDict
+
+from hbaf_edge.conversation import Conversation
+from hbaf_edge.errors import InputError
+from hbaf_edge.features import Features, Tokeniser, extract
+
+MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
+
+
+class TurnInput(TypedDict, total=False):
+    """`HBAFRuntime.predict`'s arguments, as `predict_many` takes them."""
+
+    audio: Any
+    text: str | None
+    speaker: str | None
+    conversation: Conversation | None
+    sample_rate: int | None
+
+
+class Prepared(NamedTuple):
+    """A turn that has been checked: what the encoders read, its conversation, who speaks, when its call began."""
+
+    features: Features
+    chat: Conversation
+    speaker: str | None
+    begun: float
+
+
+def prepare(given: TurnInput, tokeniser: Tokeniser, own: Callable[[Conversation | None], Conversation]) -> Prepared:
+    """One turn.
+
+    Args:
+        given: `HBAFRuntime.predict`'s arguments.
+        tokeniser: of the runtime's bundle.
+        own: finds a conversation to be of that bundle, or makes one where there is none.
+
+    Raises:
+        InputError: something of it cannot be used.
+    """
+    begun = time.perf_counter()
+    takes = f"it takes {', '.join(TurnInput.__annotations__)}"
+    if not isinstance(given, dict):
+        raise InputError(f"a turn of type {type(given).__name__} is not accepted; a dictionary is: {takes}")
+    unknown = sorted(set(given) - set(TurnInput.__annotations__), key=str)
+    if unknown:
+        raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
+    check_speaker(given.get("speaker"))
+    chat = own(given.get("conversation"))
+    features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), tokeniser)
+    return Prepared(features, chat, given.get("speaker"), begun)
+
+
+def prepare_all(turns: Iterable[TurnInput], each: Callable[[TurnInput], Prepared]) -> list[Prepared]:
+    """Every turn, or an error that says which of them cannot be used."""
+    if isinstance(turns, (dict, str)) or not isinstance(turns, Iterable):
+        raise InputError(f"turns are of type {type(turns).__name__}; a list of dictionaries is expected")
+    turns, prepared = list(turns), []
+    for i, given in enumerate(turns):
+        try:
+            prepared.append(each(given))
+        except InputError as error:
+            raise InputError(f"turn {i} of these {len(turns)}: {error}; nothing was committed") from error
+    return prepared
+
+
+def check_speaker(speaker: Any) -> None:
+    """Raises InputError where it is no name that a conversation can keep."""
+    if speaker is not None and not isinstance(speaker, str):
+        raise InputError(f"speaker is of type {type(speaker).__name__}; a str is expected, or None where unknown")
+    if speaker is not None and len(speaker) > MAX_SPEAKER:
+        raise InputError(f"speaker is a name of {len(speaker):,} characters; {MAX_SPEAKER} are accepted")
