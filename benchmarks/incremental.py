@@ -28,6 +28,7 @@ from benchmarks.report import finish, machine, percentiles, show
 from hbaf_edge import Conversation, HBAFRuntime
 from hbaf_edge.features import extract
 from hbaf_edge.judge import Clock
+from hbaf_edge.live import LiveTurn
 from hbaf_edge.stats import resident_mb
 
 CLIP = Path(__file__).resolve().parents[1] / "hbaf_edge" / "examples" / "turn2_anna.flac"
@@ -172,19 +173,51 @@ def in_torch(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def end_of_speech(runtime: HBAFRuntime, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds from the last chunk to the result, words at hand, by length of the utterance; and of feeding one."""
-    found, feeding = {}, []
+    """Milliseconds from the last chunk to the result, words at hand, by length of the utterance."""
+    found = {}
     for seconds in (1, 3, 5, 10, 20):
-        voice, chat, values = sound(seconds), talked(runtime, 10), []
+        chat, values = talked(runtime, 10), []
         for _ in range(max(11, repeats // 3)):
             turn = runtime.begin(speaker="a", conversation=chat.fork())
-            for start in range(0, len(voice), RATE // 50):
-                chunk = voice[start : start + RATE // 50]
-                feeding.append(timed(partial(turn.feed, chunk, RATE)))
+            fed(turn, sound(seconds))
             time.sleep(0.03)  # as long as a chunk and a half: what was fed before has been taken in by then
             values.append(turn.finish(text=WORDS).timing["total"])
         found[f"{seconds} s"] = percentiles(values[1:])
-    return found | {"feeding 20 ms": percentiles(feeding)}
+    return found
+
+
+def fed(turn: LiveTurn, voice: NDArray[np.float32], pause: float = 0.0) -> list[float]:
+    """Milliseconds that each 20 ms chunk took to feed."""
+    found = []
+    for start in range(0, len(voice), RATE // 50):
+        found.append(timed(partial(turn.feed, voice[start : start + RATE // 50], RATE)))
+        time.sleep(pause)
+    return found
+
+
+def feeding(runtime: HBAFRuntime, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds that feeding 20 ms of sound takes an audio callback: alone, and while another thread predicts."""
+    voice, others, over = sound(3.0), runtime.conversation(), threading.Event()
+
+    def listen() -> list[float]:
+        found = []
+        for _ in range(max(3, repeats // 20)):
+            turn = runtime.begin(speaker="a", conversation=runtime.conversation())
+            found += fed(turn, voice, pause=0.01)
+            turn.cancel()
+        return found
+
+    def chatter() -> None:
+        while not over.is_set():
+            runtime.predict(voice, text=WORDS, speaker="b", conversation=others, sample_rate=RATE)
+
+    alone = percentiles(listen())
+    neighbour = threading.Thread(target=chatter)
+    neighbour.start()
+    beside = percentiles(listen())
+    over.set()
+    neighbour.join()
+    return {"alone": alone, "beside a predict": beside}
 
 
 def said(place: int, n: int) -> dict[str, Any]:
@@ -299,6 +332,7 @@ def main() -> None:
             "depth": depth(two, given.repeats),
             "again": again(two, given.repeats),
             "end_of_speech": end_of_speech(two, given.repeats),
+            "feeding": feeding(two, given.repeats),
         }
     if not given.no_torch:
         found["torch"] = in_torch(2, given.repeats)
@@ -307,9 +341,10 @@ def main() -> None:
     found["ratios"] = ratios(found)
     rows = [(name, f"{value:.2f}", GOALS[name]) for name, value in found["ratios"].items()]
     show("incremental inference", rows, ("what", "measured", "goal"))
-    spoken = [(name, *(f"{v[p]:.2f}" for p in ("p50", "p90", "p99"))) for name, v in found["end_of_speech"].items()]
-    show("end of speech to result, ms", spoken, ("utterance", "p50", "p90", "p99"))
-    threads = {"fusion": 1, "depth, again, end_of_speech, torch": 2}
+    for title, key in (("end of speech to result, ms", "end_of_speech"), ("feeding 20 ms of sound, ms", "feeding")):
+        spread = [(name, *(f"{v[p]:.3f}" for p in ("p50", "p90", "p99"))) for name, v in found[key].items()]
+        show(title, spread, ("what", "p50", "p90", "p99"))
+    threads = {"fusion": 1, "depth, again, end_of_speech, feeding, torch": 2}
     finish("incremental", {"machine": machine(), "threads_used": threads, **found, "goals": GOALS}, given.save)
 
 

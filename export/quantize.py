@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 
+from hbaf_edge.backend import default_threads, session_options
+
 LEAST_DB = 15.0
 SMALLEST = 4096  # elements; below that a weight costs nothing and may carry a lot (norms, biases, mixing weights)
 
@@ -128,10 +130,10 @@ def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int 
     """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis."""
     rng = np.random.default_rng(seed)
     inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     results = [
-        ort.InferenceSession(m.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, inputs)
+        ort.InferenceSession(
+            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
+        ).run(None, inputs)
         for m in (before, after)
     ]
     noise = [np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-12) for a, b in zip(*results, strict=True)]

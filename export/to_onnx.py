@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from export.graphs import Graph, graphs
+from hbaf_edge.backend import default_threads, session_options
 from training import checkpoint
 from training.model import HBAF
 from training.whisper import WhisperEncoder
@@ -140,9 +141,7 @@ def compare(graph: Graph, path: Path, seed: int = 0) -> float:
     with torch.inference_mode():
         expected = graph.module(**inputs)
     expected = (expected,) if isinstance(expected, Tensor) else expected
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), session_options(default_threads()), providers=["CPUExecutionProvider"])
     found = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
     return max(
         float(np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())))

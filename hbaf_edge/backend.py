@@ -49,6 +49,21 @@ def default_threads() -> int:
     return min(2, os.cpu_count() or 1)
 
 
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's settings for a shared edge CPU; exports and benchmarks are checked under the same ones."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A spinning thread takes a core from whatever else the robot runs, and triples p50 beside a busy neighbour.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights are stored as INT8 and computed in float32: unpack them once, on load, not at every turn.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
 def open_backend(bundle: Bundle, provider: str, threads: int) -> Backend:
     """The back end asked for; with "auto" the best that works here, which is logged and which it names.
 
@@ -89,14 +104,7 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # A spinning thread takes a core from whatever else the robot runs, and triples p50 beside a busy neighbour.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Weights are stored as INT8 and computed in float32: unpack them once, on load, not at every turn.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options = session_options(self.threads)
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base

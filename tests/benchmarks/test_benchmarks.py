@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import graphs
 from benchmarks.report import percentiles
 from tests.conftest import ROOT
 
@@ -39,4 +40,17 @@ def test_incremental_runs():
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["depth"]["state_bytes"][0] == result["depth"]["state_bytes"][1]
     assert result["ratios"]["full fusion pass over 94 turns against one step"] > 1
-    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s", "feeding 20 ms"}
+    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
+    assert set(result["feeding"]) == {"alone", "beside a predict"}
+
+
+def test_graphs_are_counted_and_timed(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["graphs", str(tiny.bundle), "--before", str(tiny.bundle), "--repeats", "3"])
+    graphs.main()
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
+    assert set(result["bundle"]) == {"audio", "text", "utterance", "dialogue"}
+    for name, found in result["bundle"].items():
+        assert 0 < found["nodes"] <= found["stored_nodes"] == result["before"][name]["stored_nodes"]
+        assert sum(found["microseconds"].values()) > 0
+        assert found["passed_ms"]["p50"] > 0 < found["bound_ms"]["p50"]

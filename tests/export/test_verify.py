@@ -1,10 +1,13 @@
 """The check of a bundle against its checkpoint passes for the right one and fails for another."""
 
 import copy
+from pathlib import Path
 
 import torch
 
 from export.verify import TOLERANCE, conversation, difference
+from hbaf_edge.bundle import load_bundle
+from training.from_bundle import restore
 from training.learner import Learner
 
 
@@ -20,6 +23,15 @@ def test_the_bundle_of_another_model_fails(tiny):
         other.dialogue_scope[0].halves[0].w_g += 0.5
     found, _ = difference(Learner(other, tiny.text, tiny.audio).eval(), tiny.bundle)
     assert found > TOLERANCE
+
+
+def test_int8_weights_turn_by_turn_are_their_own_whole_pass():
+    """The model that ships, held against PyTorch with the very weights that its bundle holds."""
+    bundle = load_bundle(None)
+    found, flips = difference(Learner(*restore(bundle)).eval(), Path(bundle.path))
+    assert bundle.manifest["precision"] == "int8-weights"
+    assert found <= TOLERANCE
+    assert flips == 0
 
 
 def test_the_conversation_is_hard_enough():
