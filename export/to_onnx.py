@@ -21,9 +21,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertModel
 
+from export.gate_function import add_function
 from export.graphs import Graph, graphs
 from hbaf_edge.backend import default_threads, session_options
 from training import checkpoint
+from training.config import ModelConfig
 from training.model import HBAF
 from training.whisper import WhisperEncoder
 
@@ -41,14 +43,14 @@ def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Pa
     differences = {}
     for name, graph in graphs(model.eval(), audio.eval(), text.eval()).items():
         path = out / f"{name}.onnx"
-        _write(graph, path)
+        _write(name, graph, path, model.config)
         differences[name] = compare(graph, path)
         if not differences[name] <= TOLERANCE:
             raise SystemExit(f"{path}: differs from PyTorch by {differences[name]:.1e}, {TOLERANCE:.0e} is allowed")
     return differences
 
 
-def _write(graph: Graph, path: Path) -> None:
+def _write(scope: str, graph: Graph, path: Path, config: ModelConfig) -> None:
     graph.module.eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
     dims: dict[str, Any] = {}
@@ -83,6 +85,7 @@ def _write(graph: Graph, path: Path) -> None:
     for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
     name_weights(proto, graph.module)
+    add_function(proto, scope, config, OPSET)
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     onnx.checker.check_model(proto, full_check=True)

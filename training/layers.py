@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.reference import GateWeights, Memory, attend, both_gates
+from kernels.gate import both_gates
+from kernels.reference import GateWeights, Memory, attend
 from training.config import ModelConfig
 
 AUDIO, TEXT = 0, 1

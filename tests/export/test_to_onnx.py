@@ -8,6 +8,7 @@ import pytest
 
 from export.graphs import graphs
 from export.to_onnx import compare
+from kernels import gate
 from tests.conftest import ROOT
 
 NAMES = ("audio", "text", "utterance", "dialogue")
@@ -24,7 +25,8 @@ def test_files_are_plain_onnx_of_the_promised_version(tiny, name):
     model = onnx.load(tiny.onnx / f"{name}.onnx")
     assert {d.domain: d.version for d in model.opset_import}[""] == 20
     assert model.ir_version == 10
-    assert not any(node.domain for node in model.graph.node)
+    assert {node.domain for node in model.graph.node} <= {"", gate.DOMAIN}
+    assert {(f.domain, f.name) for f in model.functions} <= {(gate.DOMAIN, gate.NAME)}
     text = str(model)
     for trace in ("site-packages", "stack_trace", "/home/", "/root/", "/work/"):
         assert trace not in text
