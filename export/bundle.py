@@ -21,7 +21,7 @@ import onnx
 from export.card import model_card
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
-from hbaf_edge.bundle import FORMAT, GRAPHS, load_bundle
+from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
 from hbaf_edge.runtime import HBAFRuntime
 from training.config import ModelConfig
 from training.encoders import SOURCES, folder
@@ -104,6 +104,18 @@ def write_bundle(onnx_folder: Path, out: Path, config: ModelConfig, about: dict[
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
     return out
+
+
+# What `write_bundle` puts into a manifest by itself; the rest describes the model and goes from bundle to bundle.
+MADE = ("format", "created_by", "labels", "sample_rate", "window", "width", "dialogue_layers", "stack", "model",
+        "graphs", "files")  # fmt: skip
+
+
+def rewritten(bundle: Bundle, onnx_folder: Path, out: Path, about: dict[str, Any]) -> Path:
+    """A bundle again with other graphs, and with `about` in place of what its manifest said of them."""
+    (onnx_folder / "tokenizer.json").write_bytes(bundle.files["tokenizer.json"])
+    described = {name: value for name, value in bundle.manifest.items() if name not in MADE}
+    return write_bundle(onnx_folder, out, ModelConfig.from_json(bundle.manifest["model"]), {**described, **about})
 
 
 def zip_bundle(bundle: Path, target: Path) -> Path:

@@ -1,161 +1,99 @@
-"""Float32 ONNX -> INT8 weights, computed in float32: a quarter of the size, no activation is rounded.
+"""Float32 bundle -> INT8 bundle, within a budget of weighted F1, from a calibration file.
 
-    python -m export.quantize runs/onnx --out runs/int8
+    python -m export.quantize runs/mine/float32 --calibration runs/mine/calibration.json --out runs/mine/int8
+    python -m export.quantize FLOAT32 --calibration FILE --profile tensorrt --out runs/mine/int8-tensorrt
+    python -m export.quantize FLOAT32 --weights-only --out runs/mine/int8-weights
 
-Every weight matrix of a linear layer or convolution becomes symmetric INT8 with one scale per output channel behind a
-DequantizeLinear, which the runtime folds once on load; the gates' own small tensors and fixed position codes stay
-float32. An embedding table stays INT8 in memory and only the rows looked up are scaled. Each file is run beside the
-one it came from, and the command exits non-zero below 15 dB.
-
-Calibrated INT8 arithmetic is another workflow and builds on this file's choice of axes.
+Products with constant weights are computed in INT8 (export/qdq.py); residual sums, norms, softmax, gates and the head
+stay float32. The result is run beside float32 on held-out dev conversations. While it costs more than --max-f1-drop or
+flips more labels than --max-flips, the block that hurts most (export/sensitivity.py) goes back to float32; where that
+does not help the command shows the ranking, fails and writes nothing. --weights-only stores INT8 and computes float32:
+it needs no calibration. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from hbaf_edge.backend import default_threads, session_options
+from export.calibrate import Calibration, all_linears, load
+from export.int8 import quantised, with_int8_weights
+from export.qdq import Recipe
+from export.sensitivity import Cost, Held, add_arguments, held_out, recipe_of, sensitivity, table
+from hbaf_edge.bundle import load_bundle
 
-LEAST_DB = 15.0
-SMALLEST = 4096  # elements; below that a weight costs nothing and may carry a lot (norms, biases, mixing weights)
-
-
-def quantize_weights(model: ModelProto) -> ModelProto:
-    """A copy of the model in which every large weight of a linear layer, convolution or embedding is INT8."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    before: list[NodeProto] = []
-    for tensor in list(graph.initializer):
-        axis = _axis(tensor, readers.get(tensor.name, []))
-        if axis is None:
-            continue
-        weight = numpy_helper.to_array(tensor)
-        integers, scale = to_int8(weight, axis)
-        graph.initializer.remove(tensor)
-        graph.initializer.append(numpy_helper.from_array(integers, f"{tensor.name}_int8"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{tensor.name}_scale"))
-        users = readers[tensor.name]
-        if users[0].op_type == "Gather":
-            _scale_rows(graph, tensor.name, users)
-        else:
-            inputs = [f"{tensor.name}_int8", f"{tensor.name}_scale"]
-            before.append(helper.make_node("DequantizeLinear", inputs, [tensor.name], axis=axis))
-    nodes = [*before, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.checker.check_model(result, full_check=True)
-    return result
+MAX_F1_DROP, MAX_FLIPS = 0.005, 0.02
 
 
-def to_int8(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric per-channel rounding to −127..127 along `axis`; the scale is (channels,).
+class BudgetError(SystemExit):
+    """No choice of blocks keeps the budget."""
 
-    >>> integers, scale = to_int8(np.array([[1.0, -2.0], [0.5, 0.25]], np.float32), axis=0)
-    >>> integers.tolist()
-    [[64, -127], [127, 64]]
+
+def within(cost: Cost, max_f1_drop: float, max_flips: float) -> bool:
+    """Whether a cost keeps the budget."""
+    return cost.f1_drop <= max_f1_drop and cost.flip_rate <= max_flips
+
+
+def search(
+    held: Held, calibration: Calibration, recipe: Recipe, max_f1_drop: float, max_flips: float
+) -> tuple[Recipe, list[Cost]]:
+    """The recipe with as few blocks in float32 as keep the budget, and what every step cost.
+
+    Raises:
+        BudgetError: with half of the blocks in float32 it is still not kept; the message holds the ranking.
     """
-    rest = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(axis=rest), 1e-12) / 127
-    shaped = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-    return np.rint(weight / shaped).astype(np.int8), scale.astype(np.float32)
-
-
-def _axis(tensor: TensorProto, users: list[NodeProto]) -> int | None:
-    """Which axis holds the output channels, or None where the tensor stays in float32."""
-    if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < SMALLEST or not users:
-        return None
-    kinds = {node.op_type for node in users}
-    if kinds == {"Gather"} and all(node.input[0] == tensor.name and not _attribute(node, "axis") for node in users):
-        return 0 if len(tensor.dims) == 2 else None
-    if kinds == {"MatMul"} and len(tensor.dims) == 2 and all(node.input[1] == tensor.name for node in users):
-        return 1
-    if kinds == {"Gemm"} and all(node.input[1] == tensor.name for node in users):
-        transposed = {_attribute(node, "transB") for node in users}
-        return {0: 1, 1: 0}[transposed.pop()] if len(transposed) == 1 else None
-    if kinds == {"Transpose"}:  # a linear layer's (out, in), transposed in the graph
-        return 0 if len(tensor.dims) == 2 else None
-    return 0 if kinds == {"Conv"} and len(tensor.dims) <= 3 else None
-
-
-def _attribute(node: NodeProto, name: str) -> int:
-    """An integer attribute, 0 where it is not given."""
-    return next((a.i for a in node.attribute if a.name == name), 0)
-
-
-def _scale_rows(graph: onnx.GraphProto, table: str, users: list[NodeProto]) -> None:
-    """Gather(table, ids) -> Cast(Gather(int8 rows, ids)) · Gather(scales, ids)."""
-    for number, node in enumerate(users):
-        ids, out, base = node.input[1], node.output[0], f"{table}_{number}"
-        made = [
-            helper.make_node("Gather", [f"{table}_int8", ids], [f"{base}_rows"], axis=0),
-            helper.make_node("Cast", [f"{base}_rows"], [f"{base}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Gather", [f"{table}_scale", ids], [f"{base}_scales"], axis=0),
-            helper.make_node("Unsqueeze", [f"{base}_scales", f"{base}_last"], [f"{base}_column"]),
-            helper.make_node("Mul", [f"{base}_float", f"{base}_column"], [out]),
-        ]
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{base}_last"))
-        place = list(graph.node).index(node)
-        graph.node.remove(node)
-        for offset, new in enumerate(made):
-            graph.node.insert(place + offset, new)
-
-
-def quantize_file(source: Path, target: Path) -> str:
-    """Quantise one file, check it against its source, and say what came of it."""
-    before = onnx.load(source)
-    after = quantize_weights(before)
-    ratio = fidelity(before, after)
-    if ratio < LEAST_DB:
-        raise SystemExit(f"{source}: INT8 weights leave {ratio:.1f} dB of at least {LEAST_DB}; keep it in float32")
-    onnx.save(after, target)
-    sizes = (path.stat().st_size / 1e6 for path in (source, target))
-    return "{}: {:.1f} MB -> {:.1f} MB, {:.1f} dB".format(source.name, *sizes, ratio)
-
-
-def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0) -> float:
-    """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis."""
-    rng = np.random.default_rng(seed)
-    inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
-    results = [
-        ort.InferenceSession(
-            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
-        ).run(None, inputs)
-        for m in (before, after)
-    ]
-    noise = [np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-12) for a, b in zip(*results, strict=True)]
-    return float(-10 * np.log10(max(*noise, 1e-12)))
-
-
-def _random(value: onnx.ValueInfoProto, length: int, rng: np.random.Generator) -> NDArray[Any]:
-    kind = value.type.tensor_type
-    shape = [1 if d.dim_param == "batch" else d.dim_value or length for d in kind.shape.dim]
-    if kind.elem_type == TensorProto.FLOAT:
-        return rng.standard_normal(shape).astype(np.float32)
-    return np.ones(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    console = Console(stderr=True)
+    steps = [held.cost(calibration, recipe, "all")]
+    if within(steps[0], max_f1_drop, max_flips):
+        return recipe, steps
+    ranking = sensitivity(held, calibration, recipe)
+    console.print(table([steps[0], *ranking], "one block in INT8, the worst first"))
+    for cost in ranking[: max(1, len(ranking) // 2)]:
+        recipe = replace(recipe, float_blocks=(*recipe.float_blocks, cost.block))
+        steps.append(held.cost(calibration, recipe, f"without {cost.block}"))
+        console.print(f"{cost.block} in float32: weighted F1 {steps[-1].f1_drop:+.4f}, {steps[-1].flip_rate:.2%} flips")
+        if within(steps[-1], max_f1_drop, max_flips):
+            return recipe, steps
+    worst = "\n".join(f"  {c.block}: {c.f1_drop:+.4f}, {c.flip_rate:.2%} flips" for c in ranking[:10])
+    raise BudgetError(
+        f"INT8 costs {steps[-1].f1_drop:+.4f} weighted F1 and flips {steps[-1].flip_rate:.2%} of the labels even with "
+        f"{len(recipe.float_blocks)} blocks in float32; {max_f1_drop:g} and {max_flips:.2%} are allowed. Calibrate on "
+        f"more conversations, try another --method, or allow more. The worst blocks:\n{worst}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("onnx", type=Path, help="folder of export.to_onnx")
+    add_arguments(parser)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--weights-only", action="store_true")
+    parser.add_argument("--keep", action="append", default=[], metavar="BLOCK", help="a block to keep in float32")
+    parser.add_argument("--max-f1-drop", type=float, default=MAX_F1_DROP)
+    parser.add_argument("--max-flips", type=float, default=MAX_FLIPS)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(given.onnx.glob("*.onnx")):
-        Console().print(quantize_file(path, given.out / path.name))
+    bundle = load_bundle(given.bundle)
+    blocks = {one.block for one in all_linears(bundle)}
+    unknown = sorted(set(given.keep) - blocks)
+    if unknown:
+        parser.error(f"there is no block {unknown[0]!r}; there are: {', '.join(sorted(blocks))}")
+    if given.weights_only:
+        print(json.dumps({"out": str(with_int8_weights(bundle, given.out))}))
+        return
+    if given.calibration is None:
+        parser.error("--calibration FILE is needed (python -m export.calibrate), or --weights-only")
+    calibration = load(given.calibration, bundle)
+    held, data = held_out(given, bundle)
+    recipe, steps = search(held, calibration, recipe_of(given, given.keep), given.max_f1_drop, given.max_flips)
+    out = quantised(bundle, calibration, recipe, given.out)
+    Console().print(table(steps, f"INT8 against float32 on {data['turns']} held-out turns"))
+    sizes = [sum(len(content) for content in load_bundle(path).files.values()) / 1e6 for path in (given.bundle, out)]
+    Console().print(f"{out}: {sizes[1]:.1f} MB, {sizes[1] / sizes[0]:.2f} of float32")
+    print(json.dumps({"out": str(out), "recipe": asdict(recipe), "data": data, "steps": [*map(asdict, steps)]}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Checkpoint -> four float32 ONNX files (opset 20), each checked against PyTorch.
+"""Checkpoint -> float32 bundle: four ONNX files (opset 20), each checked against PyTorch.
 
-    python -m export.to_onnx runs/default --out runs/onnx
+    python -m export.to_onnx runs/mine --out runs/mine/float32
 
-Exits non-zero where a graph differs from its module by more than the tolerance.
+Exits non-zero where a graph differs from its module by more than the tolerance. The bundle runs, and it is what
+calibration, quantisation and all comparisons start from.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertModel
 
+from export.bundle import about_checkpoint, write_bundle
 from export.gate_function import add_function
 from export.graphs import Graph, graphs
 from hbaf_edge.backend import default_threads, session_options
@@ -173,9 +176,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="hbaf-edge model")
     given = parser.parse_args()
     stored = checkpoint.load(given.checkpoint)
-    differences = export(stored.hbaf, stored.audio, stored.text, given.out)
+    config = stored.hbaf.config
+    described = about_checkpoint(stored.about, config, given.name, "float32")
+    with tempfile.TemporaryDirectory(prefix="hbaf-onnx-") as folder:
+        differences = export(stored.hbaf, stored.audio, stored.text, Path(folder))
+        write_bundle(Path(folder), given.out, config, described)
     for name, difference in differences.items():
         size = (given.out / f"{name}.onnx").stat().st_size / 1e6
         Console().print(f"{name:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.conversation import Conversation, Recall, Slot
+from hbaf_edge.cpu import saturates_here
 from hbaf_edge.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
+INT8 = "int8"  # the precision of a bundle whose Q/DQ a CPU computes in integers
 FASTER = ("ort-tensorrt", "ort-cuda")  # than the CPU, best first
 Array = NDArray[Any]
 log = logging.getLogger("hbaf_edge")
@@ -49,8 +51,14 @@ def default_threads() -> int:
     return min(2, os.cpu_count() or 1)
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """ONNX Runtime's settings for a shared edge CPU; exports and benchmarks are checked under the same ones."""
+def session_options(threads: int, integers: bool = False, narrow: bool = False) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's settings for a shared edge CPU; exports and benchmarks are checked under the same ones.
+
+    Args:
+        threads: of each operator.
+        integers: compute what stands between Q/DQ in INT8. Without it Q/DQ is run as it is written, in float32.
+        narrow: its weights have 7 bits, so that no CPU's products saturate.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -59,8 +67,12 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # A spinning thread takes a core from whatever else the robot runs, and triples p50 beside a busy neighbour.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Weights are stored as INT8 and computed in float32: unpack them once, on load, not at every turn.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Weights that are stored as INT8 and computed in float32 are unpacked once, on load, not at every turn.
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
+    # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, which saturate at 8-bit weights: ONNX
+    # Runtime's exact kernels are slower, but right. With VNNI they are slower and no better.
+    exact = integers and not narrow and saturates_here()
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     return options
 
 
@@ -104,7 +116,8 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        options = session_options(self.threads)
+        narrow = bool(bundle.manifest.get("quantisation", {}).get("narrow"))
+        options = session_options(self.threads, bundle.manifest["precision"] == INT8, narrow)
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base

@@ -66,13 +66,38 @@ def weights(graph: bytes) -> dict[str, NDArray[Any]]:
         raise SystemExit("reading a bundle's weights needs onnx: pip install 'hbaf-edge[train]'") from error
     model = onnx.load_from_string(graph)
     found = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    channels = {n.input[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    channels = {
+        n.input[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "DequantizeLinear" and n.attribute
+    }
     for name in [n for n in found if n.endswith("_int8")]:
         whole = name.removesuffix("_int8")
         integers, scale = found.pop(name), found.pop(f"{whole}_scale")
         axis = channels.get(name, 0)  # an embedding's rows are looked up first and scaled then
-        found[whole] = integers * np.expand_dims(scale.ravel(), [i for i in range(integers.ndim) if i != axis])
+        spread = scale if scale.ndim == integers.ndim else _along(scale, axis, integers.ndim)
+        found[whole] = integers * spread
+    for weight, divisors in _divided(model, found).items():
+        found[weight] = found[weight] * divisors[:, None]
     return found
+
+
+def _along(scale: NDArray[Any], axis: int, ndim: int) -> NDArray[Any]:
+    """(channels,) along one of several axes."""
+    return np.expand_dims(scale.ravel(), [i for i in range(ndim) if i != axis])
+
+
+def _divided(model: Any, found: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Weights whose input a multiplication divides by channel (export/migrate.py), and by what each was multiplied."""
+    makers = {out: node for node in model.graph.node for out in node.output}
+    divided = {}
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in found:
+            continue
+        maker = makers.get(node.input[0])
+        while maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type == "Mul" and maker.input[1].endswith("_inverse"):
+            divided[node.input[1]] = found[maker.input[1]]
+    return divided
 
 
 def fill(module: nn.Module, found: dict[str, NDArray[Any]], what: str) -> None:

@@ -1,0 +1,253 @@
+"""What values the inside of a model takes while conversations run: one file that every INT8 profile is made from.
+
+    python -m export.calibrate runs/mine/float32 --out runs/mine/calibration.json
+    python -m export.calibrate runs/mine/float32 --on manifest:mine.jsonl --turns 1000 --out runs/mine/calibration.json
+
+The float32 bundle runs conversations of its training data turn by turn, as a robot would: rings fill up from empty to
+full windows, either modality is missing in a part of the turns. Every input of a product with constant weights is seen
+(export/linears.py); memory does not grow with the data. A killed run goes on from OUT.partial. Test data are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from export.conversations import conversations, counts, digest, singles
+from export.histogram import METHODS, Histogram, Method
+from export.linears import Linear, linears
+from export.migrate import Channels
+from export.watch import watched
+from hbaf_edge import HBAFRuntime, __version__
+from hbaf_edge.audio import SAMPLE_RATE
+from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
+from training.corpora.records import Dialogue, Utterance
+from training.sound import hear
+
+FORMAT = 1
+SAVE_EVERY = 10  # conversations
+
+
+class CalibrationError(SystemExit):
+    """A calibration file or its data cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `export.calibrate` wrote.
+
+    Attributes:
+        ranges: (low, high) by method and `Linear.key`.
+        channels: what each channel was, by `Linear.key`, where the channel is the last axis.
+        model: SHA-256 of each float32 graph it belongs to.
+        about: data, counts, versions.
+        sha256: of the file.
+    """
+
+    ranges: dict[Method, dict[str, tuple[float, float]]]
+    channels: dict[str, Channels]
+    model: dict[str, str]
+    about: dict[str, Any]
+    sha256: str
+
+
+def load(path: Path, bundle: Bundle | None = None) -> Calibration:
+    """Read a calibration file, and refuse one of another model.
+
+    Raises:
+        CalibrationError: it is none, of another format or of another model than `bundle`.
+    """
+    try:
+        content = path.read_bytes()
+        stored = json.loads(content)
+        if stored["format"] != FORMAT:
+            raise CalibrationError(f"{path} has format {stored['format']}, this version reads {FORMAT}; calibrate anew")
+        tensors = {key: entry["ranges"] for key, entry in stored["tensors"].items()}
+        ranges = {m: {key: (float(r[m][0]), float(r[m][1])) for key, r in tensors.items()} for m in METHODS}
+        channels = {
+            key: Channels(*(np.array(entry["channels"][name], np.float32) for name in ("low", "high", "mean")))
+            for key, entry in stored["tensors"].items() if "channels" in entry
+        }  # fmt: skip
+        model = dict(stored["model"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CalibrationError(
+            f"{path} is no calibration file ({error}); make one: python -m export.calibrate"
+        ) from None
+    if bundle is not None and model != hashes(bundle):
+        other = [g for g, h in hashes(bundle).items() if model.get(g) != h]
+        raise CalibrationError(
+            f"{path} was made with another model than {bundle.path} ({', '.join(other)} differ); its ranges mean "
+            "nothing here: calibrate this float32 bundle"
+        )
+    return Calibration(ranges, channels, model, stored["about"], hashlib.sha256(content).hexdigest())
+
+
+def hashes(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of each graph."""
+    return {graph: hashlib.sha256(bundle.graph(graph)).hexdigest() for graph in GRAPHS}
+
+
+def all_linears(bundle: Bundle) -> list[Linear]:
+    """Of the four graphs of a float32 bundle.
+
+    Raises:
+        CalibrationError: its weights are not float32.
+    """
+    if bundle.manifest["precision"] != "float32":
+        raise CalibrationError(
+            f"{bundle.path} holds {bundle.manifest['precision']} weights; calibrate the float32 bundle that "
+            "python -m export.to_onnx CHECKPOINT --out FOLDER makes"
+        )
+    return [found for graph in GRAPHS for found in linears(graph, onnx.load_from_string(bundle.graph(graph)))]
+
+
+def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads: int = 2) -> Calibration:
+    """Run the conversations and write the file, once it is whole.
+
+    Raises:
+        CalibrationError: a tensor took a value that is not finite, or none at all.
+    """
+    data = {**counts(dialogues), "sha256": digest(dialogues)}
+    pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
+    partial = out.with_name(out.name + ".partial")
+    seen, done = _resumed(partial, pinned)
+    wanted: dict[str, list[str]] = {graph: [] for graph in GRAPHS}
+    for linear in all_linears(bundle):
+        if linear.activation not in wanted[linear.graph]:
+            wanted[linear.graph].append(linear.activation)
+    # A convolution's channels are not the last axis, and nothing is done by channel there.
+    by_channel = {one.key for one in all_linears(bundle) if one.axis == 1}
+    seen = seen or {key: Histogram(key in by_channel) for g in GRAPHS for key in (f"{g}/{name}" for name in wanted[g])}
+
+    def see(graph: str, tensors: dict[str, NDArray[Any]]) -> None:
+        for name, value in tensors.items():
+            try:
+                seen[f"{graph}/{name}"].add(value)
+            except ValueError as error:
+                raise CalibrationError(f"{graph}/{name} took {error}: the model or its data are broken") from None
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with watched(bundle, wanted, see, threads) as runtime:
+        if done:
+            Console(stderr=True).print(f"going on behind {done} of {len(dialogues)} conversations")
+        for number in track(range(done, len(dialogues)), description="calibrating", disable=not len(dialogues)):
+            talk(runtime, dialogues[number])
+            if (number + 1) % SAVE_EVERY == 0:
+                state = {key: histogram.state() for key, histogram in seen.items()}
+                _write(partial, {**pinned, "done": number + 1, "tensors": state})
+    empty = [key for key, histogram in seen.items() if not histogram.count]
+    if empty:
+        raise CalibrationError(
+            f"no conversation reached {len(empty)} tensors, such as {empty[0]}: calibration needs turns with words "
+            f"and turns with sound, there were {data['words_alone']} with words alone, {data['sound_alone']} with "
+            f"sound alone and {data['both']} with both"
+        )
+    about = {"data": data, "created_by": f"hbaf-edge {__version__}", "methods": METHODS}
+    tensors = {key: _entry(histogram) for key, histogram in seen.items()}
+    _write(out, {"format": FORMAT, "about": about, "model": hashes(bundle), "tensors": tensors})
+    partial.unlink(missing_ok=True)
+    return load(out, bundle)
+
+
+def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Any]:
+    """The predictions of a dialogue, turn by turn, in a conversation of its own."""
+    chat = runtime.conversation()
+    return [
+        runtime.predict(_sound(u), text=u.text or None, speaker=u.speaker, conversation=chat, sample_rate=SAMPLE_RATE)
+        if u.audio
+        else runtime.predict(text=u.text, speaker=u.speaker, conversation=chat)
+        for u in dialogue.turns
+    ]
+
+
+def _sound(u: Utterance) -> NDArray[np.float32]:
+    assert u.audio is not None
+    return hear(u.audio).samples
+
+
+def _entry(histogram: Histogram) -> dict[str, Any]:
+    found = {method: histogram.range(method) for method in METHODS}
+    return {
+        "count": histogram.count,
+        "ranges": found,
+        "cut_off": {method: histogram.outside(*range_) for method, range_ in found.items()},
+        **({"channels": histogram.channels()} if histogram.by_channel else {}),
+    }
+
+
+def _resumed(partial: Path, pinned: dict[str, Any]) -> tuple[dict[str, Histogram], int]:
+    """Histograms and how many conversations they hold, where an unfinished run of the same model and data left them."""
+    if not partial.exists():
+        return {}, 0
+    try:
+        stored = json.loads(partial.read_text())
+        if any(stored[key] != value for key, value in pinned.items()):
+            Console(stderr=True).print(f"[yellow]{partial} is of another model or other data; starting anew[/]")
+            return {}, 0
+        return {key: Histogram.restored(state) for key, state in stored["tensors"].items()}, int(stored["done"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        Console(stderr=True).print(f"[yellow]{partial} cannot be read ({error}); starting anew[/]")
+        return {}, 0
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    fresh = path.with_name(path.name + ".writing")
+    fresh.write_text(json.dumps(content))
+    os.replace(fresh, path)
+
+
+def table(found: Calibration, bundle: Bundle) -> Table:
+    """Blocks, how far their inputs reach, and how much of that each method keeps."""
+    shown = Table("block", "inputs", "reach", *(f"{m}, % of it" for m in METHODS[1:]), title="calibration")
+    blocks: dict[str, list[str]] = {}
+    for linear in all_linears(bundle):
+        keys = blocks.setdefault(linear.block, [])
+        if linear.key not in keys:
+            keys.append(linear.key)
+    for block, keys in blocks.items():
+        whole = [_reach(found.ranges["minmax"][key]) for key in keys]
+        kept = [
+            min(100 * _reach(found.ranges[m][key]) / max(w, 1e-12) for key, w in zip(keys, whole)) for m in METHODS[1:]
+        ]
+        shown.add_row(block, str(len(keys)), f"{max(whole):.1f}", *(f"{k:.0f}" for k in kept))
+    return shown
+
+
+def _reach(range_: tuple[float, float]) -> float:
+    return max(-range_[0], range_[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="float32 bundle of export.to_onnx")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--on", help="corpus in place of the bundle's own, such as manifest:mine.jsonl")
+    parser.add_argument("--turns", type=int, default=1000)
+    parser.add_argument("--single", action="store_true", help="every turn by itself, to compare with")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    bundle = load_bundle(given.bundle)
+    all_linears(bundle)  # refused before any data are read
+    dialogues = conversations(bundle.manifest, "train", given.turns, given.on, given.seed)
+    found = calibrate(bundle, singles(dialogues) if given.single else dialogues, given.out, given.threads)
+    Console().print(table(found, bundle))
+    print(json.dumps({"out": str(given.out), "sha256": found.sha256, **found.about}))
+
+
+if __name__ == "__main__":
+    main()

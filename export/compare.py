@@ -1,0 +1,47 @@
+"""How far one runtime's predictions are from another's on the same turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hbaf_edge import HBAFRuntime, Prediction
+from training.corpora.records import UNLABELLED, Dialogue
+from training.metrics import scores
+
+
+def predictions(runtime: HBAFRuntime, dialogues: Sequence[Dialogue]) -> list[Prediction]:
+    """Every turn of every dialogue, each dialogue a conversation of its own."""
+    from export.calibrate import talk
+
+    return [p for dialogue in dialogues for p in talk(runtime, dialogue)]
+
+
+def drift(found: Sequence[Prediction], reference: Sequence[Prediction]) -> dict[str, float]:
+    """Label flips, KL divergence of the probabilities, and how far embeddings and probabilities have moved."""
+    pairs = list(zip(found, reference, strict=True))
+    p, q = (np.array([list(one.probabilities.values()) for one in side]) for side in (reference, found))
+    cosines = [
+        float(a.embedding @ b.embedding / (np.linalg.norm(a.embedding) * np.linalg.norm(b.embedding))) for a, b in pairs
+    ]
+    return {
+        "turns": len(pairs),
+        "label_flips": sum(a.label != b.label for a, b in pairs),
+        "flip_rate": round(sum(a.label != b.label for a, b in pairs) / len(pairs), 5),
+        "kl_divergence": round(float((p * np.log(np.maximum(p, 1e-12) / np.maximum(q, 1e-12))).sum(1).mean()), 6),
+        "embedding_cosine_mean": round(float(np.mean(cosines)), 5),
+        "embedding_cosine_min": round(min(cosines), 5),
+        "probability_difference_mean": round(float(np.abs(p - q).max(1).mean()), 5),
+        "probability_difference_max": round(float(np.abs(p - q).max()), 5),
+    }
+
+
+def judged(found: Sequence[Prediction], dialogues: Sequence[Dialogue], names: Sequence[str]) -> dict[str, Any]:
+    """Scores of the labelled turns."""
+    labels = torch.tensor([u.label for d in dialogues for u in d.turns])
+    logits = torch.tensor([list(p.probabilities.values()) for p in found]).clamp(min=1e-12).log()
+    kept = labels != UNLABELLED
+    return scores(logits[kept], labels[kept], names)

@@ -1,0 +1,167 @@
+"""What a tensor's values were, in bounded memory, and the range that an INT8 grid should cover.
+
+A histogram doubles its reach when a larger value comes (two bins become one, nothing is lost), so data can be seen in
+pieces, in any number, and a run can stop and go on. All four methods read the same histogram.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 4096  # over −reach … reach
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+KEPT = 0.9999  # of the values, by the percentile method
+LEVELS = 255
+
+
+class Histogram:
+    """Counts over −reach … reach, the exact extremes, and those and the mean of every channel.
+
+    Args:
+        by_channel: whether the last axis is channels, always as many.
+
+    >>> seen = Histogram()
+    >>> for _ in range(3):
+    ...     seen.add(np.linspace(-1, 4, 5001, dtype=np.float32))
+    >>> seen.count, seen.low, seen.high, [round(x, 2) for x in seen.range("percentile")]
+    (15003, -1.0, 4.0, [-1.0, 4.0])
+    """
+
+    def __init__(self, by_channel: bool = False) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.reach = 2.0**-10
+        self.low, self.high = np.inf, -np.inf
+        self.by_channel = by_channel
+        self.rows = 0
+        self._channels: NDArray[np.float64] | None = None  # low, high and sum of each
+
+    @property
+    def count(self) -> int:
+        """Values seen."""
+        return int(self.counts.sum())
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Count values of any shape.
+
+        Raises:
+            ValueError: some are NaN or infinite.
+        """
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError("values that are not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.by_channel:
+            self._add_channels(values.reshape(-1, values.shape[-1]))
+        while self.reach < max(-low, high):
+            self._double()
+        places = ((values.ravel() + self.reach) * (BINS / (2 * self.reach))).astype(np.int32)
+        self.counts += np.bincount(np.minimum(places, BINS - 1, out=places), minlength=BINS)
+
+    def _add_channels(self, rows: NDArray[Any]) -> None:
+        new = np.stack([rows.min(0), rows.max(0), rows.sum(0, dtype=np.float64)])
+        old = new if self._channels is None else self._channels
+        total = new[2] if self._channels is None else old[2] + new[2]
+        self._channels = np.stack([np.minimum(old[0], new[0]), np.maximum(old[1], new[1]), total])
+        self.rows += len(rows)
+
+    def channels(self) -> dict[str, list[float]]:
+        """Smallest, largest and mean value of each channel, to seven digits."""
+        assert self._channels is not None
+        low, high, total = self._channels
+        found = {"low": low, "high": high, "mean": total / self.rows}
+        return {name: [float(f"{x:.7g}") for x in values] for name, values in found.items()}
+
+    def range(self, method: Method) -> tuple[float, float]:
+        """Smallest and largest value worth a step of the grid; always within what was seen, and around zero."""
+        if not self.count:
+            return 0.0, 0.0
+        low, high = {"minmax": self._extremes, "percentile": self._percentile, "entropy": self._entropy,
+                     "mse": self._mse}[method]()  # fmt: skip
+        return min(max(low, self.low), 0.0), max(min(high, self.high), 0.0)
+
+    def outside(self, low: float, high: float) -> float:
+        """Share of the values that a range cuts off."""
+        middles = self._middles()
+        return float(self.counts[(middles < low) | (middles > high)].sum() / max(self.count, 1))
+
+    def state(self) -> dict[str, Any]:
+        """For JSON; `restored` takes it back."""
+        found = {"reach": self.reach, "low": self.low, "high": self.high, "counts": self.counts.tolist()}
+        channels = None if self._channels is None else self._channels.tolist()
+        return {**found, "by_channel": self.by_channel, "rows": self.rows, "channels": channels}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Histogram:
+        """From `state`."""
+        made = cls(state["by_channel"])
+        made.rows = state["rows"]
+        made._channels = None if state["channels"] is None else np.array(state["channels"])
+        made.reach, made.low, made.high = state["reach"], state["low"], state["high"]
+        made.counts = np.array(state["counts"], np.int64)
+        return made
+
+    def _double(self) -> None:
+        pairs = self.counts.reshape(-1, 2).sum(1)
+        self.counts = np.zeros_like(self.counts)
+        self.counts[BINS // 4 : 3 * BINS // 4] = pairs
+        self.reach *= 2
+
+    def _middles(self) -> NDArray[np.floating[Any]]:
+        return (np.arange(BINS) + 0.5) * (2 * self.reach / BINS) - self.reach
+
+    def _extremes(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def _percentile(self) -> tuple[float, float]:
+        """Without so many values at either end."""
+        cut = (1 - KEPT) / 2 * self.count
+        passed, middles = np.cumsum(self.counts), self._middles()
+        ends = np.searchsorted(passed, np.array([cut, self.count - cut]))
+        return float(middles[ends[0]]), float(middles[min(int(ends[1]), BINS - 1)])
+
+    def _mse(self) -> tuple[float, float]:
+        """The range on whose grid rounding and cutting off cost least, squared, each end shrunk by itself in turn."""
+        low, high = self.low, self.high
+        for _ in range(2):
+            high *= _FACTORS[int(np.argmin([self._cost(low, high * f) for f in _FACTORS]))]
+            low *= _FACTORS[int(np.argmin([self._cost(low * f, high) for f in _FACTORS]))]
+        return low, high
+
+    def _cost(self, low: float, high: float) -> float:
+        low, high = min(low, 0.0), max(high, 0.0)
+        middles = self._middles()
+        step = max(high - low, 1e-12) / LEVELS
+        off = middles - np.clip(middles, low, high)
+        return float((self.counts * (off**2 + step**2 / 12)).sum())
+
+    def _entropy(self) -> tuple[float, float]:
+        """The reach whose 128 levels of magnitude say most of what the magnitudes said (Kullback-Leibler)."""
+        magnitudes = self.counts[BINS // 2 :] + self.counts[: BINS // 2][::-1]
+        used = int(np.nonzero(magnitudes)[0].max()) + 1
+        if used <= 128:
+            return self.low, self.high
+        ends = range(128, used + 1, max(1, (used - 128) // 128))
+        best = ends[int(np.argmin([_divergence(magnitudes, end) for end in ends]))]
+        reach = best * 2 * self.reach / BINS
+        return -reach, reach
+
+
+_FACTORS = [0.2 + 0.02 * n for n in range(41)]
+
+
+def _divergence(magnitudes: NDArray[np.int64], end: int) -> float:
+    """Of a distribution cut off at `end` bins from itself on 128 levels."""
+    kept = magnitudes[:end].astype(np.float64)
+    shown = kept > 0
+    levels = np.arange(end) * 128 // end
+    sums, bins = np.bincount(levels, kept, 128), np.bincount(levels, shown, 128)
+    on_grid = np.where(shown, (sums / np.maximum(bins, 1))[levels], 0.0)
+    kept[-1] += magnitudes[end:].sum()
+    p, q = kept / kept.sum(), on_grid / max(on_grid.sum(), 1e-12)
+    both = (p > 0) & (q > 0)
+    # What the grid does not show at all counts as a bin of its own, not as infinite.
+    return float((p[both] * np.log(p[both] / q[both])).sum() + p[(p > 0) & ~both].sum() * 10)

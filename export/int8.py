@@ -1,0 +1,79 @@
+"""INT8 bundles of a float32 bundle: by a recipe and a calibration, or with weights alone in INT8."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from export.bundle import rewritten
+from export.calibrate import Calibration
+from export.qdq import Profile, Recipe, insert
+from hbaf_edge.backend import INT8, default_threads, session_options
+from hbaf_edge.bundle import GRAPHS, Bundle
+
+LEAST_DB = 15.0
+WEIGHTS_ONLY = "int8-weights"
+PRECISIONS: dict[Profile, str] = {"cpu": INT8, "tensorrt": "int8-tensorrt"}
+
+
+def quantised(bundle: Bundle, calibration: Calibration, recipe: Recipe, out: Path) -> Path:
+    """An INT8 bundle of a float32 one, written to `out` whole or not at all."""
+    ranges = calibration.ranges[recipe.method]
+    with tempfile.TemporaryDirectory(prefix="hbaf-int8-") as folder:
+        for graph in GRAPHS:
+            model = onnx.load_from_string(bundle.graph(graph))
+            made = insert(graph, model, recipe, ranges, calibration.channels)
+            onnx.save(made, Path(folder) / f"{graph}.onnx")
+        about = {
+            "precision": PRECISIONS[recipe.profile],
+            "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about},
+        }
+        return rewritten(bundle, Path(folder), out, about)
+
+
+def with_int8_weights(bundle: Bundle, out: Path) -> Path:
+    """A bundle whose weights are stored as INT8 and computed in float32."""
+    with tempfile.TemporaryDirectory(prefix="hbaf-int8-") as folder:
+        for graph in GRAPHS:
+            before = onnx.load_from_string(bundle.graph(graph))
+            after = weights_only(before)
+            ratio = fidelity(before, after)
+            if ratio < LEAST_DB:
+                raise SystemExit(f"{graph}: INT8 weights leave {ratio:.1f} dB of at least {LEAST_DB}; keep float32")
+            onnx.save(after, Path(folder) / f"{graph}.onnx")
+        return rewritten(bundle, Path(folder), out, {"precision": WEIGHTS_ONLY})
+
+
+def weights_only(model: ModelProto) -> ModelProto:
+    """A copy whose large weights are stored as INT8."""
+    return insert("", model, Recipe(), {}, {})
+
+
+def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0) -> float:
+    """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis."""
+    rng = np.random.default_rng(seed)
+    inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
+    results = [
+        ort.InferenceSession(
+            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
+        ).run(None, inputs)
+        for m in (before, after)
+    ]
+    noise = [np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-12) for a, b in zip(*results, strict=True)]
+    return float(-10 * np.log10(max(*noise, 1e-12)))
+
+
+def _random(value: onnx.ValueInfoProto, length: int, rng: np.random.Generator) -> NDArray[Any]:
+    kind = value.type.tensor_type
+    shape = [1 if d.dim_param == "batch" else d.dim_value or length for d in kind.shape.dim]
+    if kind.elem_type == TensorProto.FLOAT:
+        return rng.standard_normal(shape).astype(np.float32)
+    return np.ones(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
