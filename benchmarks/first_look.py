@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import finish, machine, percentiles, show
+from benchmarks.report import finish, percentiles, show
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "I really did not expect to see all of you here tonight"  # twelve words

@@ -22,10 +22,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.incremental import RATE, WINDOW, WORDS, alternately, sound, talked, timed
-from benchmarks.report import finish, machine, show
+from benchmarks.report import finish, show
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backend import session_options
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
+from hbaf_edge.machine import machine
 
 Feeds = dict[str, dict[str, NDArray[Any]]]
 UNPACKING = {"DequantizeLinear"}  # of weights: folded on load

@@ -24,11 +24,12 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from benchmarks.report import finish, machine, percentiles, show
+from benchmarks.report import finish, percentiles, show
 from hbaf_edge import Conversation, HBAFRuntime
 from hbaf_edge.features import extract
 from hbaf_edge.judge import Clock
 from hbaf_edge.live import LiveTurn
+from hbaf_edge.machine import machine
 from hbaf_edge.stats import resident_mb
 
 CLIP = Path(__file__).resolve().parents[1] / "hbaf_edge" / "examples" / "turn2_anna.flac"

@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import finish, machine, show
+from benchmarks.report import finish, show
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.machine import machine
 from training.corpora.records import data_folder, read_csv
 
 USES = {"audio": ("audio",), "words": ("text",), "both": ("audio", "text")}

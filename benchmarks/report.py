@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,6 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     2.0
     """
     return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 99)}
-
-
-def machine() -> dict[str, Any]:
-    """Hardware, versions and flags that a figure depends on."""
-    import onnxruntime
-
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), model)
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-    }
 
 
 def show(title: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:

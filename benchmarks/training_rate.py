@@ -22,7 +22,8 @@ import soundfile
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import finish, machine, percentiles, show
+from benchmarks.report import finish, percentiles, show
+from hbaf_edge.machine import machine
 from training import loop
 from training.begin import begin
 from training.config import MELD_LABELS, TrainConfig

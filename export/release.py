@@ -22,7 +22,7 @@ from export.calibrate import calibrate
 from export.conversations import conversations
 from export.int8 import quantised
 from export.qdq import Recipe
-from export.quantize import MAX_F1_DROP, MAX_FLIPS, search
+from export.quantize import HELD, MAX_F1_DROP, MAX_FLIPS, search
 from export.sensitivity import Held, table
 from hbaf_edge.bundle import load_bundle
 from training import checkpoint
@@ -34,7 +34,7 @@ RECIPE = Recipe(narrow=False)
 
 
 def release(
-    folder: Path, work: Path, out: Path, name: str, recipe: Recipe = RECIPE, turns: int = 1000, held_turns: int = 400
+    folder: Path, work: Path, out: Path, name: str, recipe: Recipe = RECIPE, turns: int = 1000, held_turns: int = HELD
 ) -> dict[str, Any]:
     """Returns the scores that went into the manifest."""
     console = Console()

@@ -9,6 +9,8 @@ F1, then label flips, then KL divergence from float32, on dev conversations. Wri
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
 import tempfile
 from collections.abc import Sequence
@@ -28,8 +30,10 @@ from export.int8 import PRECISIONS, quantised
 from export.qdq import Recipe
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.bundle import Bundle, load_bundle
-from hbaf_edge.cpu import saturates_here
+from hbaf_edge.machine import saturates_here
 from training.corpora.records import Dialogue
+
+RANKED = 400  # turns: a block's flips and divergence show, its weighted F1 is within noise
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,15 @@ class Held:
         self.bundle, self.dialogues, self.threads = bundle, dialogues, threads
         self.reference = self._run(bundle.path)
         self.f1 = self._f1(self.reference)
+
+    def part(self, turns: int) -> Held:
+        """The first conversations of about so many turns: enough to rank blocks by."""
+        made = copy.copy(self)
+        ends = list(itertools.accumulate(len(d.turns) for d in self.dialogues))
+        count = min(len(ends), 1 + sum(end < turns for end in ends))
+        made.dialogues, made.reference = self.dialogues[:count], self.reference[: ends[count - 1]]
+        made.f1 = made._f1(made.reference)
+        return made
 
     def cost(self, calibration: Calibration, recipe: Recipe, name: str) -> Cost:
         """Of a recipe."""
@@ -137,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("auto", "7", "8"), default="auto", help="bits; auto: 7 without VNNI here")
     parser.add_argument("--migration", type=float, default=Recipe.migration, help="of scale into weights, 0 to 1")
     parser.add_argument("--on", help="corpus in place of the bundle's own, such as manifest:mine.jsonl")
-    parser.add_argument("--turns", type=int, default=400, help="held-out turns")
+    parser.add_argument("--turns", type=int, default=RANKED, help="held-out turns")
     parser.add_argument("--threads", type=int, default=2)
 
 

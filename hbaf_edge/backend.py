@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.conversation import Conversation, Recall, Slot
-from hbaf_edge.cpu import saturates_here
 from hbaf_edge.errors import BackendError, BundleError
+from hbaf_edge.machine import saturates_here
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -1,0 +1,87 @@
+"""Float32 bundle -> FP16 bundle: casts are in the graph, so that every runtime computes the same.
+
+    python -m export.half runs/mine/float32 --out runs/mine/float16
+
+Inputs, outputs, norms, softmax and gates stay float32. For GPUs and their engines; a CPU gains nothing but size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, TensorProto
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from rich.console import Console
+
+from export.bundle import rewritten
+from export.calibrate import all_linears
+from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
+from kernels import gate
+
+PRECISION = "float16"
+# What loses most in half precision; sums over many values above all.
+FLOAT32_OPS = [
+    gate.NAME,
+    "LayerNormalization",
+    "Softmax",
+    "Sigmoid",
+    "ReduceSum",
+    "ReduceMean",
+    "Pow",
+    "Sqrt",
+    "Einsum",
+]
+
+
+def to_half(bundle: Bundle, out: Path) -> Path:
+    """An FP16 bundle of a float32 one, written whole or not at all.
+
+    Raises:
+        CalibrationError: the bundle's weights are not float32.
+    """
+    all_linears(bundle)
+    with tempfile.TemporaryDirectory(prefix="hbaf-half-") as folder:
+        for graph in GRAPHS:
+            onnx.save(half(onnx.load_from_string(bundle.graph(graph))), Path(folder) / f"{graph}.onnx")
+        return rewritten(bundle, Path(folder), out, {"precision": PRECISION})
+
+
+def half(model: ModelProto) -> ModelProto:
+    """A graph with its weights and most of its arithmetic in half precision."""
+    made: ModelProto = convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=FLOAT32_OPS, disable_shape_infer=False
+    )
+    for node in made.graph.node:
+        node.doc_string = ""
+    onnx.checker.check_model(made)
+    return made
+
+
+def share(model: ModelProto) -> float:
+    """Of a graph's weights, how many are half precision."""
+    sizes = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += math.prod(tensor.dims)
+    return sizes[TensorProto.FLOAT16] / max(sum(sizes.values()), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="float32 bundle")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    out = to_half(load_bundle(given.bundle), given.out)
+    made = load_bundle(out)
+    for graph in GRAPHS:
+        model = onnx.load_from_string(made.graph(graph))
+        size = len(made.graph(graph)) / 1e6
+        Console().print(f"{graph:10} {size:6.1f} MB, {share(model):.1%} of its weights in half precision")
+
+
+if __name__ == "__main__":
+    main()
