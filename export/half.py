@@ -19,6 +19,7 @@ from rich.console import Console
 
 from export.bundle import rewritten
 from export.calibrate import all_linears
+from export.qdq import sort
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from kernels import gate
 
@@ -55,8 +56,9 @@ def half(model: ModelProto) -> ModelProto:
     made: ModelProto = convert_float_to_float16(
         model, keep_io_types=True, op_block_list=FLOAT32_OPS, disable_shape_infer=False
     )
-    for node in made.graph.node:
-        node.doc_string = ""
+    placed = sort(list(made.graph.node))  # the converter appends its casts
+    del made.graph.node[:]
+    made.graph.node.extend(placed)
     onnx.checker.check_model(made)
     return made
 

@@ -227,8 +227,8 @@ def table(steps: Sequence[Step], turns: int) -> Table:
     for s in steps:
         shown.add_row(
             s.name, f"{s.difference_max:.1e} {s.difference_mean:.1e}", f"{s.flip_rate:.2%}",
-            f"{s.cosine_mean:.5f} {s.cosine_min:.4f}", f"{s.snr_db:.0f} dB", "-" if s.f1_drop is None else f"{s.weighted_f1:.4f} ({-s.f1_drop:+.4f})",
-            f"{s.milliseconds:.1f}",
+            f"{s.cosine_mean:.5f} {s.cosine_min:.4f}", f"{s.snr_db:.0f} dB",
+            "-" if s.f1_drop is None else f"{s.weighted_f1:.4f} ({-s.f1_drop:+.4f})", f"{s.milliseconds:.1f}",
             f"{s.megabytes:.1f}", "; ".join(s.broken) or "kept",
         )  # fmt: skip
     return shown

@@ -1,0 +1,117 @@
+"""Calibration: the same ranges however it is interrupted, of this model alone, and a clear word for bad data."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from export import calibrate as module
+from export.calibrate import CalibrationError, all_linears, calibrate, load
+from export.histogram import METHODS
+from export.int8 import with_int8_weights
+from export.verify import conversation
+from hbaf_edge.bundle import load_bundle
+from training.corpora.records import Dialogue
+
+
+def test_every_input_of_every_product_is_seen(tiny, calibrated):
+    keys = {one.key for one in all_linears(load_bundle(tiny.bundle))}
+    assert keys == set(calibrated.ranges["minmax"])
+    for method in METHODS:
+        assert all(low <= 0 <= high for low, high in calibrated.ranges[method].values())
+    assert calibrated.about["data"]["turns"] == 36
+    wide = [calibrated.ranges["minmax"][key] for key in keys]
+    assert all(high - low > 0 for low, high in wide)
+
+
+def test_values_are_those_of_the_graph(tiny, small_counts, tmp_path):
+    """The range of the audio encoder's first product against the log-mel that the runtime makes of the same clip."""
+    from hbaf_edge.features import extract
+    from training.sound import hear
+
+    turn = next(u for u in conversation(12).turns if u.audio)
+    bundle = load_bundle(tiny.bundle)
+    both = [replace(turn, text="two words"), replace(turn, text="more words")]
+    found = calibrate(bundle, [Dialogue("d", "train", tuple(both))], tmp_path / "c.json")
+    from hbaf_edge import HBAFRuntime
+
+    mel = extract(hear(turn.audio).samples, 16_000, None, HBAFRuntime(tiny.bundle)._ready().tokeniser).mel
+    low, high = found.ranges["minmax"]["audio/mel"]
+    assert (low, high) == (pytest.approx(float(mel.min())), pytest.approx(float(mel.max())))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_file(tiny, talks, small_counts, tmp_path, monkeypatch):
+    bundle = load_bundle(tiny.bundle)
+    straight = calibrate(bundle, talks, tmp_path / "straight.json")
+    monkeypatch.setattr(module, "SAVE_EVERY", 1)
+    talk, seen = module.talk, []
+
+    def dies_at_the_third(runtime, dialogue):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(dialogue)
+        return talk(runtime, dialogue)
+
+    monkeypatch.setattr(module, "talk", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(bundle, talks, tmp_path / "broken.json")
+    assert not (tmp_path / "broken.json").exists()
+    resumed = []
+    monkeypatch.setattr(module, "talk", lambda runtime, d: (resumed.append(d), talk(runtime, d))[1])
+    assert calibrate(bundle, talks, tmp_path / "broken.json").sha256 == straight.sha256
+    assert len(resumed) == 1
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_was_left_by_other_data_is_not_taken_over(tiny, talks, small_counts, tmp_path, capsys):
+    bundle = load_bundle(tiny.bundle)
+    right = calibrate(bundle, talks, tmp_path / "right.json")
+    for left in ('{"format": 1, "model": {}, "data": {}}', "no json at all"):
+        (tmp_path / "a.json.partial").write_text(left)
+        assert calibrate(bundle, talks, tmp_path / "a.json").sha256 == right.sha256
+        assert "starting anew" in capsys.readouterr().err
+
+
+def test_a_file_of_another_model_is_refused(tiny, calibrated, tmp_path):
+    bundle = load_bundle(tiny.bundle)
+    path = tmp_path / "calibration.json"
+    assert load(path, bundle).sha256 == calibrated.sha256
+    stored = json.loads(path.read_text())
+    stored["model"]["text"] = "0" * 64
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CalibrationError, match=r"another model than .*\(text differ\)"):
+        load(path, bundle)
+    stored["format"] = 99
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CalibrationError, match="format 99"):
+        load(path)
+    for broken in ("{}", "[1]", "nonsense", '{"format": 1, "tensors": {"a": {"ranges": {}}}, "model": {}}'):
+        path.write_text(broken)
+        with pytest.raises(CalibrationError, match="no calibration file"):
+            load(path)
+    with pytest.raises(CalibrationError, match="no calibration file"):
+        load(tmp_path / "nothing.json")
+
+
+def test_only_float32_can_be_calibrated(tiny, talks, small_counts, tmp_path):
+    small = load_bundle(with_int8_weights(load_bundle(tiny.bundle), tmp_path / "small"))
+    with pytest.raises(CalibrationError, match="holds int8-weights weights; calibrate the float32 bundle"):
+        calibrate(small, talks, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("kept", ["text", "audio"])
+def test_data_of_one_modality_alone_are_said(tiny, talks, small_counts, tmp_path, kept):
+    alone = [u for d in talks for u in d.turns if (u.text and kept == "text") or (u.audio and kept == "audio")]
+    turns = tuple(replace(u, audio=None) if kept == "text" else replace(u, text="") for u in alone)
+    with pytest.raises(CalibrationError, match=r"no conversation reached .* with words alone"):
+        calibrate(load_bundle(tiny.bundle), [Dialogue("d", "train", turns)], tmp_path / "c.json")
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_a_model_that_overflows_is_said(tiny, talks, small_counts, tmp_path, monkeypatch):
+    bundle = load_bundle(tiny.bundle)
+    seen = module.Histogram.add
+    monkeypatch.setattr(module.Histogram, "add", lambda self, values: seen(self, values * np.float32(np.nan)))
+    with pytest.raises(CalibrationError, match=r"took values that are not finite"):
+        calibrate(bundle, talks, tmp_path / "c.json")

@@ -1,0 +1,107 @@
+"""Sensitivity and budget: blocks are ranked, the worst go back to float32, and what cannot be kept fails loudly."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from export import quantize, sensitivity
+from export.calibrate import calibrate
+from export.compare import drift, judged, predictions
+from export.qdq import Recipe
+from export.quantize import BudgetError, search, within
+from export.sensitivity import Cost, Held, blocks_of
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bundle import load_bundle
+from training.corpora.records import UNLABELLED
+
+
+@pytest.fixture
+def held(tiny, talks):
+    """Labelled as float32 sees them, so that every flip costs weighted F1."""
+    bundle = load_bundle(tiny.bundle)
+    found = predictions(HBAFRuntime(tiny.bundle), talks)
+    labels = iter(bundle.labels.index(p.label) for p in found)
+    named = [replace(d, turns=tuple(replace(u, label=next(labels)) for u in d.turns)) for d in talks]
+    return Held(bundle, named, threads=1)
+
+
+def test_float32_costs_nothing_and_worse_is_ranked_higher(held, calibrated):
+    assert held.f1 == pytest.approx(1.0)
+    blocks = tuple(blocks_of(held.bundle))
+    nothing = held.cost(calibrated, Recipe(float_blocks=blocks), "none")
+    everything = held.cost(calibrated, Recipe(method="entropy", migration=0.0), "all")
+    assert nothing.kl_divergence < everything.kl_divergence
+    assert nothing.rank <= everything.rank
+    ranked = sensitivity.sensitivity(held.part(12), calibrated, Recipe(float_blocks=blocks[3:]))
+    assert {c.block for c in ranked} == set(blocks[:3])
+    assert [c.rank for c in ranked] == sorted((c.rank for c in ranked), reverse=True)
+
+
+def test_a_part_is_the_first_conversations(held):
+    part = held.part(13)
+    assert [d.name for d in part.dialogues] == [d.name for d in held.dialogues[:2]]
+    assert len(part.reference) == 24
+    assert len(held.reference) == 36
+
+
+def test_the_worst_blocks_go_back_to_float_until_the_budget_holds(held, calibrated, monkeypatch, capsys):
+    """With a cost that only two blocks have, those two and no other are kept in float32."""
+    bad = {blocks_of(held.bundle)[1]: 0.02, blocks_of(held.bundle)[4]: 0.01}
+
+    def cost(calibration, recipe, name):
+        lost = sum(v for block, v in bad.items() if block not in recipe.float_blocks)
+        return Cost(name, lost, lost, lost, 1.0)
+
+    monkeypatch.setattr(held, "cost", cost)
+    monkeypatch.setattr(held, "part", lambda turns: held)
+    recipe, steps = search(held, calibrated, Recipe(), 0.005, 0.02)
+    assert recipe.float_blocks == tuple(sorted(bad, key=lambda b: -bad[b]))
+    assert [s.f1_drop for s in steps] == pytest.approx([0.03, 0.01, 0.0])
+    bad |= dict.fromkeys(blocks_of(held.bundle), 0.02)
+    with pytest.raises(BudgetError, match=r"even with \d+ blocks in float32.*The worst blocks:\n  \w+/"):
+        search(held, calibrated, Recipe(), 0.005, 0.02)
+
+
+def test_the_budget_is_of_both_f1_and_flips():
+    assert within(Cost("a", 0.005, 0.02, 0, 1), 0.005, 0.02)
+    assert not within(Cost("a", 0.006, 0.0, 0, 1), 0.005, 0.02)
+    assert not within(Cost("a", 0.0, 0.03, 0, 1), 0.005, 0.02)
+
+
+def test_drift_counts_what_differs(held):
+    p = held.reference
+    same = drift(p, p)
+    assert (same["label_flips"], same["kl_divergence"], same["embedding_cosine_min"]) == (0, 0.0, 1.0)
+    other = [replace(p[0], label="another"), *p[1:]]
+    assert drift(other, p)["label_flips"] == 1
+    assert judged(p, held.dialogues, held.bundle.labels)["utterances"] == 36
+    assert all(u.label != UNLABELLED for d in held.dialogues for u in d.turns)
+
+
+def test_the_commands_write_what_they_say(tiny, talks, held, small_counts, tmp_path, monkeypatch, capsys):
+    calibrate(held.bundle, talks, tmp_path / "c.json", threads=1)
+    monkeypatch.setattr("export.sensitivity.conversations", lambda *a, **k: held.dialogues)
+    common = [str(tiny.bundle), "--calibration", str(tmp_path / "c.json"), "--weights", "8", "--out"]
+    monkeypatch.setattr(sys, "argv", ["sensitivity", *common, str(tmp_path / "s")])
+    sensitivity.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["blocks"]) == 1 + len(blocks_of(held.bundle))
+    assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / "s.json").read_text()) == result
+    loose = ["--max-f1-drop", "0.9", "--max-flips", "0.9", "--keep", "text/layer.0 feed"]
+    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "int8"), *loose])
+    quantize.main()
+    made = load_bundle(tmp_path / "int8").manifest
+    assert made["precision"] == "int8"
+    assert made["quantisation"]["float_blocks"] == ["text/layer.0 feed"]
+    assert HBAFRuntime(tmp_path / "int8").predict(text="it runs").label
+    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "no"), "--max-f1-drop", "-1"])
+    with pytest.raises(BudgetError):
+        quantize.main()
+    assert not (tmp_path / "no").exists()
+    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "no"), "--keep", "text/layer.9"])
+    with pytest.raises(SystemExit):
+        quantize.main()
+    assert "there is no block 'text/layer.9'; there are: audio/" in capsys.readouterr().err
