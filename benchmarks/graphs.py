@@ -1,7 +1,7 @@
-"""How many operators a turn takes and where its time goes, for one bundle or two: ONNX Runtime's own profile.
+"""How many operators a turn takes and where its time goes, for one bundle or several: ONNX Runtime's own profile.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.graphs                          # the default model
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.graphs NEW --before OLD --save  # two bundles beside each other
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.graphs                   # the default model
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.graphs OLD NEW --save    # bundles beside each other
 
 Inputs are those of turn 33 of a conversation, 3 s and 12 words, kept from a real predict. Nodes are counted in the
 file, without the unpacking of weights, and as ONNX Runtime runs them after its own fusions. Each graph is also timed
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.incremental import RATE, WINDOW, WORDS, alternately, sound, talked, timed
 from benchmarks.report import finish, show
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import session_options
+from hbaf_edge.backend import options_of
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import machine
 
@@ -57,9 +57,9 @@ def stored_nodes(graph: bytes) -> int:
     return sum(inside.get((n.domain, n.op_type), 1) for n in model.graph.node if n.op_type not in UNPACKING)
 
 
-def profile(graph: bytes, feeds: dict[str, NDArray[Any]], repeats: int) -> dict[str, Any]:
+def profile(bundle: Bundle, graph: bytes, feeds: dict[str, NDArray[Any]], repeats: int) -> dict[str, Any]:
     """Operators that ran in one step, and microseconds of each kind, medians over the repeats."""
-    options = session_options(threads=1)
+    options = options_of(bundle, threads=1)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
@@ -75,9 +75,9 @@ def profile(graph: bytes, feeds: dict[str, NDArray[Any]], repeats: int) -> dict[
     return {"nodes": len(nodes) // repeats, "microseconds": dict(kinds.most_common(8))}
 
 
-def passed_or_bound(graph: bytes, feeds: dict[str, NDArray[Any]], repeats: int) -> dict[str, Any]:
+def passed_or_bound(bundle: Bundle, graph: bytes, feeds: dict[str, NDArray[Any]], repeats: int) -> dict[str, Any]:
     """Milliseconds of one step, arrays passed and arrays bound beforehand, by turns."""
-    session = ort.InferenceSession(graph, session_options(threads=1), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(graph, options_of(bundle, threads=1), providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for name, array in feeds.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
@@ -98,8 +98,8 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
     return {
         name: {
             "stored_nodes": stored_nodes(bundle.graph(name)),
-            **profile(bundle.graph(name), feeds[name], repeats),
-            **passed_or_bound(bundle.graph(name), feeds[name], repeats),
+            **profile(bundle, bundle.graph(name), feeds[name], repeats),
+            **passed_or_bound(bundle, bundle.graph(name), feeds[name], repeats),
         }
         for name in GRAPHS
     }
@@ -107,17 +107,15 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", default=DEFAULT)
-    parser.add_argument("--before", type=Path, help="a bundle to set beside it")
+    parser.add_argument("bundles", type=Path, nargs="*", default=[DEFAULT])
     parser.add_argument("--repeats", type=int, default=101)
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
-    named = {"before": given.before, "bundle": given.bundle} if given.before else {"bundle": given.bundle}
-    found = {name: measure(path, given.repeats) for name, path in named.items()}
+    found = {path.name: measure(path, given.repeats) for path in given.bundles}
     head = ("graph", "nodes in the file", "nodes that run", "passed, ms", "bound, ms", "most time, µs")
     for name, graphs in found.items():
         show(name, [_row(graph, values) for graph, values in graphs.items()], head)
-    finish("graphs", {"machine": machine(), "threads": 1, **found}, given.save)
+    finish("graphs", {"machine": machine(), "threads": 1, "bundles": found}, given.save)
 
 
 def _row(graph: str, values: dict[str, Any]) -> tuple[str, ...]:

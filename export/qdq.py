@@ -40,7 +40,7 @@ class Recipe:
     profile: Profile = "cpu"
     method: Method = "percentile"
     narrow: bool = True
-    migration: float = 0.8
+    migration: float = 0.85
     float_blocks: tuple[str, ...] = ()
 
 
@@ -74,7 +74,7 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
             before += _round(result, name, reach or ranges[one.key], recipe.profile)
         nodes[one.node].input[0] = f"{name}_rounded"
         before += _weight(result, one, recipe, seen)
-    store_weights(result, kept)
+    store_weights(result, recipe.profile, kept)
     placed = sort([*before, *result.graph.node])
     del result.graph.node[:]
     result.graph.node.extend(placed)
@@ -100,8 +100,11 @@ def _computes(profile: Profile, model: ModelProto, one: Linear) -> bool:
     return profile == "tensorrt" or next(n for n in model.graph.node if n.name == one.node).op_type == "MatMul"
 
 
-def store_weights(model: ModelProto, kept: Collection[str] = ()) -> None:
-    """Large weights but for those kept as INT8 · scale, in place; folded on load, of a table row by row."""
+def store_weights(model: ModelProto, profile: Profile, kept: Collection[str] = ()) -> None:
+    """Large weights but for those kept as INT8 · scale, in place; folded on load, on a CPU of a table row by row.
+
+    TensorRT takes INT8 constants behind DequantizeLinear alone; ONNX Runtime would multiply those out at every turn.
+    """
     users: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -112,6 +115,11 @@ def store_weights(model: ModelProto, kept: Collection[str] = ()) -> None:
             continue
         name = tensor.name
         integers, scale = to_int8(_take(model, name), axis)
+        if profile == "tensorrt":
+            _store(model, name, integers, scale)
+            inputs = [f"{name}_int8", f"{name}_scale"]
+            model.graph.node.append(helper.make_node("DequantizeLinear", inputs, [name], axis=axis))
+            continue
         if users[name][0].op_type == "Gather":
             _store(model, name, integers, scale)
             _scale_rows(model.graph, name, users[name])

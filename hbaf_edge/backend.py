@@ -76,6 +76,12 @@ def session_options(threads: int, integers: bool = False, narrow: bool = False) 
     return options
 
 
+def options_of(bundle: Bundle, threads: int) -> onnxruntime.SessionOptions:
+    """`session_options` as a bundle's precision needs them."""
+    narrow = bool(bundle.manifest.get("quantisation", {}).get("narrow"))
+    return session_options(threads, bundle.manifest["precision"] == INT8, narrow)
+
+
 def open_backend(bundle: Bundle, provider: str, threads: int) -> Backend:
     """The back end asked for; with "auto" the best that works here, which is logged and which it names.
 
@@ -116,8 +122,7 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        narrow = bool(bundle.manifest.get("quantisation", {}).get("narrow"))
-        options = session_options(self.threads, bundle.manifest["precision"] == INT8, narrow)
+        options = options_of(bundle, self.threads)
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base

@@ -25,13 +25,16 @@ def test_the_bundle_of_another_model_fails(tiny):
     assert found > TOLERANCE
 
 
-def test_int8_weights_turn_by_turn_are_their_own_whole_pass():
-    """The model that ships, held against PyTorch with the very weights that its bundle holds."""
+def test_int8_turn_by_turn_stays_near_the_whole_pass_in_float32():
+    """The model that ships, in INT8 and turn by turn, against PyTorch's whole causal pass with the weights it holds.
+
+    Only the rounding of activations separates them; a wrong ring or scale would show at once.
+    """
     bundle = load_bundle(None)
+    assert bundle.manifest["precision"] == "int8"
     found, flips = difference(Learner(*restore(bundle)).eval(), Path(bundle.path))
-    assert bundle.manifest["precision"] == "int8-weights"
-    assert found <= TOLERANCE
-    assert flips == 0
+    assert found <= 0.06
+    assert flips <= 1
 
 
 def test_the_conversation_is_hard_enough():
