@@ -91,3 +91,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     }
     bundle = write_bundle(folder / "onnx", folder / "bundle", config, about)
     return Tiny(model.eval(), text.eval(), audio.eval(), folder / "onnx", bundle)
+
+
+@pytest.fixture
+def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's small matrices count as large ones."""
+    for module in ("linears", "qdq"):
+        monkeypatch.setattr(f"export.{module}.SMALLEST", 64)
+
+
+@pytest.fixture
+def talks() -> Any:
+    """Three conversations of twelve turns on the example's clips and words."""
+    from export.verify import conversation
+
+    return [conversation(12, seed) for seed in range(3)]
+
+
+@pytest.fixture
+def calibrated(tiny: Tiny, talks: Any, small_counts: None, tmp_path: Path) -> Any:
+    """The tiny model's calibration; its file is tmp_path / "calibration.json"."""
+    from export.calibrate import calibrate
+    from hbaf_edge.bundle import load_bundle
+
+    return calibrate(load_bundle(tiny.bundle), talks, tmp_path / "calibration.json", threads=1)

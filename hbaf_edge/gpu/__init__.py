@@ -1,0 +1,1 @@
+"""What only a GPU needs; nothing here is imported before it is asked for."""
