@@ -1,8 +1,8 @@
-"""Four ONNX files and what is known about the model -> a bundle: one folder, or one `.hbaf` zip with --zip.
+"""The bundle that ships: scores of every precision in its card, a signature, and one `.hbaf` file.
 
-    python -m export.bundle runs/int8 --checkpoint runs/default --precision int8-weights --out runs/bundle
+    python -m export.bundle runs/mine/int8 --parity runs/mine/parity.json --sign private.pem --zip --out runs/bundle
 
-The bundle is written beside its place, loaded once by the runtime's own verifying loader, then moved there whole.
+A bundle is written beside its place, loaded once by the runtime's own verifying loader, then moved there whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from export.card import model_card
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
+from hbaf_edge.errors import HBAFError
 from hbaf_edge.runtime import HBAFRuntime
+from hbaf_edge.sign import SIGNATURE, sign
 from training.config import ModelConfig
 from training.encoders import SOURCES, folder
 
@@ -187,18 +190,45 @@ def _licence_text(about: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("onnx", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--precision", required=True, help="float32 or int8-weights")
+    parser.add_argument("bundle", type=Path, help="of export.to_onnx, half or quantize")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", default="hbaf-edge default")
+    parser.add_argument("--name", help="in place of the bundle's own")
+    parser.add_argument("--parity", type=Path, help="JSON of export.verify --save, for the model card")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="Ed25519 private key, PEM (hbaf_edge/sign.py)")
     parser.add_argument("--zip", action="store_true", help="write one .hbaf file beside the folder as well")
     given = parser.parse_args()
-    stored = json.loads((given.checkpoint / "config.json").read_text())
-    config = ModelConfig.from_json(stored["model"])
-    about = about_checkpoint(stored["about"], config, given.name, given.precision)
-    bundle = write_bundle(given.onnx, given.out, config, about)
-    print(zip_bundle(bundle, bundle.with_suffix(".hbaf")) if given.zip else bundle)
+    try:
+        print(finished(given.bundle, given.out, given.name, given.parity, given.sign, given.zip))
+    except HBAFError as error:
+        raise SystemExit(str(error)) from error
+
+
+def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
+             zipped: bool = False) -> Path:  # fmt: skip
+    """A bundle again, with its card complete and signed; the folder's path, or the zip's."""
+    bundle = load_bundle(source)
+    about: dict[str, Any] = {"name": name} if name else {}
+    if parity is not None:
+        about["parity"] = _parity(parity)
+    if key is not None:
+        sign(b"", key)  # a key that cannot sign is refused before anything is written
+    with tempfile.TemporaryDirectory(prefix="hbaf-bundle-") as folder:
+        for graph in GRAPHS:
+            (Path(folder) / f"{graph}.onnx").write_bytes(bundle.graph(graph))
+        rewritten(bundle, Path(folder), out, about)
+    if key is not None:
+        (out / SIGNATURE).write_bytes(sign((out / "manifest.json").read_bytes(), key))
+    return zip_bundle(out, out.with_suffix(".hbaf")) if zipped else out
+
+
+def _parity(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parity chain that a card shows."""
+    try:
+        steps = json.loads(path.read_text())["steps"]
+        shown = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
+        return [{key: step[key] for key in shown} for step in steps]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path} is no result of python -m export.verify --save ({error})") from None
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:

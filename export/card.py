@@ -25,6 +25,7 @@ def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
             "Built on", [f"{kind}: {e['model']} ({e['licence']})" for kind, e in about.get("encoders", {}).items()]
         ),
         _section("Scores, through the runtime that ships", _scores(about.get("scores", {}))),
+        _section("Every precision against PyTorch in float32", [_step(s) for s in about.get("parity", [])]),
         _section("Limits", about.get("limits", [])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -32,6 +33,16 @@ def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
 
 def _section(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", *(f"- {line}" for line in lines)]) if lines else ""
+
+
+def _step(step: dict[str, Any]) -> str:
+    """One precision of a parity chain."""
+    f1 = "" if step["weighted_f1"] is None else f", weighted F1 {step['weighted_f1']:.4f} ({-step['f1_drop']:+.4f})"
+    return (
+        f"{step['name']}: {step['flip_rate']:.2%} of the labels differ, cosine of the fused vector "
+        f"{step['cosine_mean']:.4f}{f1}, {step['megabytes']:.1f} MB"
+        + (f"; **breaks its limits**: {'; '.join(step['broken'])}" if step["broken"] else "")
+    )
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -63,8 +63,12 @@ class Bundle:
         return self.files[self.manifest["graphs"][name]["file"]]
 
 
-def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
+def load_bundle(path: str | os.PathLike[str] | None = None, public_key: str | os.PathLike[str] | None = None) -> Bundle:
     """Read and verify a bundle; None means the default model inside of the package.
+
+    Args:
+        path: folder or `.hbaf` file.
+        public_key: PEM file; the bundle must be signed with the private key that belongs to it.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
@@ -72,10 +76,10 @@ def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
     try:
         where = Path(path) if path is not None else DEFAULT
         if where.is_dir():
-            return _verified(where, lambda name, limit: _read_file(where, name, limit))
+            return _verified(where, lambda name, limit: _read_file(where, name, limit), public_key)
         if where.is_file():
             with zipfile.ZipFile(where) as archive:
-                return _verified(where, lambda name, limit: _read_member(archive, name, limit))
+                return _verified(where, lambda name, limit: _read_member(archive, name, limit), public_key)
     except BundleError:
         raise
     except BROKEN as error:
@@ -83,8 +87,10 @@ def load_bundle(path: str | os.PathLike[str] | None = None) -> Bundle:
     raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
 
 
-def _verified(where: Path, read: Read) -> Bundle:
+def _verified(where: Path, read: Read, public_key: str | os.PathLike[str] | None) -> Bundle:
     raw = read("manifest.json", MAX_MANIFEST)
+    if public_key is not None:  # before a word of it is believed
+        _check_signature(where, raw, read, public_key)
     manifest = _manifest(raw, where)
     files = {}
     for name, entry in manifest["files"].items():
@@ -102,6 +108,18 @@ def _verified(where: Path, read: Read) -> Bundle:
     if missing:
         raise BundleError(f"{where}: manifest.json gives no hash for {', '.join(missing)}; the bundle is incomplete")
     return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), str(where))
+
+
+def _check_signature(where: Path, raw: bytes, read: Read, public_key: str | os.PathLike[str]) -> None:
+    from hbaf_edge import sign
+
+    try:
+        signature: bytes | None = read(sign.SIGNATURE, sign.LENGTH)
+    except BundleError as error:
+        if "is missing" not in str(error):
+            raise
+        signature = None
+    sign.verify(raw, signature, public_key, str(where))
 
 
 def _manifest(raw: bytes, where: Path) -> dict[str, Any]:
@@ -131,7 +149,16 @@ def _check_shape(manifest: dict[str, Any]) -> None:
         raise TypeError("'labels' must be a list of names")
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise ValueError("'labels' must be two or more different names")
-    for shown, shape in (("encoders", dict), ("headline", dict), ("licence", dict), ("data", list), ("limits", list)):
+    if not isinstance(manifest["precision"], str):
+        raise TypeError("'precision' must be a name")
+    for shown, shape in (
+        ("quantisation", dict),
+        ("encoders", dict),
+        ("headline", dict),
+        ("licence", dict),
+        ("data", list),
+        ("limits", list),
+    ):
         if not isinstance(manifest.get(shown, shape()), shape):
             raise TypeError(f"{shown!r} must be a JSON {'object' if shape is dict else 'list'}")
     if not all(isinstance(encoder, dict) for encoder in manifest.get("encoders", {}).values()):

@@ -44,6 +44,7 @@ class HBAFRuntime:
         min_confidence: below this probability `Prediction.label` is None.
         on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
             what it raises is logged and changes nothing. It should not predict: that would call it again.
+        public_key: PEM file of an Ed25519 key; the bundle must be signed with its private key (extra `sign`).
 
     A runtime is a context manager; `close` gives its memory back. It does not survive `os.fork`: make one in each
     process, and end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge"
@@ -67,6 +68,7 @@ class HBAFRuntime:
         provider: str = "cpu",
         min_confidence: float = 0.0,
         on_prediction: Callable[[Prediction], object] | None = None,
+        public_key: str | os.PathLike[str] | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
@@ -75,7 +77,7 @@ class HBAFRuntime:
             raise InputError(f"min_confidence={min_confidence!r}; a probability from 0 to 1 is expected")
         if on_prediction is not None and not callable(on_prediction):
             raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
-        loaded = load_bundle(bundle)
+        loaded = load_bundle(bundle, public_key)
         self.labels = loaded.labels
         self.manifest = loaded.manifest
         self.min_confidence = float(min_confidence)

@@ -3,8 +3,9 @@
 import json
 
 import onnx
+import pytest
 
-from export.bundle import write_bundle
+from export.bundle import finished, write_bundle
 
 
 def test_manifest_describes_the_graphs(tiny):
@@ -18,17 +19,36 @@ def test_manifest_describes_the_graphs(tiny):
     assert manifest["window"] == 5
 
 
+def test_the_card_of_a_finished_bundle_shows_every_precision(tiny, tmp_path):
+    step = {"name": "int8", "flip_rate": 0.0125, "cosine_mean": 0.9991, "weighted_f1": 0.61, "f1_drop": 0.002,
+            "megabytes": 43.2, "broken": []}  # fmt: skip
+    (tmp_path / "parity.json").write_text(json.dumps({"steps": [step, {**step, "broken": ["snr_db 20"]}]}))
+    out = finished(tiny.bundle, tmp_path / "out", "another name", tmp_path / "parity.json")
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "# Model card: another name" in card
+    assert "int8: 1.25% of the labels differ, cosine of the fused vector 0.9991, weighted F1 0.6100 (-0.0020)" in card
+    assert "**breaks its limits**: snr_db 20" in card
+    assert finished(tiny.bundle, tmp_path / "zip", zipped=True).suffix == ".hbaf"
+    (tmp_path / "parity.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"no result of python -m export.verify"):
+        finished(tiny.bundle, tmp_path / "no", parity=tmp_path / "parity.json")
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_bundle_that_does_not_load_replaces_nothing(tiny, tmp_path):
     import shutil
-
-    import pytest
 
     from hbaf_edge import BundleError
 
     folder = shutil.copytree(tiny.onnx, tmp_path / "onnx")
     (folder / "dialogue.onnx").write_bytes((folder / "text.onnx").read_bytes())
     target = shutil.copytree(tiny.bundle, tmp_path / "bundle")
-    about = {"name": "x", "temperatures": {"audio": 1, "text": 1, "audio+text": 1}, "licence": {"commercial": True}}
+    about = {
+        "name": "x",
+        "precision": "float32",
+        "temperatures": {"audio": 1, "text": 1, "audio+text": 1},
+        "licence": {"commercial": True},
+    }
     before = (target / "manifest.json").read_bytes()
     with pytest.raises((BundleError, KeyError, Exception)):
         write_bundle(folder, target, tiny.model.config, about)
