@@ -39,6 +39,7 @@ from training.sound import hear
 
 FORMAT = 1
 SAVE_EVERY = 10  # conversations
+FEW = 200  # turns
 
 
 class CalibrationError(SystemExit):
@@ -120,7 +121,11 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     Raises:
         CalibrationError: a tensor took a value that is not finite, or none at all.
     """
-    data = {**counts(dialogues), "sha256": digest(dialogues)}
+    data: dict[str, Any] = {**counts(dialogues), "sha256": digest(dialogues)}
+    if data["turns"] < FEW:
+        Console(stderr=True).print(
+            f"[yellow]{data['turns']} turns tell little of a model's ranges[/]; give {FEW} or more"
+        )
     pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
     partial = out.with_name(out.name + ".partial")
     seen, done = _resumed(partial, pinned)

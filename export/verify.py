@@ -65,7 +65,9 @@ def main() -> None:
     talks = conversations(manifest, given.split or "dev", given.turns, given.on, seed=2) if given.split or given.on \
         else [conversation(seed=seed) for seed in range(3)]  # fmt: skip
     steps = parity.walk(load_learner(given.checkpoint), given.bundles, talks, given.threads)
-    Console().print(parity.table(steps, sum(len(d.turns) for d in talks)))
+    console = Console()
+    console.width = max(console.width, 130)  # a log wraps what a terminal shows
+    console.print(parity.table(steps, sum(len(d.turns) for d in talks)))
     result = {
         "machine": machine(), "threads": given.threads, "data": {**counts(talks), "split": given.split or "example"},
         "model": manifest["name"], "steps": [asdict(s) for s in steps],
