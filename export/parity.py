@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from export.calibrate import talk
+from export.compare import snr_db
 from export.watch import watched
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
@@ -132,7 +133,7 @@ def compared(
         "flip_rate": float((a.argmax(1) != b.argmax(1)).mean()),
         "cosine_mean": float(cosines.mean()),
         "cosine_min": float(cosines.min()),
-        "snr_db": _snr(_logits(a), _logits(b)),
+        "snr_db": snr_db(a, b),
         "weighted_f1": scored[1][0],
         "f1_drop": None if scored[0][0] is None or scored[1][0] is None else scored[0][0] - scored[1][0],
         "f1_by_label": scored[1][1],
@@ -191,17 +192,6 @@ def _sums(reference: Bundle, bundle: Bundle, graph: str) -> list[str]:
 
 def _cosine(a: Array, b: Array) -> float:
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
-
-
-def _logits(probabilities: Array) -> Array:
-    logs = np.log(np.maximum(probabilities, 1e-12))
-    centred: Array = logs - logs.mean(1, keepdims=True)
-    return centred
-
-
-def _snr(signal: Array, found: Array) -> float:
-    noise = float(np.square(signal - found).sum())
-    return float(10 * np.log10(float(np.square(signal).sum()) / max(noise, 1e-30)))
 
 
 def _f1(probabilities: Array, labels: Sequence[int], names: Sequence[str]) -> tuple[float | None, dict[str, float]]:

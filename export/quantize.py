@@ -5,17 +5,17 @@
     python -m export.quantize FLOAT32 --weights-only --out runs/mine/int8-weights
 
 Products with constant weights are computed in INT8 (export/qdq.py); residual sums, norms, softmax, gates and the head
-stay float32. The result is run beside float32 on held-out dev conversations. While it costs more than --max-f1-drop or
-flips more labels than --max-flips, the block that hurts most (export/sensitivity.py) goes back to float32; where that
-does not help the command shows the ranking, fails and writes nothing. --weights-only stores INT8 and computes float32:
-it needs no calibration. The last line is JSON.
+stay float32. The result is run beside float32 on held-out dev conversations. While it costs more than --max-f1-drop,
+flips more labels than --max-flips or has less than --min-snr dB at the logits, the block that hurts most
+(export/sensitivity.py) goes back to float32; where that does not help the command shows the ranking, fails and writes
+nothing. --weights-only stores INT8 and computes float32: it needs no calibration. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +26,6 @@ from export.qdq import Recipe
 from export.sensitivity import RANKED, Cost, Held, add_arguments, held_out, recipe_of, sensitivity, table
 from hbaf_edge.bundle import load_bundle
 
-MAX_F1_DROP, MAX_FLIPS = 0.005, 0.02
 HELD = 1500  # turns
 
 
@@ -34,14 +33,29 @@ class BudgetError(SystemExit):
     """No choice of blocks keeps the budget."""
 
 
-def within(cost: Cost, max_f1_drop: float, max_flips: float) -> bool:
-    """Whether a cost keeps the budget."""
-    return cost.f1_drop <= max_f1_drop and cost.flip_rate <= max_flips
+@dataclass(frozen=True)
+class Budget:
+    """What INT8 may cost on held-out turns.
+
+    Attributes:
+        max_f1_drop: of weighted F1.
+        max_flips: share of labels.
+        min_snr: of the logits, dB.
+    """
+
+    max_f1_drop: float = 0.005
+    max_flips: float = 0.02
+    min_snr: float = 0.0
+
+    def keeps(self, cost: Cost) -> bool:
+        """Whether a cost is within it."""
+        return cost.f1_drop <= self.max_f1_drop and cost.flip_rate <= self.max_flips and cost.snr_db >= self.min_snr
+
+    def __str__(self) -> str:
+        return f"{self.max_f1_drop:g}, {self.max_flips:.2%} and {self.min_snr:g} dB"
 
 
-def search(
-    held: Held, calibration: Calibration, recipe: Recipe, max_f1_drop: float, max_flips: float
-) -> tuple[Recipe, list[Cost]]:
+def search(held: Held, calibration: Calibration, recipe: Recipe, budget: Budget) -> tuple[Recipe, list[Cost]]:
     """The recipe with as few blocks in float32 as keep the budget, and what every step cost.
 
     Raises:
@@ -49,22 +63,25 @@ def search(
     """
     console = Console(stderr=True)
     steps = [held.cost(calibration, recipe, "all")]
-    if within(steps[0], max_f1_drop, max_flips):
+    if budget.keeps(steps[0]):
         return recipe, steps
     ranking = sensitivity(held.part(RANKED), calibration, recipe)
     console.print(table([steps[0], *ranking], "one block in INT8, the worst first"))
     for cost in ranking[: max(1, len(ranking) // 2)]:
         recipe = replace(recipe, float_blocks=(*recipe.float_blocks, cost.block))
         steps.append(held.cost(calibration, recipe, f"without {cost.block}"))
-        console.print(f"{cost.block} in float32: weighted F1 {steps[-1].f1_drop:+.4f}, {steps[-1].flip_rate:.2%} flips")
-        if within(steps[-1], max_f1_drop, max_flips):
+        console.print(f"{cost.block} in float32: {_words(steps[-1])}")
+        if budget.keeps(steps[-1]):
             return recipe, steps
-    worst = "\n".join(f"  {c.block}: {c.f1_drop:+.4f}, {c.flip_rate:.2%} flips" for c in ranking[:10])
+    worst = "\n".join(f"  {c.block}: {_words(c)}" for c in ranking[:10])
     raise BudgetError(
-        f"INT8 costs {steps[-1].f1_drop:+.4f} weighted F1 and flips {steps[-1].flip_rate:.2%} of the labels even with "
-        f"{len(recipe.float_blocks)} blocks in float32; {max_f1_drop:g} and {max_flips:.2%} are allowed. Calibrate on "
-        f"more conversations, try another --method, or allow more. The worst blocks:\n{worst}"
+        f"INT8 costs {_words(steps[-1])} even with {len(recipe.float_blocks)} blocks in float32; {budget} are allowed. "
+        f"Calibrate on more conversations, try another --method, or allow more. The worst blocks:\n{worst}"
     )
+
+
+def _words(cost: Cost) -> str:
+    return f"{cost.f1_drop:+.4f} weighted F1, {cost.flip_rate:.2%} flips, {cost.snr_db:.1f} dB"
 
 
 def main() -> None:
@@ -74,8 +91,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--weights-only", action="store_true")
     parser.add_argument("--keep", action="append", default=[], metavar="BLOCK", help="a block to keep in float32")
-    parser.add_argument("--max-f1-drop", type=float, default=MAX_F1_DROP)
-    parser.add_argument("--max-flips", type=float, default=MAX_FLIPS)
+    parser.add_argument("--max-f1-drop", type=float, default=Budget.max_f1_drop)
+    parser.add_argument("--max-flips", type=float, default=Budget.max_flips)
+    parser.add_argument("--min-snr", type=float, default=Budget.min_snr, help="of the logits, dB")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     bundle = load_bundle(given.bundle)
@@ -90,7 +108,8 @@ def main() -> None:
         parser.error("--calibration FILE is needed (python -m export.calibrate), or --weights-only")
     calibration = load(given.calibration, bundle)
     held, data = held_out(given, bundle)
-    recipe, steps = search(held, calibration, recipe_of(given, given.keep), given.max_f1_drop, given.max_flips)
+    budget = Budget(given.max_f1_drop, given.max_flips, given.min_snr)
+    recipe, steps = search(held, calibration, recipe_of(given, given.keep), budget)
     out = quantised(bundle, calibration, recipe, given.out)
     Console().print(table(steps, f"INT8 against float32 on {data['turns']} held-out turns"))
     sizes = [sum(len(content) for content in load_bundle(path).files.values()) / 1e6 for path in (given.bundle, out)]

@@ -22,7 +22,7 @@ from export.calibrate import calibrate
 from export.conversations import conversations
 from export.int8 import quantised
 from export.qdq import Recipe
-from export.quantize import HELD, MAX_F1_DROP, MAX_FLIPS, search
+from export.quantize import HELD, Budget, search
 from export.sensitivity import Held, table
 from hbaf_edge.bundle import load_bundle
 from training import checkpoint
@@ -51,8 +51,8 @@ def release(
     _, tests = trials(config, own_corpus(config, model.config))
     measured = score.score(small, tests, reference)
     flip_rate = measured["against_float32"]["flip_rate"]
-    if flip_rate > MAX_FLIPS:
-        raise SystemExit(f"INT8 flips {flip_rate:.2%} of the test labels; {MAX_FLIPS:.0%} are allowed")
+    if flip_rate > Budget.max_flips:
+        raise SystemExit(f"INT8 flips {flip_rate:.2%} of the test labels; {Budget.max_flips:.0%} are allowed")
     scored = {"scores": measured, "headline": headline(measured), "float32_difference": found}
     rewritten(load_bundle(small), small, out, scored)
     return measured
@@ -64,7 +64,7 @@ def _quantised(reference: Path, work: Path, recipe: Recipe, turns: int, held_tur
     talks = conversations(bundle.manifest, "train", turns)
     calibration = calibrate(bundle, talks, work / "calibration.json")
     held = Held(bundle, conversations(bundle.manifest, "dev", held_turns, seed=1))
-    recipe, steps = search(held, calibration, recipe, MAX_F1_DROP, MAX_FLIPS)
+    recipe, steps = search(held, calibration, recipe, Budget())
     Console().print(table(steps, "INT8 against float32 on held-out conversations"))
     return quantised(bundle, calibration, recipe, work / "int8")
 

@@ -46,6 +46,7 @@ class Cost:
         flip_rate: share of turns whose label differs.
         kl_divergence: of the probabilities, mean over turns, nats.
         cosine: of the fused vector, mean over turns.
+        snr_db: of the logits.
     """
 
     block: str
@@ -53,6 +54,7 @@ class Cost:
     flip_rate: float
     kl_divergence: float
     cosine: float
+    snr_db: float
 
     @property
     def rank(self) -> tuple[float, float, float]:
@@ -89,7 +91,9 @@ class Held:
             found = self._run(quantised(self.bundle, calibration, recipe, Path(folder) / "bundle"))
         moved = drift(found, self.reference)
         drop = round(self.f1 - self._f1(found), 5)
-        return Cost(name, drop, moved["flip_rate"], moved["kl_divergence"], moved["embedding_cosine_mean"])
+        return Cost(
+            name, drop, moved["flip_rate"], moved["kl_divergence"], moved["embedding_cosine_mean"], moved["snr_db"]
+        )
 
     def _run(self, path: str | Path) -> list[Prediction]:
         with HBAFRuntime(path, threads=self.threads) as runtime:
@@ -116,9 +120,10 @@ def sensitivity(held: Held, calibration: Calibration, recipe: Recipe) -> list[Co
 
 def table(costs: Sequence[Cost], title: str) -> Table:
     """For people."""
-    shown = Table("block", "weighted F1 lost", "labels flipped", "KL divergence", "cosine", title=title)
+    shown = Table("block", "weighted F1 lost", "labels flipped", "KL divergence", "cosine", "SNR", title=title)
     for c in costs:
-        shown.add_row(c.block, f"{c.f1_drop:+.4f}", f"{c.flip_rate:.2%}", f"{c.kl_divergence:.5f}", f"{c.cosine:.5f}")
+        shown.add_row(c.block, f"{c.f1_drop:+.4f}", f"{c.flip_rate:.2%}", f"{c.kl_divergence:.5f}", f"{c.cosine:.5f}",
+                      f"{c.snr_db:.1f} dB")  # fmt: skip
     return shown
 
 

@@ -10,7 +10,7 @@ from export import quantize, sensitivity
 from export.calibrate import calibrate
 from export.compare import drift, judged, predictions
 from export.qdq import Recipe
-from export.quantize import BudgetError, search, within
+from export.quantize import Budget, BudgetError, search
 from export.sensitivity import Cost, Held, blocks_of
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
@@ -52,22 +52,23 @@ def test_the_worst_blocks_go_back_to_float_until_the_budget_holds(held, calibrat
 
     def cost(calibration, recipe, name):
         lost = sum(v for block, v in bad.items() if block not in recipe.float_blocks)
-        return Cost(name, lost, lost, lost, 1.0)
+        return Cost(name, lost, lost, lost, 1.0, 40.0)
 
     monkeypatch.setattr(held, "cost", cost)
     monkeypatch.setattr(held, "part", lambda turns: held)
-    recipe, steps = search(held, calibrated, Recipe(), 0.005, 0.02)
+    recipe, steps = search(held, calibrated, Recipe(), Budget())
     assert recipe.float_blocks == tuple(sorted(bad, key=lambda b: -bad[b]))
     assert [s.f1_drop for s in steps] == pytest.approx([0.03, 0.01, 0.0])
     bad |= dict.fromkeys(blocks_of(held.bundle), 0.02)
     with pytest.raises(BudgetError, match=r"even with \d+ blocks in float32.*The worst blocks:\n  \w+/"):
-        search(held, calibrated, Recipe(), 0.005, 0.02)
+        search(held, calibrated, Recipe(), Budget())
 
 
-def test_the_budget_is_of_both_f1_and_flips():
-    assert within(Cost("a", 0.005, 0.02, 0, 1), 0.005, 0.02)
-    assert not within(Cost("a", 0.006, 0.0, 0, 1), 0.005, 0.02)
-    assert not within(Cost("a", 0.0, 0.03, 0, 1), 0.005, 0.02)
+def test_the_budget_is_of_all_three():
+    assert Budget(min_snr=30).keeps(Cost("a", 0.005, 0.02, 0, 1, 30.0))
+    assert not Budget().keeps(Cost("a", 0.006, 0.0, 0, 1, 30.0))
+    assert not Budget().keeps(Cost("a", 0.0, 0.03, 0, 1, 30.0))
+    assert not Budget(min_snr=30).keeps(Cost("a", 0.0, 0.0, 0, 1, 29.0))
 
 
 def test_drift_counts_what_differs(held):
