@@ -53,8 +53,10 @@ def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
     for seed in plan.seeds:
         predictions = []
         for fold in folds:
-            place = out if single else out / (f"seed{seed}" + ("" if fold is None else f"-fold{fold}"))
-            start = plan.init and (plan.init if single else beginning(plan.init, place.name))
+            name = f"seed{seed}" + ("" if fold is None else f"-fold{fold}")
+            place = out if single else out / name
+            alike = single and plan.init and not (plan.init / name).is_dir()  # loop.train says what it lacks
+            start = plan.init if alike else plan.init and beginning(plan.init, name)
             predictions.append(one(replace(config, seed=seed, fold=fold), place, replace(plan, init=start)))
         if distributed.rank() == 0 and predictions[0] is not None:
             found.append(pooled([p for p in predictions if p is not None], corpus.labels))

@@ -58,6 +58,9 @@ def test_runs_of_a_plan_go_on_from_their_own_seeds(tmp_path, features):
         assert all(torch.equal(first[name], then[name]) for name in first)
     with pytest.raises(SystemExit, match="holds none named seed2-fold0; run its seeds and folds first"):
         protocol.carry_out(still, tmp_path / "more", protocol.Plan((0, 2), init=tmp_path / "first"))
+    protocol.carry_out(still, tmp_path / "one", protocol.Plan((1,), init=tmp_path / "first"))  # a seed by itself
+    first, then = (checkpoint.load(tmp_path / at).hbaf.state_dict() for at in ("first/seed1-fold0", "one"))
+    assert all(torch.equal(first[name], then[name]) for name in first)
 
 
 def test_the_floor_uses_both_modalities_and_only_the_training_turns(features):
