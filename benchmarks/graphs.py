@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=101)
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
+    if len({path.name for path in given.bundles}) < len(given.bundles):
+        parser.error("bundles are told apart by the names of their folders; two are alike")
     found = {path.name: measure(path, given.repeats) for path in given.bundles}
     head = ("graph", "nodes in the file", "nodes that run", "passed, ms", "bound, ms", "most time, µs")
     for name, graphs in found.items():

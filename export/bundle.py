@@ -70,14 +70,28 @@ LIMITS = [
 ]
 
 
-def write_bundle(onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any]) -> Path:
+def check_place(out: Path) -> None:
+    """That nothing but a bundle would be replaced: runs, data and calibrations lie near.
+
+    Raises:
+        SystemExit: `out` is something else.
+    """
+    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise SystemExit(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
+
+
+def write_bundle(
+    onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any], key: Path | None = None
+) -> Path:
     """Put a bundle together in `out`, replacing what is there only once the new one has loaded.
 
     Args:
         onnx_folder: holds audio.onnx, text.onnx, utterance.onnx and dialogue.onnx.
         config: of the model they were exported from.
         about: fields of the manifest that describe it: name, precision, temperatures, licence, data, scores …
+        key: Ed25519 private key to sign it with.
     """
+    check_place(out)
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -103,6 +117,8 @@ def write_bundle(onnx_folder: Path, out: Path, config: ModelConfig, about: dict[
         "files": {path.name: _entry(path) for path in sorted(work.iterdir())},
     }
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    if key is not None:
+        (work / SIGNATURE).write_bytes(sign((work / "manifest.json").read_bytes(), key))
     HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
@@ -114,16 +130,16 @@ MADE = ("format", "created_by", "labels", "sample_rate", "window", "width", "dia
         "graphs", "files")  # fmt: skip
 
 
-def rewritten(bundle: Bundle, onnx_folder: Path, out: Path, about: dict[str, Any]) -> Path:
+def rewritten(bundle: Bundle, onnx_folder: Path, out: Path, about: dict[str, Any], key: Path | None = None) -> Path:
     """A bundle again with other graphs, and with `about` in place of what its manifest said of them."""
     (onnx_folder / "tokenizer.json").write_bytes(bundle.files["tokenizer.json"])
     described = {name: value for name, value in bundle.manifest.items() if name not in MADE}
-    return write_bundle(onnx_folder, out, ModelConfig.from_json(bundle.manifest["model"]), {**described, **about})
+    return write_bundle(onnx_folder, out, ModelConfig.from_json(bundle.manifest["model"]), {**described, **about}, key)
 
 
 def zip_bundle(bundle: Path, target: Path) -> Path:
     """The folder as one `.hbaf` file; the zip too is verified by loading it."""
-    partial = target.with_suffix(".partial")
+    partial = target.with_name(target.name + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(bundle.iterdir()):
             archive.write(path, path.name)
@@ -209,22 +225,20 @@ def finished(source: Path, out: Path, name: str | None = None, parity: Path | No
     bundle = load_bundle(source)
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
-        about["parity"] = _parity(parity)
-    if key is not None:
-        sign(b"", key)  # a key that cannot sign is refused before anything is written
+        about["parity"] = _parity(parity, bundle)
     with tempfile.TemporaryDirectory(prefix="hbaf-bundle-") as folder:
         for graph in GRAPHS:
             (Path(folder) / f"{graph}.onnx").write_bytes(bundle.graph(graph))
-        rewritten(bundle, Path(folder), out, about)
-    if key is not None:
-        (out / SIGNATURE).write_bytes(sign((out / "manifest.json").read_bytes(), key))
-    return zip_bundle(out, out.with_suffix(".hbaf")) if zipped else out
+        rewritten(bundle, Path(folder), out, about, key)
+    return zip_bundle(out, out.with_name(out.name + ".hbaf")) if zipped else out
 
 
-def _parity(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parity chain that a card shows."""
+def _parity(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
+    """The rows of a parity chain that a card shows; one of them must be of this very bundle."""
     try:
         steps = json.loads(path.read_text())["steps"]
+        if bundle.key not in [step["key"] for step in steps]:
+            raise SystemExit(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on it")
         shown = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
         return [{key: step[key] for key in shown} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:

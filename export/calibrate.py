@@ -82,8 +82,8 @@ def load(path: Path, bundle: Bundle | None = None) -> Calibration:
             key: Channels(*(np.array(entry["channels"][name], np.float32) for name in ("low", "high", "mean")))
             for key, entry in stored["tensors"].items() if "channels" in entry
         }  # fmt: skip
-        model = dict(stored["model"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        model, about = dict(stored["model"]), dict(stored["about"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CalibrationError(
             f"{path} is no calibration file ({error}); make one: python -m export.calibrate"
         ) from None
@@ -93,7 +93,7 @@ def load(path: Path, bundle: Bundle | None = None) -> Calibration:
             f"{path} was made with another model than {bundle.path} ({', '.join(other)} differ); its ranges mean "
             "nothing here: calibrate this float32 bundle"
         )
-    return Calibration(ranges, channels, model, stored["about"], hashlib.sha256(content).hexdigest())
+    return Calibration(ranges, channels, model, about, hashlib.sha256(content).hexdigest())
 
 
 def hashes(bundle: Bundle) -> dict[str, str]:
@@ -148,7 +148,7 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     with watched(bundle, wanted, see, threads) as runtime:
         if done:
             Console(stderr=True).print(f"going on behind {done} of {len(dialogues)} conversations")
-        for number in track(range(done, len(dialogues)), description="calibrating", disable=not len(dialogues)):
+        for number in track(range(done, len(dialogues)), description="calibrating"):
             talk(runtime, dialogues[number])
             if (number + 1) % SAVE_EVERY == 0:
                 state = {key: histogram.state() for key, histogram in seen.items()}

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hbaf_edge.features import normalise_text
 from training import corpora
 from training.batches import join
 from training.config import ModelConfig, TrainConfig
-from training.corpora.records import UNLABELLED, CorpusError, Dialogue
+from training.corpora.records import UNLABELLED, CorpusError, Dialogue, Utterance
 from training.evaluate import own_corpus, settings
 from training.pairs import Partner
+from training.sound import hear
 
 BOTH, WORDS = 0.5, 0.25  # shares of turns that show both modalities, and words alone; the others sound alone
 LONG = 80  # turns: half of the conversations are joined from dialogues until they have up to so many
@@ -46,9 +48,11 @@ def conversations(
         raise CorpusError(f"{on or config.corpus} has no turn with words or sound in its {split} split")
     found: list[Dialogue] = []
     count = 0
-    for number, talk in enumerate(_long_and_short(shown, rng)):
-        found.append(replace(talk, name=f"conversation {number}"))
-        count += len(talk.turns)
+    for talk in _long_and_short(shown, rng):
+        heard = tuple(u for u in map(_heard, talk.turns) if u is not None)
+        if heard:
+            found.append(replace(talk, name=f"conversation {len(found)}", turns=heard))
+            count += len(heard)
         if count >= turns:
             break
     return found
@@ -116,6 +120,13 @@ def _shown(dialogue: Dialogue, rng: random.Random) -> Dialogue:
         if u.text or u.audio:
             turns.append(u)
     return replace(dialogue, turns=tuple(turns))
+
+
+def _heard(u: Utterance) -> Utterance | None:
+    """A turn without what the runtime would hear or read nothing in; None where nothing is left."""
+    sound = hear(u.audio) if u.audio is not None else None
+    audio = u.audio if sound is not None and not (sound.is_silent or sound.is_too_short) else None
+    return replace(u, audio=audio) if normalise_text(u.text) or audio else None
 
 
 def _long_and_short(dialogues: Sequence[Dialogue], rng: random.Random) -> Iterator[Dialogue]:

@@ -1,4 +1,4 @@
-"""Bundle -> engines in the user's cache folder, so that a robot's first turn does not wait for them.
+"""Bundle -> engines in the user's cache folder, for the GPU back end to come.
 
     python -m export.engine runs/mine/float16                                # TensorRT, for the GPU that is here
     python -m export.engine runs/mine/int8-tensorrt --library rtx --capability 8.6 8.9 12.0   # needs no GPU
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="float32, float16 or int8-tensorrt")
     parser.add_argument("--library", choices=list(LIBRARIES), default="tensorrt")
-    parser.add_argument("--capability", nargs="*", default=[None], help="such as 8.6; with rtx alone")
+    parser.add_argument("--capability", nargs="+", default=[None], help="such as 8.6; with rtx alone")
     parser.add_argument("--batch", type=int, default=Reach().batch[2], help="most conversations at once")
     parser.add_argument("--cache", type=Path, help=f"in place of {cache_folder()}")
     given = parser.parse_args()

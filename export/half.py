@@ -19,11 +19,13 @@ from rich.console import Console
 
 from export.bundle import rewritten
 from export.calibrate import all_linears
+from export.int8 import fidelity
 from export.qdq import sort
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from kernels import gate
 
 PRECISION = "float16"
+LEAST_DB = 40.0
 # What loses most in half precision; sums over many values above all.
 FLOAT32_OPS = [
     gate.NAME,
@@ -47,7 +49,12 @@ def to_half(bundle: Bundle, out: Path) -> Path:
     all_linears(bundle)
     with tempfile.TemporaryDirectory(prefix="hbaf-half-") as folder:
         for graph in GRAPHS:
-            onnx.save(half(onnx.load_from_string(bundle.graph(graph))), Path(folder) / f"{graph}.onnx")
+            whole = onnx.load_from_string(bundle.graph(graph))
+            made = half(whole)
+            ratio = fidelity(whole, made)
+            if ratio < LEAST_DB:
+                raise SystemExit(f"{graph}: half precision leaves {ratio:.1f} dB of at least {LEAST_DB}; keep float32")
+            onnx.save(made, Path(folder) / f"{graph}.onnx")
         return rewritten(bundle, Path(folder), out, {"precision": PRECISION})
 
 

@@ -76,4 +76,6 @@ def _random(value: onnx.ValueInfoProto, length: int, rng: np.random.Generator) -
     shape = [1 if d.dim_param == "batch" else d.dim_value or length for d in kind.shape.dim]
     if kind.elem_type == TensorProto.FLOAT:
         return rng.standard_normal(shape).astype(np.float32)
+    if value.name == "tokens":
+        return rng.integers(1, 100, shape)
     return np.ones(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))

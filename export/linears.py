@@ -1,7 +1,8 @@
 """Which products of a graph can be computed in INT8, and which block of the model each belongs to.
 
 A block is a layer's attention or feed-forward, or a named part such as the audio context network: what a person would
-keep in floating point as a whole. The head, and all inside a gate, are never among them.
+keep in floating point as a whole. The head, and all inside a gate, are never among them; nor are Gemm products of one
+row (the head's, the context step's, the pools'): those are computed in float32, their weights being stored in INT8.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def migrate(
             groups.setdefault(linear.activation, []).append(linear)
     found = {}
     for activation, group in groups.items():
+        if not _movable(model, activation, group):
+            continue
         seen = channels[group[0].key]
         names = [one.weight for one in group]
         factors = factors_of(seen, [value_of(model, name) for name in names], strength)
@@ -107,7 +109,8 @@ def _divide(model: ModelProto, activation: str, group: Sequence[Linear], factors
     """Have the activation come divided; the name under which the group's products find it."""
     users = [n for n in model.graph.node if activation in n.input]
     maker = next(n for n in model.graph.node if activation in n.output)
-    read_by_these_alone = {n.name for n in users} == {one.node for one in group}
+    shown = activation in {o.name for o in model.graph.output}
+    read_by_these_alone = not shown and {n.name for n in users} == {one.node for one in group}
     if maker.op_type == "LayerNormalization" and read_by_these_alone and _is_alone(model, maker):
         for name in maker.input[1:]:
             replace(model, name, value_of(model, name) / factors)
@@ -121,6 +124,13 @@ def _divide(model: ModelProto, activation: str, group: Sequence[Linear], factors
         if one.name in {linear.node for linear in group}:
             one.input[0] = divided
     return divided
+
+
+def _movable(model: ModelProto, activation: str, group: Sequence[Linear]) -> bool:
+    """Whether an operator makes the activation, and nothing but this group reads the group's weights."""
+    names, weights = {one.node for one in group}, {one.weight for one in group}
+    readers = {n.name for n in model.graph.node if weights & set(n.input)}
+    return readers <= names and any(activation in n.output for n in model.graph.node)
 
 
 def _is_alone(model: ModelProto, norm: NodeProto) -> bool:

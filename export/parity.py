@@ -72,6 +72,7 @@ class Step:
 
     Attributes:
         name: of the precision.
+        key: of the bundle.
         broken: which limits it breaks; empty where it keeps them all.
         difference_max, difference_mean: of probabilities.
         flip_rate: share of labels that differ.
@@ -84,6 +85,7 @@ class Step:
     """
 
     name: str
+    key: str
     broken: tuple[str, ...]
     difference_max: float
     difference_mean: float
@@ -119,7 +121,12 @@ def in_runtime(bundle: Bundle, dialogues: Sequence[Dialogue], threads: int) -> O
 
 
 def compared(
-    name: str, found: Outcome, reference: Outcome, labels: Sequence[int], names: Sequence[str], layers: dict[str, float]
+    bundle: Bundle,
+    found: Outcome,
+    reference: Outcome,
+    labels: Sequence[int],
+    names: Sequence[str],
+    layers: dict[str, float],
 ) -> Step:
     """One step against PyTorch, judged by the limits of its precision."""
     a, b = reference.probabilities, found.probabilities
@@ -140,7 +147,8 @@ def compared(
         "milliseconds": found.milliseconds,
         "megabytes": found.megabytes,
     }
-    return Step(name, broken(LIMITS[name], measured), **measured, layers=layers)
+    name = bundle.manifest["precision"]
+    return Step(name, bundle.key, broken(LIMITS[name], measured), **measured, layers=layers)
 
 
 def broken(limits: Limits, measured: dict[str, Any]) -> tuple[str, ...]:
@@ -238,7 +246,7 @@ def walk(
     for bundle in loaded:
         layers = layer_cosines(reference, bundle, few) if reference is not None and bundle is not reference else {}
         found = in_runtime(bundle, dialogues, threads)
-        steps.append(compared(bundle.manifest["precision"], found, expected, labels, bundle.labels, layers))
+        steps.append(compared(bundle, found, expected, labels, bundle.labels, layers))
     return steps
 
 

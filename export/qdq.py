@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.histogram import Method
-from export.linears import SMALLEST, Linear, linears
+from export.linears import SMALLEST, Linear, block_of, linears
 from export.migrate import Channels, correct_bias, migrate
 
 Profile = Literal["cpu", "tensorrt"]
@@ -31,7 +31,7 @@ class Recipe:
 
     Attributes:
         profile: cpu or tensorrt, see above.
-        method: of the calibration's ranges.
+        method: of the calibration's ranges; migrated inputs take their extremes, being even already.
         narrow: 7-bit weights, for CPUs without VNNI.
         migration: how much of the encoders' uneven scale goes into the weights (export/migrate.py); 0 is none.
         float_blocks: computed and stored in float32.
@@ -52,7 +52,8 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
         graph: its name among the four.
         model: float32.
         recipe: how; its float blocks stay as they are.
-        ranges: smallest and largest value by `Linear.key`; what has no range is only stored in INT8.
+        ranges: smallest and largest value by `Linear.key`, for inputs whose scale is not migrated (those reach from
+            their smallest to their largest channel); without any, weights are stored in INT8, and that is all.
         channels: by `Linear.key`, for scale migration and bias correction; those without are rounded as they are.
     """
     result = ModelProto()
@@ -62,6 +63,7 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
         if one.key in ranges and one.block not in recipe.float_blocks and _computes(recipe.profile, model, one)
     ]  # fmt: skip
     kept = {one.weight for one in linears(graph, model)} - {one.weight for one in chosen} if ranges else set()
+    kept |= {t.name for t in model.graph.initializer if block_of(graph, t.name) in recipe.float_blocks}
     moved = migrate(result, chosen, channels, recipe.migration) if recipe.migration else {}
     nodes = {n.name: n for n in result.graph.node}
     before: list[NodeProto] = []

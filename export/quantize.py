@@ -5,8 +5,8 @@
     python -m export.quantize FLOAT32 --weights-only --out runs/mine/int8-weights
 
 Products with constant weights are computed in INT8 (export/qdq.py); residual sums, norms, softmax, gates and the head
-stay float32. The result is run beside float32 on held-out dev conversations. While it costs more than --max-f1-drop,
-flips more labels than --max-flips or has less than --min-snr dB at the logits, the block that hurts most
+are computed in float32. The result is run beside float32 on held-out dev conversations. While it costs more than
+--max-f1-drop, flips more labels than --max-flips or has less than --min-snr dB at the logits, the block that hurts most
 (export/sensitivity.py) goes back to float32; where that does not help the command shows the ranking, fails and writes
 nothing. --weights-only stores INT8 and computes float32: it needs no calibration. The last line is JSON.
 """

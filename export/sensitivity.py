@@ -31,7 +31,7 @@ from export.qdq import Recipe
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.bundle import Bundle, load_bundle
 from hbaf_edge.machine import saturates_here
-from training.corpora.records import Dialogue
+from training.corpora.records import CorpusError, Dialogue
 
 RANKED = 400  # turns: a block's flips and divergence show, its weighted F1 is within noise
 
@@ -152,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="float32 bundle")
     parser.add_argument("--profile", choices=list(PRECISIONS), default="cpu")
     parser.add_argument("--method", choices=METHODS, default=Recipe.method)
-    parser.add_argument("--weights", choices=("auto", "7", "8"), default="auto", help="bits; auto: 7 without VNNI here")
+    parser.add_argument("--weights", choices=("auto", "7", "8"), default="8", help="bits; auto: 7 without VNNI here")
     parser.add_argument("--migration", type=float, default=Recipe.migration, help="of scale into weights, 0 to 1")
     parser.add_argument("--on", help="corpus in place of the bundle's own, such as manifest:mine.jsonl")
     parser.add_argument("--turns", type=int, default=RANKED, help="held-out turns")
@@ -169,6 +169,8 @@ def recipe_of(given: argparse.Namespace, float_blocks: Sequence[str] = ()) -> Re
 def held_out(given: argparse.Namespace, bundle: Bundle) -> tuple[Held, dict[str, Any]]:
     """Dev conversations and what there is of them."""
     dialogues = conversations(bundle.manifest, "dev", given.turns, given.on, seed=1)
+    if not counts(dialogues)["labelled"]:
+        raise CorpusError("the dev split has no labelled turn; weighted F1 cannot be measured on it")
     return Held(bundle, dialogues, given.threads), {**counts(dialogues), "sha256": digest(dialogues)}
 
 
@@ -184,8 +186,8 @@ def main() -> None:
     costs = [held.cost(calibration, recipe, "all"), *sensitivity(held, calibration, recipe)]
     Console().print(table(costs, f"{recipe.profile}, {recipe.method}: one block in INT8, {data['turns']} dev turns"))
     result = {"recipe": asdict(recipe), "data": data, "weighted_f1_float32": held.f1, "blocks": [*map(asdict, costs)]}
-    picture(costs[1:], given.out.with_suffix(".png"))
-    given.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    picture(costs[1:], given.out.with_name(given.out.name + ".png"))
+    given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

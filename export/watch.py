@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import session_options
+from hbaf_edge.backend import options_of
 from hbaf_edge.bundle import Bundle
 
 See = Callable[[str, dict[str, NDArray[Any]]], None]
@@ -34,7 +34,7 @@ def watched(bundle: Bundle, tensors: Mapping[str, Sequence[str]], see: See, thre
         shown = [name for name in tensors[graph] if name not in outputs[graph]]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
         sessions[graph] = ort.InferenceSession(
-            model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options_of(bundle, threads), providers=["CPUExecutionProvider"]
         )
     run = backend._run
 

@@ -25,6 +25,7 @@ FORMAT = 1
 GRAPHS = ("audio", "text", "utterance", "dialogue")
 MAX_MANIFEST = 1 << 20
 MAX_FILE = 1 << 30
+MAX_TOTAL, MAX_FILES = 1 << 31, 64  # of one bundle
 MAX_STATE = 1 << 26  # bytes of a conversation's rings; the default model takes 393,216
 DEFAULT = Path(__file__).parent / "models" / "default"
 
@@ -180,6 +181,8 @@ def _check_shape(manifest: dict[str, Any]) -> None:
     for kind in ("audio", "text", "audio+text"):
         if not 0.01 <= float(manifest["temperatures"][kind]) <= 100:
             raise ValueError(f"temperatures.{kind} must lie in 0.01..100")
+    if len(manifest["files"]) > MAX_FILES or sum(int(e["bytes"]) for e in manifest["files"].values()) > MAX_TOTAL:
+        raise ValueError(f"'files' may be {MAX_FILES} with {MAX_TOTAL:,} bytes in all")
     for name, entry in manifest["files"].items():
         if not 0 <= int(entry["bytes"]) <= MAX_FILE or len(entry["sha256"]) != 64:
             raise ValueError(f"files.{name} must have 'bytes' (up to {MAX_FILE:,}) and a 'sha256' of 64 digits")
@@ -197,7 +200,10 @@ def _read_file(folder: Path, name: str, limit: int) -> bytes:
         raise BundleError(f"{folder}: {name} is missing; the bundle is incomplete")
     if folder.resolve() not in path.resolve().parents:
         raise BundleError(f"{folder}: {name} leads out of the bundle; only files inside of it are accepted")
-    return _bounded(path.stat().st_size, limit, lambda: path.read_bytes(), f"{folder}: {name}")
+    what = f"{folder}: {name}"
+    with path.open("rb") as file:  # it may grow between the two looks
+        content = _bounded(path.stat().st_size, limit, lambda: file.read(limit + 1), what)
+    return _bounded(len(content), limit, lambda: content, what)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

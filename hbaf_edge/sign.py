@@ -24,8 +24,8 @@ def sign(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes:
     Raises:
         BundleError: the key cannot be read or is no Ed25519 private key.
     """
-    ed25519, load = _cryptography("Ed25519PrivateKey", "load_pem_private_key")
-    key = _key(private_key, lambda pem: load(pem, password=None), ed25519, "private")
+    ed25519, load, unsupported = _cryptography("Ed25519PrivateKey", "load_pem_private_key")
+    key = _key(private_key, lambda pem: load(pem, password=None), ed25519, unsupported, "private")
     signature: bytes = key.sign(manifest)
     return signature
 
@@ -36,8 +36,8 @@ def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLi
     Raises:
         BundleError: nobody did, or the key cannot be read or is no Ed25519 public key.
     """
-    ed25519, load = _cryptography("Ed25519PublicKey", "load_pem_public_key")
-    key = _key(public_key, load, ed25519, "public")
+    ed25519, load, unsupported = _cryptography("Ed25519PublicKey", "load_pem_public_key")
+    key = _key(public_key, load, ed25519, unsupported, "public")
     if signature is None:
         raise BundleError(
             f"{what} is not signed; sign it with python -m export.bundle --sign, or load it without a public key"
@@ -52,12 +52,12 @@ def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLi
         ) from None
 
 
-def _key(path: str | os.PathLike[str], load: Any, kind: type, which: str) -> Any:
+def _key(path: str | os.PathLike[str], load: Any, kind: type, unsupported: type[Exception], which: str) -> Any:
     try:
         if Path(path).stat().st_size > MAX_KEY:
             raise ValueError("it is too long")
         key = load(Path(path).read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, unsupported) as error:
         raise BundleError(
             f"{path} is no {which} key in PEM form ({error}); see hbaf_edge/sign.py for how to make one"
         ) from None
@@ -66,12 +66,13 @@ def _key(path: str | os.PathLike[str], load: Any, kind: type, which: str) -> Any
     return key
 
 
-def _cryptography(kind: str, load: str) -> tuple[Any, Any]:
+def _cryptography(kind: str, load: str) -> tuple[Any, Any, type[Exception]]:
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise BundleError(
             f"signatures need the package cryptography: pip install 'hbaf-edge[sign]' ({error})"
         ) from None
-    return getattr(ed25519, kind), getattr(serialization, load)
+    return getattr(ed25519, kind), getattr(serialization, load), UnsupportedAlgorithm

@@ -91,15 +91,23 @@ def build(
     return Built(bytes(found), b"" if learned is None else bytes(learned.serialize()))
 
 
-def current_capability(trt: Any) -> str | None:
-    """Of the GPU that is there, or None: a library that needs none to build does not ask for one."""
-    try:
-        from cuda.bindings import runtime  # type: ignore[import-not-found,unused-ignore]
+def gpu_here() -> str:
+    """Name and capability of the GPU that is there: an engine built for it may not run on another.
 
-        error, properties = runtime.cudaGetDeviceProperties(0)
-        return None if error else f"{properties.major}.{properties.minor}"
-    except Exception:  # no package, no driver, no card: all the same here
-        return None
+    Raises:
+        BackendError: there is none, or nobody to ask.
+    """
+    try:
+        import pycuda.driver as cuda  # type: ignore[import-not-found,unused-ignore]
+
+        cuda.init()
+        device = cuda.Device(0)
+        return "{} {}.{}".format(device.name(), *device.compute_capability())
+    except Exception as error:  # no package, no driver, no card: all the same here
+        raise BackendError(
+            f"there is no GPU to build for ({error}); name a compute capability, which TensorRT-RTX builds for without "
+            "one, or build where the card is (pip install 'hbaf-edge[tensorrt]')"
+        ) from error
 
 
 def _aim(trt: Any, config: Any, capability: str | None) -> None:

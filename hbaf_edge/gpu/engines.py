@@ -14,13 +14,13 @@ import os
 import struct
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.build import Progress, Shape, Shapes, build, current_capability, library
+from hbaf_edge.gpu.build import Progress, Shape, Shapes, build, gpu_here, library
 
 MAGIC = b"HBAFENG1"
 MAX_HEADER = 1 << 16
@@ -105,8 +105,7 @@ def engine(
         "precision": precision,
         "shapes": json.loads(json.dumps(sizes)),
         "library": f"{trt.__name__} {trt.__version__}",
-        "capability": capability or current_capability(trt) or "the GPU that was there",
-        "reach": json.loads(json.dumps(asdict(reach))),
+        "capability": capability or gpu_here(),
     }
     folder = cache or cache_folder()
     path = folder / f"{graph}-{_key(parts)}.engine"
@@ -115,11 +114,10 @@ def engine(
         return found
     _say_why(folder, parts)
     timing = folder / f"timing-{_key({k: parts[k] for k in ('library', 'capability')})}"
-    known = timing.read_bytes() if timing.exists() else b""
-    made = build(trt, bundle.graph(graph), sizes, capability, known, progress)
+    made = build(trt, bundle.graph(graph), sizes, capability, read(timing) or b"", progress)
     write(path, parts, made.engine)
     if made.timing:
-        _replace(timing, made.timing)
+        write(timing, {k: parts[k] for k in ("library", "capability")}, made.timing)
     return made.engine
 
 
@@ -142,7 +140,7 @@ def write(path: Path, parts: dict[str, Any], content: bytes) -> None:
 
 
 def read(path: Path) -> bytes | None:
-    """A cached engine; None where there is none, or where it was damaged and had to be deleted."""
+    """What `write` wrote; None where there is nothing, or where it was damaged and had to be deleted."""
     try:
         with path.open("rb") as file:
             header = _header(file)
@@ -154,8 +152,8 @@ def read(path: Path) -> bytes | None:
             raise ValueError("its content is not what its header says")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        log.warning("the cached engine %s is damaged (%s); it is deleted and built again", path, error)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        log.warning("the cached %s is damaged (%s); it is deleted and built again", path, error)
         path.unlink(missing_ok=True)
         return None
     return content

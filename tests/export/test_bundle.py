@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from export.bundle import finished, write_bundle
+from hbaf_edge.bundle import load_bundle
 
 
 def test_manifest_describes_the_graphs(tiny):
@@ -21,7 +22,7 @@ def test_manifest_describes_the_graphs(tiny):
 
 def test_the_card_of_a_finished_bundle_shows_every_precision(tiny, tmp_path):
     step = {"name": "int8", "flip_rate": 0.0125, "cosine_mean": 0.9991, "weighted_f1": 0.61, "f1_drop": 0.002,
-            "megabytes": 43.2, "broken": []}  # fmt: skip
+            "megabytes": 43.2, "broken": [], "key": load_bundle(tiny.bundle).key}  # fmt: skip
     (tmp_path / "parity.json").write_text(json.dumps({"steps": [step, {**step, "broken": ["snr_db 20"]}]}))
     out = finished(tiny.bundle, tmp_path / "out", "another name", tmp_path / "parity.json")
     card = (out / "MODEL_CARD.md").read_text()
@@ -29,6 +30,9 @@ def test_the_card_of_a_finished_bundle_shows_every_precision(tiny, tmp_path):
     assert "int8: 1.25% of the labels differ, cosine of the fused vector 0.9991, weighted F1 0.6100 (-0.0020)" in card
     assert "**breaks its limits**: snr_db 20" in card
     assert finished(tiny.bundle, tmp_path / "zip", zipped=True).suffix == ".hbaf"
+    (tmp_path / "parity.json").write_text(json.dumps({"steps": [{**step, "key": "another"}]}))
+    with pytest.raises(SystemExit, match="is of other bundles"):
+        finished(tiny.bundle, tmp_path / "no", parity=tmp_path / "parity.json")
     (tmp_path / "parity.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"no result of python -m export.verify"):
         finished(tiny.bundle, tmp_path / "no", parity=tmp_path / "parity.json")
@@ -53,3 +57,17 @@ def test_a_bundle_that_does_not_load_replaces_nothing(tiny, tmp_path):
     with pytest.raises((BundleError, KeyError, Exception)):
         write_bundle(folder, target, tiny.model.config, about)
     assert (target / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_nothing_but_a_bundle_is_ever_replaced(tiny, tmp_path, what):
+    """A slip of --out must not cost a checkpoint."""
+    place = tmp_path / "runs"
+    if what == "file":
+        place.write_text("precious")
+    else:
+        place.mkdir()
+        (place / "config.json").write_text("precious")
+    with pytest.raises(SystemExit, match="is no bundle; nothing is replaced"):
+        finished(tiny.bundle, place)
+    assert (place if what == "file" else place / "config.json").read_text() == "precious"

@@ -57,3 +57,19 @@ def test_a_corpus_of_other_labels_is_refused(small, tiny):
     made = {**manifest(), "model": tiny.model.config.to_json()}
     with pytest.raises(SystemExit, match="is labelled"):
         conversations(made, "dev", 20, on="ravdess-8")
+
+
+def test_what_nobody_can_hear_or_read_is_left_out(small):
+    """A silent clip would end a run that has gone on for an hour."""
+    import numpy as np
+    import soundfile
+
+    from export.conversations import _heard
+    from training.corpora.records import Utterance
+
+    soundfile.write(small / "silent.wav", np.zeros(16_000), 16_000)
+    soundfile.write(small / "short.wav", np.full(800, 0.1), 16_000)
+    for name in ("silent.wav", "short.wav"):
+        assert _heard(Utterance("", 0, audio=small / name)) is None
+        assert _heard(Utterance("words", 0, audio=small / name)).audio is None
+    assert _heard(Utterance("\u200b", 0)) is None

@@ -89,6 +89,9 @@ def test_a_cpu_bundle_and_a_missing_library_are_refused(bundle, tmp_path, reques
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"tensorrt cannot be imported .*hbaf-edge\[tensorrt\].*JetPack"):
         engine(bundle, "text", "tensorrt", None, SMALL, tmp_path)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(BackendError, match=r"no GPU to build for .*name a compute capability"):
+        building.gpu_here()
     with pytest.raises(BackendError, match="there are 'tensorrt', 'rtx'"):
         building.library("cuda")
 
