@@ -6,6 +6,9 @@ from typing import Any
 
 from hbaf_edge.card import NOTICE
 
+# Pairs of words and clips of one label make the level of such a score mean nothing, and its changes much.
+PRECISIONS = "Every precision against PyTorch in float32 (on one set of conversations: compare the rows)"
+
 
 def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
     """Markdown from the manifest's descriptive fields.
@@ -25,7 +28,7 @@ def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
             "Built on", [f"{kind}: {e['model']} ({e['licence']})" for kind, e in about.get("encoders", {}).items()]
         ),
         _section("Scores, through the runtime that ships", _scores(about.get("scores", {}))),
-        _section("Every precision against PyTorch in float32", [_step(s) for s in about.get("parity", [])]),
+        _section(PRECISIONS, [_step(s) for s in about.get("parity", [])]),
         _section("Limits", about.get("limits", [])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
