@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import finish, show
-from export.calibrate import Calibration, all_linears, calibrate, talk
+from export.calibrate import Calibration, activations, all_linears, calibrate, talk
 from export.compare import drift
 from export.conversations import conversations, counts, singles
 from export.histogram import Histogram
@@ -36,10 +36,7 @@ DEPTH = 32
 
 def seen_deep(bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, Histogram]:
     """What every tensor was, from turn 33 on."""
-    wanted: dict[str, list[str]] = {graph: [] for graph in GRAPHS}
-    for one in all_linears(bundle):
-        if one.activation not in wanted[one.graph]:
-            wanted[one.graph].append(one.activation)
+    wanted = activations(all_linears(bundle))
     found = {f"{graph}/{name}": Histogram() for graph in GRAPHS for name in wanted[graph]}
     chats: list[Any] = []
 

@@ -115,6 +115,11 @@ def all_linears(bundle: Bundle) -> list[Linear]:
     return [found for graph in GRAPHS for found in linears(graph, onnx.load_from_string(bundle.graph(graph)))]
 
 
+def activations(products: Sequence[Linear]) -> dict[str, list[str]]:
+    """Their inputs by graph, each once."""
+    return {g: list(dict.fromkeys(one.activation for one in products if one.graph == g)) for g in GRAPHS}
+
+
 def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads: int = 2) -> Calibration:
     """Run the conversations and write the file, once it is whole.
 
@@ -129,12 +134,10 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
     partial = out.with_name(out.name + ".partial")
     seen, done = _resumed(partial, pinned)
-    wanted: dict[str, list[str]] = {graph: [] for graph in GRAPHS}
-    for linear in all_linears(bundle):
-        if linear.activation not in wanted[linear.graph]:
-            wanted[linear.graph].append(linear.activation)
+    products = all_linears(bundle)
+    wanted = activations(products)
     # A convolution's channels are not the last axis, and nothing is done by channel there.
-    by_channel = {one.key for one in all_linears(bundle) if one.axis == 1}
+    by_channel = {one.key for one in products if one.axis == 1}
     seen = seen or {key: Histogram(key in by_channel) for g in GRAPHS for key in (f"{g}/{name}" for name in wanted[g])}
 
     def see(graph: str, tensors: dict[str, NDArray[Any]]) -> None:

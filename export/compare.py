@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.calibrate import talk
 from hbaf_edge import HBAFRuntime, Prediction
 from training.corpora.records import UNLABELLED, Dialogue
 from training.metrics import scores
@@ -16,8 +17,6 @@ from training.metrics import scores
 
 def predictions(runtime: HBAFRuntime, dialogues: Sequence[Dialogue]) -> list[Prediction]:
     """Every turn of every dialogue, each dialogue a conversation of its own."""
-    from export.calibrate import talk
-
     return [p for dialogue in dialogues for p in talk(runtime, dialogue)]
 
 

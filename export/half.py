@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -17,9 +16,8 @@ from onnx import ModelProto, TensorProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from rich.console import Console
 
-from export.bundle import rewritten
 from export.calibrate import all_linears
-from export.int8 import fidelity
+from export.int8 import converted
 from export.qdq import sort
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from kernels import gate
@@ -47,15 +45,7 @@ def to_half(bundle: Bundle, out: Path) -> Path:
         CalibrationError: the bundle's weights are not float32.
     """
     all_linears(bundle)
-    with tempfile.TemporaryDirectory(prefix="hbaf-half-") as folder:
-        for graph in GRAPHS:
-            whole = onnx.load_from_string(bundle.graph(graph))
-            made = half(whole)
-            ratio = fidelity(whole, made)
-            if ratio < LEAST_DB:
-                raise SystemExit(f"{graph}: half precision leaves {ratio:.1f} dB of at least {LEAST_DB}; keep float32")
-            onnx.save(made, Path(folder) / f"{graph}.onnx")
-        return rewritten(bundle, Path(folder), out, {"precision": PRECISION})
+    return converted(bundle, out, lambda _, model: half(model), {"precision": PRECISION}, LEAST_DB)
 
 
 def half(model: ModelProto) -> ModelProto:

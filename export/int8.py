@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,30 +27,36 @@ PRECISIONS: dict[Profile, str] = {"cpu": INT8, "tensorrt": "int8-tensorrt"}
 
 def quantised(bundle: Bundle, calibration: Calibration, recipe: Recipe, out: Path) -> Path:
     """An INT8 bundle of a float32 one, written to `out` whole or not at all."""
-    ranges = calibration.ranges[recipe.method]
-    with tempfile.TemporaryDirectory(prefix="hbaf-int8-") as folder:
-        for graph in GRAPHS:
-            model = onnx.load_from_string(bundle.graph(graph))
-            made = insert(graph, model, recipe, ranges, calibration.channels)
-            onnx.save(made, Path(folder) / f"{graph}.onnx")
-        about = {
-            "precision": PRECISIONS[recipe.profile],
-            "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about},
-        }
-        return rewritten(bundle, Path(folder), out, about)
+    ranges, channels = calibration.ranges[recipe.method], calibration.channels
+    about = {
+        "precision": PRECISIONS[recipe.profile],
+        "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about},
+    }
+    return converted(bundle, out, lambda graph, model: insert(graph, model, recipe, ranges, channels), about)
 
 
 def with_int8_weights(bundle: Bundle, out: Path) -> Path:
     """A bundle whose weights are stored as INT8 and computed in float32."""
-    with tempfile.TemporaryDirectory(prefix="hbaf-int8-") as folder:
+    return converted(bundle, out, lambda _, model: weights_only(model), {"precision": WEIGHTS_ONLY}, LEAST_DB)
+
+
+def converted(
+    bundle: Bundle,
+    out: Path,
+    convert: Callable[[str, ModelProto], ModelProto],
+    about: dict[str, Any],
+    least_db: float | None = None,
+) -> Path:
+    """A bundle again, each of its graphs converted; nothing is written where one falls below `least_db`."""
+    with tempfile.TemporaryDirectory(prefix="hbaf-bundle-") as folder:
         for graph in GRAPHS:
             before = onnx.load_from_string(bundle.graph(graph))
-            after = weights_only(before)
-            ratio = fidelity(before, after)
-            if ratio < LEAST_DB:
-                raise SystemExit(f"{graph}: INT8 weights leave {ratio:.1f} dB of at least {LEAST_DB}; keep float32")
+            after = convert(graph, before)
+            if least_db is not None and (ratio := fidelity(before, after)) < least_db:
+                what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
+                raise SystemExit(f"{what}; keep float32")
             onnx.save(after, Path(folder) / f"{graph}.onnx")
-        return rewritten(bundle, Path(folder), out, {"precision": WEIGHTS_ONLY})
+        return rewritten(bundle, Path(folder), out, about)
 
 
 def weights_only(model: ModelProto) -> ModelProto:

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from export.calibrate import talk
-from export.compare import snr_db
+from export.compare import predictions, snr_db
 from export.watch import watched
-from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue
@@ -111,7 +110,7 @@ def in_torch(learner: Learner, dialogues: Sequence[Dialogue], temperatures: dict
 def in_runtime(bundle: Bundle, dialogues: Sequence[Dialogue], threads: int) -> Outcome:
     """A bundle in the runtime, turn by turn."""
     with HBAFRuntime(bundle.path, threads=threads) as runtime:
-        found: list[Prediction] = [p for d in dialogues for p in talk(runtime, d)]
+        found = predictions(runtime, dialogues)
     return Outcome(
         np.array([list(p.probabilities.values()) for p in found]),
         np.array([p.embedding for p in found]),
@@ -185,8 +184,7 @@ def layer_cosines(reference: Bundle, bundle: Bundle, dialogues: Sequence[Dialogu
                 kept.setdefault(f"{graph}/{name}", []).append(value.astype(np.float32).ravel())
 
         with watched(one, {g: names for g, names in wanted.items() if names}, see) as runtime:
-            for dialogue in dialogues:
-                talk(runtime, dialogue)
+            predictions(runtime, dialogues)
         sides.append(kept)
     return {name: min(_cosine(a, b) for a, b in zip(sides[0][name], sides[1][name])) for name in sides[0]}
 
