@@ -76,7 +76,7 @@ def judge(
         reach, there = max(-low, high), max(-histogram.low, histogram.high)
         by_graph.setdefault(key.split("/")[0], []).append((histogram.outside(low, high), abs(reach - there) / there))
     with tempfile.TemporaryDirectory() as folder:
-        out = quantised(bundle, calibration, Recipe(method="minmax", narrow=False), Path(folder) / "int8")
+        out = quantised(bundle, calibration, Recipe(method="minmax"), Path(folder) / "int8")
         moved = drift(deep(out, dialogues), reference)
     return {
         "cut_off": {graph: float(np.mean([c for c, _ in values])) for graph, values in by_graph.items()},

@@ -19,15 +19,16 @@ from typing import Any
 
 import onnx
 
+from export import metadata
 from export.card import model_card
+from export.command import run
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
-from hbaf_edge.errors import HBAFError
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.sign import SIGNATURE, sign
+from training import encoders
 from training.config import ModelConfig
-from training.encoders import SOURCES, folder
 
 LICENCE_FILE = "LICENSE-WEIGHTS"
 NON_COMMERCIAL = {
@@ -70,12 +71,19 @@ LIMITS = [
 ]
 
 
-def check_place(out: Path) -> None:
-    """That nothing but a bundle would be replaced: runs, data and calibrations lie near.
+def check_place(out: Path, size: int = 0) -> None:
+    """That nothing but a bundle would be replaced (runs, data and calibrations lie near), and that there is room.
 
     Raises:
-        SystemExit: `out` is something else.
+        SystemExit: `out` is something else, or its disk has less than `size` bytes and a tenth free.
     """
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < 1.1 * size:
+        raise SystemExit(
+            f"{out} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; nothing was written: make room, "
+            "or give --out a place on another disk"
+        )
     if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
         raise SystemExit(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
 
@@ -91,14 +99,39 @@ def write_bundle(
         about: fields of the manifest that describe it: name, precision, temperatures, licence, data, scores …
         key: Ed25519 private key to sign it with.
     """
-    check_place(out)
+    graphs = {graph: onnx_folder / f"{graph}.onnx" for graph in GRAPHS}
+    check_place(out, sum(path.stat().st_size for path in graphs.values()))
+    metadata.check_one_model({g: metadata.entries_of(onnx.load(path)) for g, path in graphs.items()}, config.labels)
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    for graph in GRAPHS:
-        shutil.copy(onnx_folder / f"{graph}.onnx", work)
+    try:
+        _fill(work, graphs, config, about, key)
+        HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return _put(work, out)
+
+
+def _put(work: Path, out: Path) -> Path:
+    """Move a whole bundle to its place; what was there is whole until it is gone, whenever this is interrupted."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
+
+
+def _fill(work: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[str, Any], key: Path | None) -> None:
+    """Graphs, tokeniser, licence, card, manifest and signature."""
+    onnx_folder = graphs["text"].parent
+    for path in graphs.values():
+        shutil.copy(path, work)
     tokenizer = onnx_folder / "tokenizer.json"
-    shutil.copy(tokenizer if tokenizer.exists() else folder("text") / "tokenizer.json", work)
+    shutil.copy(tokenizer if tokenizer.exists() else encoders.folder("text") / "tokenizer.json", work)
     if not about["licence"].get("commercial"):
         (work / LICENCE_FILE).write_text(_licence_text(about))
     (work / "MODEL_CARD.md").write_text(model_card(about, config.labels))
@@ -119,10 +152,6 @@ def write_bundle(
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     if key is not None:
         (work / SIGNATURE).write_bytes(sign((work / "manifest.json").read_bytes(), key))
-    HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
-    shutil.rmtree(out, ignore_errors=True)
-    work.rename(out)
-    return out
 
 
 # What `write_bundle` puts into a manifest by itself; the rest describes the model and goes from bundle to bundle.
@@ -150,7 +179,7 @@ def zip_bundle(bundle: Path, target: Path) -> Path:
 
 def provenance(audio_encoder: str) -> dict[str, Any]:
     """Where the encoders come from, for the manifest."""
-    used = {"text": SOURCES["text"], "audio": SOURCES[audio_encoder]}
+    used = {"text": encoders.SOURCES["text"], "audio": encoders.SOURCES[audio_encoder]}
     return {
         kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
         for kind, s in used.items()
@@ -213,10 +242,7 @@ def main() -> None:
     parser.add_argument("--sign", type=Path, metavar="KEY", help="Ed25519 private key, PEM (hbaf_edge/sign.py)")
     parser.add_argument("--zip", action="store_true", help="write one .hbaf file beside the folder as well")
     given = parser.parse_args()
-    try:
-        print(finished(given.bundle, given.out, given.name, given.parity, given.sign, given.zip))
-    except HBAFError as error:
-        raise SystemExit(str(error)) from error
+    print(finished(given.bundle, given.out, given.name, given.parity, given.sign, given.zip))
 
 
 def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
@@ -282,4 +308,4 @@ def data_of(seen: Sequence[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

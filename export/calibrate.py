@@ -6,6 +6,7 @@
 The float32 bundle runs conversations of its training data turn by turn, as a robot would: rings fill up from empty to
 full windows, either modality is missing in a part of the turns. Every input of a product with constant weights is seen
 (export/linears.py); memory does not grow with the data. A killed run goes on from OUT.partial. Test data are not read.
+Data of one modality calibrate that one's encoder: the other one and the fusion keep computing in float32.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from export.command import run
 from export.conversations import conversations, counts, digest, singles
 from export.histogram import METHODS, Histogram, Method
 from export.linears import Linear, linears
@@ -124,7 +126,7 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     """Run the conversations and write the file, once it is whole.
 
     Raises:
-        CalibrationError: a tensor took a value that is not finite, or none at all.
+        CalibrationError: a tensor took a value that is not finite, or another version exported the bundle.
     """
     data: dict[str, Any] = {**counts(dialogues), "sha256": digest(dialogues)}
     if data["turns"] < FEW:
@@ -136,6 +138,13 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     seen, done = _resumed(partial, pinned)
     products = all_linears(bundle)
     wanted = activations(products)
+    unknown = [graph for graph, names in wanted.items() if not names]
+    if unknown:
+        raise CalibrationError(
+            f"{bundle.path}: no product with constant weights is known in {', '.join(unknown)}; it was exported by "
+            f"{bundle.manifest.get('created_by', 'another version')}: export the checkpoint again with this version, "
+            f"{__version__} (python -m export.to_onnx)"
+        )
     # A convolution's channels are not the last axis, and nothing is done by channel there.
     by_channel = {one.key for one in products if one.axis == 1}
     seen = seen or {key: Histogram(key in by_channel) for g in GRAPHS for key in (f"{g}/{name}" for name in wanted[g])}
@@ -156,18 +165,25 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
             if (number + 1) % SAVE_EVERY == 0:
                 state = {key: histogram.state() for key, histogram in seen.items()}
                 _write(partial, {**pinned, "done": number + 1, "tensors": state})
-    empty = [key for key, histogram in seen.items() if not histogram.count]
-    if empty:
-        raise CalibrationError(
-            f"no conversation reached {len(empty)} tensors, such as {empty[0]}: calibration needs turns with words "
-            f"and turns with sound, there were {data['words_alone']} with words alone, {data['sound_alone']} with "
-            f"sound alone and {data['both']} with both"
+    left_out = _not_shown(data)
+    if left_out:
+        Console(stderr=True).print(
+            f"[yellow]{data['words_alone']} turns have words alone, {data['sound_alone']} sound alone, {data['both']} "
+            f"both[/]: without words and sound nothing is known of {', '.join(left_out)}, which will compute in float32"
         )
+        seen = {key: histogram for key, histogram in seen.items() if key.split("/")[0] not in left_out}
     about = {"data": data, "created_by": f"hbaf-edge {__version__}", "methods": METHODS}
     tensors = {key: _entry(histogram) for key, histogram in seen.items()}
     _write(out, {"format": FORMAT, "about": about, "model": hashes(bundle), "tensors": tensors})
     partial.unlink(missing_ok=True)
     return load(out, bundle)
+
+
+def _not_shown(data: dict[str, Any]) -> tuple[str, ...]:
+    """Graphs whose ranges the data do not show: where a modality is missing its encoder, and what mixes the two."""
+    if not data["sound_alone"] + data["both"]:
+        return ("audio", "utterance", "dialogue")
+    return () if data["words_alone"] + data["both"] else ("text", "utterance", "dialogue")
 
 
 def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Any]:
@@ -214,8 +230,11 @@ def _resumed(partial: Path, pinned: dict[str, Any]) -> tuple[dict[str, Histogram
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
     fresh = path.with_name(path.name + ".writing")
-    fresh.write_text(json.dumps(content))
-    os.replace(fresh, path)
+    try:
+        fresh.write_text(json.dumps(content))
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def table(found: Calibration, bundle: Bundle) -> Table:
@@ -223,6 +242,8 @@ def table(found: Calibration, bundle: Bundle) -> Table:
     shown = Table("block", "inputs", "reach", *(f"{m}, % of it" for m in METHODS[1:]), title="calibration")
     blocks: dict[str, list[str]] = {}
     for linear in all_linears(bundle):
+        if linear.key not in found.ranges["minmax"]:
+            continue  # its modality was not shown
         keys = blocks.setdefault(linear.block, [])
         if linear.key not in keys:
             keys.append(linear.key)
@@ -258,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

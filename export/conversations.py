@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hbaf_edge.errors import HBAFError
 from hbaf_edge.features import normalise_text
 from training import corpora
 from training.batches import join
@@ -124,7 +125,10 @@ def _shown(dialogue: Dialogue, rng: random.Random) -> Dialogue:
 
 def _heard(u: Utterance) -> Utterance | None:
     """A turn without what the runtime would hear or read nothing in; None where nothing is left."""
-    sound = hear(u.audio) if u.audio is not None else None
+    try:
+        sound = hear(u.audio) if u.audio is not None else None
+    except HBAFError as error:
+        raise CorpusError(f"{u.audio}: {error}; python -m training.check lists such clips to skip") from error
     audio = u.audio if sound is not None and not (sound.is_silent or sound.is_too_short) else None
     return replace(u, audio=audio) if normalise_text(u.text) or audio else None
 

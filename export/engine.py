@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from export.command import run
 from hbaf_edge.bundle import GRAPHS, load_bundle
-from hbaf_edge.errors import HBAFError
 from hbaf_edge.gpu.build import LIBRARIES
 from hbaf_edge.gpu.engines import Reach, cache_folder, engine
 
@@ -35,21 +35,18 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     reach = Reach(batch=(1, 1, given.batch))
     rows = []
-    try:
-        bundle = load_bundle(given.bundle)
-        with Bars(transient=True) as bars:
-            for capability in given.capability:
-                for graph in GRAPHS:
-                    task, start = bars.add_task(graph, total=None), time.perf_counter()
+    bundle = load_bundle(given.bundle)
+    with Bars(transient=True) as bars:
+        for capability in given.capability:
+            for graph in GRAPHS:
+                task, start = bars.add_task(graph, total=None), time.perf_counter()
 
-                    def show(phase: str, step: int, steps: int, task: object = task, graph: str = graph) -> None:
-                        bars.update(task, description=f"{graph}: {phase}", completed=step, total=steps)  # type: ignore[arg-type]
+                def show(phase: str, step: int, steps: int, task: object = task, graph: str = graph) -> None:
+                    bars.update(task, description=f"{graph}: {phase}", completed=step, total=steps)  # type: ignore[arg-type]
 
-                    made = engine(bundle, graph, given.library, capability, reach, given.cache, show)
-                    bars.remove_task(task)
-                    rows.append((graph, capability or "here", len(made) / 1e6, time.perf_counter() - start))
-    except HBAFError as error:
-        raise SystemExit(str(error)) from error
+                made = engine(bundle, graph, given.library, capability, reach, given.cache, show)
+                bars.remove_task(task)
+                rows.append((graph, capability or "here", len(made) / 1e6, time.perf_counter() - start))
     shown = Table("graph", "capability", "MB", "seconds", title=f"{bundle.manifest['precision']} engines")
     for graph, where, size, seconds in rows:
         shown.add_row(graph, where, f"{size:.1f}", f"{seconds:.1f}")
@@ -58,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from rich.console import Console
 
 from export.calibrate import all_linears
+from export.command import run
 from export.int8 import converted
 from export.qdq import sort
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from export import metadata
 from export.bundle import rewritten
 from export.calibrate import Calibration
 from export.qdq import Profile, Recipe, insert
@@ -55,6 +56,7 @@ def converted(
             if least_db is not None and (ratio := fidelity(before, after)) < least_db:
                 what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
                 raise SystemExit(f"{what}; keep float32")
+            metadata.converted(after, bundle.graph(graph), about["precision"])
             onnx.save(after, Path(folder) / f"{graph}.onnx")
         return rewritten(bundle, Path(folder), out, about)
 

@@ -32,14 +32,14 @@ class Recipe:
     Attributes:
         profile: cpu or tensorrt, see above.
         method: of the calibration's ranges; migrated inputs take their extremes, being even already.
-        narrow: 7-bit weights, for CPUs without VNNI.
+        narrow: 7-bit weights: a CPU without VNNI then needs no exact, slower kernels (hbaf_edge/backend.py).
         migration: how much of the encoders' uneven scale goes into the weights (export/migrate.py); 0 is none.
         float_blocks: computed and stored in float32.
     """
 
     profile: Profile = "cpu"
     method: Method = "percentile"
-    narrow: bool = True
+    narrow: bool = False
     migration: float = 0.85
     float_blocks: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
         model: float32.
         recipe: how; its float blocks stay as they are.
         ranges: smallest and largest value by `Linear.key`, for inputs whose scale is not migrated (those reach from
-            their smallest to their largest channel); without any, weights are stored in INT8, and that is all.
+            their smallest to their largest channel); a weight of an input without is stored in INT8, and that is all.
         channels: by `Linear.key`, for scale migration and bias correction; those without are rounded as they are.
     """
     result = ModelProto()
@@ -62,7 +62,8 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
         one for one in linears(graph, model)
         if one.key in ranges and one.block not in recipe.float_blocks and _computes(recipe.profile, model, one)
     ]  # fmt: skip
-    kept = {one.weight for one in linears(graph, model)} - {one.weight for one in chosen} if ranges else set()
+    known = {one.weight for one in linears(graph, model) if one.key in ranges}
+    kept = known - {one.weight for one in chosen}
     kept |= {t.name for t in model.graph.initializer if block_of(graph, t.name) in recipe.float_blocks}
     moved = migrate(result, chosen, channels, recipe.migration) if recipe.migration else {}
     nodes = {n.name: n for n in result.graph.node}

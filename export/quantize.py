@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from export.calibrate import Calibration, all_linears, load
+from export.command import run
 from export.int8 import quantised, with_int8_weights
 from export.qdq import Recipe
 from export.sensitivity import RANKED, Cost, Held, add_arguments, held_out, recipe_of, sensitivity, table
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

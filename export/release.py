@@ -19,6 +19,7 @@ from rich.console import Console
 from export import score, to_onnx, verify
 from export.bundle import about_checkpoint, rewritten, write_bundle
 from export.calibrate import calibrate
+from export.command import run
 from export.conversations import conversations
 from export.int8 import quantised
 from export.qdq import Recipe
@@ -29,12 +30,9 @@ from training import checkpoint
 from training.evaluate import own_corpus, settings, trials
 from training.learner import Learner
 
-# 8-bit weights: a CPU without VNNI then takes exact, slower kernels (hbaf_edge/backend.py).
-RECIPE = Recipe(narrow=False)
-
 
 def release(
-    folder: Path, work: Path, out: Path, name: str, recipe: Recipe = RECIPE, turns: int = 1000, held_turns: int = HELD
+    folder: Path, work: Path, out: Path, name: str, recipe: Recipe = Recipe(), turns: int = 1000, held_turns: int = HELD
 ) -> dict[str, Any]:
     """Returns the scores that went into the manifest."""
     console = Console()
@@ -96,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

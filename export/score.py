@@ -12,10 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import track
 
+from export.command import run
+from export.compare import drift
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.audio import SAMPLE_RATE
 from training.corpora.records import UNLABELLED
@@ -24,7 +25,7 @@ from training.metrics import scores
 from training.sound import hear
 
 
-def run(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
+def judged_turns(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
     """Every turn of every dialogue that shows something, each dialogue its own conversation; and their labels."""
     found, labels = [], []
     for dialogue in track(trial.dialogues, description=what):
@@ -47,27 +48,17 @@ def score(bundle: Path, tests: dict[str, Trial], reference: Path | None = None, 
     result: dict[str, Any] = {}
     runtime = HBAFRuntime(bundle, threads=threads)
     other = HBAFRuntime(reference, threads=threads) if reference else None
-    flips, turns, cosines, differences = 0, 0, [], []
+    ours: list[Prediction] = []
+    theirs: list[Prediction] = []
     for name, trial in tests.items():
-        found, labels = run(runtime, trial, name)
+        found, labels = judged_turns(runtime, trial, name)
         logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
         result[name] = scores(logits, torch.tensor(labels), runtime.labels)
         if other:
-            theirs, _ = run(other, trial, f"{name}, reference")
-            flips += sum(a.label != b.label for a, b in zip(found, theirs, strict=True))
-            turns += len(found)
-            for a, b in zip(found, theirs, strict=True):
-                norm = np.linalg.norm(a.embedding) * np.linalg.norm(b.embedding)
-                cosines.append(float(a.embedding @ b.embedding / norm))
-                differences.append(max(abs(a.probabilities[k] - b.probabilities[k]) for k in a.probabilities))
+            ours += found
+            theirs += judged_turns(other, trial, f"{name}, reference")[0]
     if other:
-        result["against_float32"] = {
-            "turns": turns,
-            "label_flips": flips,
-            "flip_rate": round(flips / turns, 5),
-            "embedding_cosine_min": round(min(cosines), 5),
-            "probability_difference_max": round(max(differences), 5),
-        }
+        result["against_float32"] = drift(ours, theirs)
     return result
 
 
@@ -81,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

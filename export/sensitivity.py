@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from export.calibrate import Calibration, all_linears, load
+from export.command import run
 from export.compare import drift, judged, predictions
 from export.conversations import conversations, counts, digest
 from export.histogram import METHODS
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

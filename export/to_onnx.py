@@ -23,7 +23,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertModel
 
+from export import metadata
 from export.bundle import about_checkpoint, write_bundle
+from export.command import run
 from export.gate_function import add_function
 from export.graphs import Graph, graphs
 from hbaf_edge.backend import default_threads, session_options
@@ -44,16 +46,17 @@ def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Pa
         raise SystemExit(f"the runtime hears through Whisper and reads through BERT; this model has {kinds}")
     out.mkdir(parents=True, exist_ok=True)
     differences = {}
+    sha256 = metadata.identity(model, audio, text)
     for name, graph in graphs(model.eval(), audio.eval(), text.eval()).items():
         path = out / f"{name}.onnx"
-        _write(name, graph, path, model.config)
+        _write(name, graph, path, model.config, sha256)
         differences[name] = compare(graph, path)
         if not differences[name] <= TOLERANCE:
             raise SystemExit(f"{path}: differs from PyTorch by {differences[name]:.1e}, {TOLERANCE:.0e} is allowed")
     return differences
 
 
-def _write(scope: str, graph: Graph, path: Path, config: ModelConfig) -> None:
+def _write(scope: str, graph: Graph, path: Path, config: ModelConfig, sha256: str) -> None:
     graph.module.eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
     dims: dict[str, Any] = {}
@@ -90,7 +93,7 @@ def _write(scope: str, graph: Graph, path: Path, config: ModelConfig) -> None:
     name_weights(proto, graph.module)
     add_function(proto, scope, config, OPSET)
     del proto.graph.metadata_props[:]
-    del proto.metadata_props[:]
+    metadata.describe(proto, scope, config.labels, sha256)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
 
@@ -190,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

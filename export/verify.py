@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from export import parity
+from export.command import run
 from export.conversations import conversations, counts
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -73,3 +73,17 @@ def test_what_nobody_can_hear_or_read_is_left_out(small):
         assert _heard(Utterance("", 0, audio=small / name)) is None
         assert _heard(Utterance("words", 0, audio=small / name)).audio is None
     assert _heard(Utterance("\u200b", 0)) is None
+
+
+def test_a_broken_clip_is_named(small):
+    import numpy as np
+    import soundfile
+
+    from export.conversations import _heard
+    from training.corpora.records import CorpusError, Utterance
+
+    soundfile.write(small / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    (small / "cut.wav").write_bytes(b"RIFF")
+    for name, said in (("nan.wav", "NaN or infinite"), ("cut.wav", "cut.wav")):
+        with pytest.raises(CorpusError, match=rf"{name}.*{said}.*training.check" if "nan" in name else said):
+            _heard(Utterance("words", 0, audio=small / name))

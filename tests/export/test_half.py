@@ -30,7 +30,7 @@ def test_weights_are_half_and_gates_are_not(tiny):
 def test_the_chain_walks_every_precision(tiny, calibrated, talks, tmp_path):
     bundle = load_bundle(tiny.bundle)
     bundles = [tiny.bundle, to_half(bundle, tmp_path / "float16"), with_int8_weights(bundle, tmp_path / "small")]
-    bundles += [quantised(bundle, calibrated, Recipe(p, narrow=False), tmp_path / p) for p in ("cpu", "tensorrt")]
+    bundles += [quantised(bundle, calibrated, Recipe(p), tmp_path / p) for p in ("cpu", "tensorrt")]
     learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
     steps = parity.walk(learner, bundles, talks, threads=1, layer_turns=15)
     assert [s.name for s in steps] == ["float32", "float16", "int8-weights", "int8", "int8-tensorrt"]

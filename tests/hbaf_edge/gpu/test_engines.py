@@ -37,7 +37,7 @@ def test_every_graph_builds_in_every_precision(tiny, bundle, precision, graph, t
     if precision == "int8-tensorrt":
         request.getfixturevalue("small_counts")
         calibrated = request.getfixturevalue("calibrated")
-        bundle = load_bundle(quantised(bundle, calibrated, Recipe("tensorrt", narrow=False), tmp_path / "bundle"))
+        bundle = load_bundle(quantised(bundle, calibrated, Recipe("tensorrt"), tmp_path / "bundle"))
     seen = []
     made = engine(bundle, graph, "rtx", "8.6", SMALL, tmp_path / "cache", lambda *step: seen.append(step))
     assert len(made) > 1000

@@ -1,0 +1,84 @@
+"""Killed at any point, or with a full disk: what stood there before stands there still, and the next run succeeds."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from export.bundle import finished
+from hbaf_edge.bundle import load_bundle
+from tests.conftest import ROOT
+
+# A process that dies, without a chance to tidy up, when it calls a function for the n-th time.
+DIES = """
+import os, shutil, signal, sys
+import {module} as module
+calls = []
+real = module.{function}
+def dying(*a, **k):
+    calls.append(a)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*a, **k)
+module.{function} = dying
+from export import {verb}
+sys.argv = ["x", *{arguments!r}]
+{verb}.main()
+"""
+MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("export.bundle", "_put", 1), ("shutil", "rmtree", 2),
+           ("pathlib.Path", "rename", 2), ("shutil", "rmtree", 3)]  # fmt: skip
+
+
+def dies(verb, arguments, module, function, call):
+    """Run a verb in a process of its own that is killed at that call."""
+    if module == "pathlib.Path":
+        module_line = DIES.replace("import {module} as module", "from pathlib import Path as module")
+    else:
+        module_line = DIES
+    code = module_line.format(module=module, function=function, call=call, verb=verb, arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("module", "function", "call"), MOMENTS)
+def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, module, function, call):
+    out = shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    old = load_bundle(out).key
+    arguments = [str(tiny.bundle), "--name", "renamed", "--out", str(out)]
+    assert dies("bundle", arguments, module, function, call).returncode == -9
+    there = load_bundle(out) if out.exists() else load_bundle(tmp_path / "bundle.old")
+    assert there.key == old or there.manifest["name"] == "renamed"
+    finished(tiny.bundle, out, "renamed")
+    assert load_bundle(out).manifest["name"] == "renamed"
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
+    arguments = [str(tiny.bundle), "--weights-only", "--out", str(tmp_path / "int8")]
+    assert dies("quantize", arguments, "shutil", "copy", 4).returncode == -9
+    assert not (tmp_path / "int8").exists()
+    run = subprocess.run([sys.executable, "-m", "export.quantize", *arguments], cwd=ROOT, capture_output=True)
+    assert run.returncode == 0
+    assert load_bundle(tmp_path / "int8").manifest["precision"] == "int8-weights"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+@pytest.mark.parametrize("verb", [["export.half"], ["export.quantize", "--weights-only"], ["export.bundle"]])
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tiny, tmp_path, verb):
+    """Files may have so many bytes and no more: what the kernel then says is what it says of a full disk."""
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    start = f"sys.argv[1:] = sys.argv[2:]; runpy.run_module({verb[0]!r}, run_name='__main__')"
+    command = [sys.executable, "-c", limit + start, "x", str(tiny.bundle), *verb[1:], "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "make room, or give --out a place on another disk" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_room_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(SystemExit, match=r"needs \d+ MB, its disk has 0 MB free; nothing was written"):
+        finished(tiny.bundle, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
