@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from benchmarks.incremental import RATE, WINDOW, WORDS, alternately, sound, talked, timed
+from benchmarks.incremental import WINDOW, alternately, talked, timed
 from benchmarks.report import finish, show
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backend import options_of
