@@ -1,0 +1,54 @@
+"""What the Triton kernels have in common: products of tiles, and the gate that both end in."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+# Triton's interpreter multiplies the bit patterns of bfloat16. In float32 the products are the same, being exact there.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+NOTHING = tl.constexpr(-1.0e30)  # the score of what is not visible; finite, so that a difference of two is a number
+WIDEST = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}  # of a head: a gate's weights are square tiles
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b, summed in float32; float32 factors are not rounded to anything less."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc=acc, input_precision="ieee")
+
+
+@triton.jit
+def weigh(intra, inter, cross, own_seen, other_seen, w_r, b_r, w_g, b_g, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """What both memories answered, (rows, E) float32 each, by relevance and gate; pointers to one head's weights.
+
+    `cross` is q' as it was loaded; `own_seen` and `other_seen` say of each row whether a memory held anything for it.
+    """
+    column = tl.arange(0, BLOCK_E)
+    real = column < E
+    of_query = tl.load(w_r + column, mask=real, other=0.0).to(tl.float32)
+    of_answer = tl.load(w_r + E + column, mask=real, other=0.0).to(tl.float32)
+    r = tl.sum(cross.to(tl.float32) * of_query[None, :] + inter * of_answer[None, :], 1) + tl.load(b_r).to(tl.float32)
+    inter = inter * tl.sigmoid(r)[:, None]
+    at = w_g + column[None, :] * (2 * E) + column[:, None]  # (e, 2e) read as (in, out)
+    square = real[:, None] & real[None, :]
+    of_intra = tl.load(at, mask=square, other=0.0)
+    of_inter = tl.load(at + E, mask=square, other=0.0)
+    g = dot(intra.to(of_intra.dtype), of_intra, tl.zeros(intra.shape, tl.float32))
+    g = dot(inter.to(of_inter.dtype), of_inter, g)
+    g = tl.sigmoid(g + tl.load(b_g + column, mask=real, other=0.0).to(tl.float32)[None, :])
+    g = tl.where(own_seen[:, None], tl.where(other_seen[:, None], g, 0.0), 1.0)
+    return g * inter + (1 - g) * intra
+
+
+def tile(size: int) -> int:
+    """The power of two that holds a size; tensor cores take no fewer than 16.
+
+    >>> tile(5), tile(33)
+    (16, 64)
+    """
+    return max(16, int(triton.next_power_of_2(size)))

@@ -1,0 +1,176 @@
+"""The gate over whole sequences as one Triton launch a modality: training, and scoring many dialogues at once.
+
+Scores of both memories live in registers alone (online softmax over tiles of slots); relevance, gate and mix follow in
+the same program. `kernels.reference.bimodal_attention_gate` says what is computed. The backward pass computes the
+reference again and takes its gradient: no score is stored in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.parts import NOTHING, WIDEST, dot, tile, weigh
+from kernels.reference import GateWeights, Memory, bimodal_attention_gate
+
+SLOTS = 32  # of a tile; with more, accumulators would leave the registers
+
+
+@triton.jit
+def _attend(query, keys, values, visible, bias, count, slots, key_b, key_h, key_m, value_b, value_h, value_m, visible_b,
+            visible_n, visible_m, bias_b, bias_h, bias_n, bias_m, scale, E: tl.constexpr, BLOCK_N: tl.constexpr,
+            BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
+    """Online softmax of a tile of queries (BLOCK_N, E) over all slots; what was found, and whether any was seen."""
+    batch, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column, slot = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_M)
+    keys += batch * key_b + head * key_h
+    values += batch * value_b + head * value_h
+    visible += batch * visible_b
+    bias += batch * bias_b + head * bias_h
+    sums = tl.zeros(query.shape, tl.float32)
+    top, total = tl.full(row.shape, NOTHING, tl.float32), tl.zeros(row.shape, tl.float32)
+    for start in range(0, slots, BLOCK_M):
+        here = start + slot
+        inside = (here < slots)[:, None] & (column < E)[None, :]
+        key = tl.load(keys + here[:, None] * key_m + column[None, :], mask=inside, other=0.0)
+        value = tl.load(values + here[:, None] * value_m + column[None, :], mask=inside, other=0.0)
+        both = (row < count)[:, None] & (here < slots)[None, :]
+        seen = tl.load(visible + row[:, None] * visible_n + here[None, :] * visible_m, mask=both, other=0) > 0
+        scores = dot(query, tl.trans(key), tl.zeros(seen.shape, tl.float32)) * scale
+        if BIASED:
+            scores += tl.load(bias + row[:, None] * bias_n + here[None, :] * bias_m, mask=both, other=0.0)
+        scores = tl.where(seen, scores, NOTHING)
+        highest = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.where(seen, tl.exp(scores - highest[:, None]), 0.0)
+        before = tl.exp(top - highest)
+        sums = dot(weights.to(value.dtype), value, sums * before[:, None])
+        total = total * before + tl.sum(weights, 1)
+        top = highest
+    return sums / tl.where(total > 0, total, 1.0)[:, None], total > 0
+
+
+@triton.jit
+def gate_sequence(query, cross, out, own_keys, own_values, own_visible, own_bias, other_keys, other_values,
+                  other_visible, other_bias, w_r, b_r, w_g, b_g, count, own_slots, other_slots, query_b, query_h,
+                  query_n, cross_b, cross_h, cross_n, out_b, out_h, out_n, own_kb, own_kh, own_km, own_vb, own_vh,
+                  own_vm, own_sb, own_sn, own_sm, own_bb, own_bh, own_bn, own_bm, other_kb, other_kh, other_km,
+                  other_vb, other_vh, other_vm, other_sb, other_sn, other_sm, other_bb, other_bh, other_bn, other_bm,
+                  scale, E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+                  OWN_BIASED: tl.constexpr, OTHER_BIASED: tl.constexpr):  # fmt: skip
+    """Program (i, b, h): queries i · BLOCK_N and on of dialogue b and head h. Strides are in elements."""
+    batch, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_E)
+    inside = (row < count)[:, None] & (column < E)[None, :]
+    at = query + batch * query_b + head * query_h + row[:, None] * query_n + column[None, :]
+    asked = tl.load(at, mask=inside, other=0.0)
+    intra, own_seen = _attend(asked, own_keys, own_values, own_visible, own_bias, count, own_slots, own_kb, own_kh,
+                              own_km, own_vb, own_vh, own_vm, own_sb, own_sn, own_sm, own_bb, own_bh, own_bn, own_bm,
+                              scale, E, BLOCK_N, BLOCK_M, BLOCK_E, OWN_BIASED)  # fmt: skip
+    at = cross + batch * cross_b + head * cross_h + row[:, None] * cross_n + column[None, :]
+    asked = tl.load(at, mask=inside, other=0.0)
+    inter, other_seen = _attend(asked, other_keys, other_values, other_visible, other_bias, count, other_slots,
+                                other_kb, other_kh, other_km, other_vb, other_vh, other_vm, other_sb, other_sn,
+                                other_sm, other_bb, other_bh, other_bn, other_bm, scale, E, BLOCK_N, BLOCK_M, BLOCK_E,
+                                OTHER_BIASED)  # fmt: skip
+    answer = weigh(intra, inter, asked, own_seen, other_seen, w_r + head * 2 * E, b_r + head, w_g + head * 2 * E * E,
+                   b_g + head * E, E, BLOCK_E)  # fmt: skip
+    at = out + batch * out_b + head * out_h + row[:, None] * out_n + column[None, :]
+    tl.store(at, answer.to(out.dtype.element_ty), mask=inside)
+
+
+class Gate(torch.autograd.Function):
+    """The kernel forward, the reference's gradient backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor | None) -> Tensor:
+        """Inputs: query, cross query, both memories' four tensors, four weights."""
+        ctx.save_for_backward(*inputs)
+        return launch(*_named(inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The reference once more, this time with a graph."""
+        (grad,) = grads
+        wanted = ctx.needs_input_grad
+        with torch.enable_grad():
+            inputs = [x if x is None else x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, wanted)]
+            result = bimodal_attention_gate(*_named(inputs))
+        found = iter(
+            torch.autograd.grad(result, [x for x, need in zip(inputs, wanted) if x is not None and need], grad,
+                                allow_unused=True)
+        )  # fmt: skip
+        return tuple(next(found) if need else None for need in wanted)
+
+
+def gate(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weights: GateWeights) -> Tensor:
+    """`kernels.reference.bimodal_attention_gate` in one launch, with a gradient.
+
+    Raises:
+        ValueError: see `check`.
+    """
+    check(query, cross_query, own, other, weights)
+    result: Tensor = Gate.apply(query, cross_query, *own, *other, *weights)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _named(inputs: Any) -> tuple[Tensor, Tensor, Memory, Memory, GateWeights]:
+    return inputs[0], inputs[1], Memory(*inputs[2:6]), Memory(*inputs[6:10]), GateWeights(*inputs[10:])
+
+
+def check(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weights: GateWeights) -> None:
+    """That the kernel reads what it believes it reads.
+
+    Raises:
+        ValueError: it would not; the message names the tensor, what it is and what it has to be.
+    """
+    batch, heads, count, e = query.shape
+    dtype, device = query.dtype, query.device
+    if e > WIDEST.get(dtype, 0):
+        raise ValueError(f"{dtype} heads of {e} came; the sequence kernel takes up to {WIDEST}")
+    asks, slots = (batch, heads, count, e), (batch, heads, own.keys.shape[2], e)
+    others = (batch, heads, other.keys.shape[2], e)
+    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "query": (query, asks), "cross query": (cross_query, asks),
+        "own keys": (own.keys, slots), "own values": (own.values, slots),
+        "other keys": (other.keys, others), "other values": (other.values, others),
+        "w_r": (weights.w_r, (heads, 2 * e)), "b_r": (weights.b_r, (heads,)),
+        "w_g": (weights.w_g, (heads, e, 2 * e)), "b_g": (weights.b_g, (heads, e)),
+    }  # fmt: skip
+    for name, (tensor, shape) in wanted.items():
+        dense = tensor.is_contiguous() if name[1] == "_" else tensor.stride(-1) == 1
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not dense:
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+                f"{'' if dense else ', not contiguous'}; the sequence kernel takes {dtype} {shape} on {device}"
+            )
+
+
+def launch(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weights: GateWeights) -> Tensor:
+    """The kernel, checked inputs taken for granted: (B, H, N, e) -> (B, H, N, e)."""
+    batch, heads, count, e = query.shape
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if not out.numel():
+        return out
+    tensors, strides = [], []
+    for memory in (own, other):
+        slots = memory.keys.shape[2]
+        visible = memory.visible.expand(batch, count, slots)
+        bias = visible if memory.bias is None else memory.bias.expand(batch, heads, count, slots)
+        tensors += [memory.keys, memory.values, visible.view(torch.uint8), bias]
+        strides += [*memory.keys.stride()[:3], *memory.values.stride()[:3], *visible.stride(),
+                    *((0, 0, 0, 0) if memory.bias is None else bias.stride())]  # fmt: skip
+    single = query.dtype == torch.float32
+    queries = min(32 if single or e > 64 else 64, tile(count))
+    gate_sequence[(triton.cdiv(count, queries), batch, heads)](
+        query, cross_query, out, *tensors, *weights, count, own.keys.shape[2], other.keys.shape[2],
+        *query.stride()[:3], *cross_query.stride()[:3], *out.stride()[:3], *strides, e**-0.5, E=e, BLOCK_N=queries,
+        BLOCK_M=min(SLOTS, tile(max(own.keys.shape[2], other.keys.shape[2]))), BLOCK_E=tile(e),
+        OWN_BIASED=own.bias is not None, OTHER_BIASED=other.bias is not None, num_warps=8 if single else 4,
+    )  # fmt: skip
+    return out
