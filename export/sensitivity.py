@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from export.calibrate import Calibration, all_linears, load
 from export.command import run
@@ -121,7 +121,8 @@ def sensitivity(held: Held, calibration: Calibration, recipe: Recipe) -> list[Co
 
 def table(costs: Sequence[Cost], title: str) -> Table:
     """For people."""
-    shown = Table("block", "weighted F1 lost", "labels flipped", "KL divergence", "cosine", "SNR", title=title)
+    head = ("weighted F1 lost", "labels flipped", "KL divergence", "cosine", "SNR")
+    shown = Table(Column("block", no_wrap=True), *head, title=title)
     for c in costs:
         shown.add_row(c.block, f"{c.f1_drop:+.4f}", f"{c.flip_rate:.2%}", f"{c.kl_divergence:.5f}", f"{c.cosine:.5f}",
                       f"{c.snr_db:.1f} dB")  # fmt: skip

@@ -1,0 +1,150 @@
+"""The step kernel compiled ahead of time, for devices that have neither PyTorch nor Triton; needs no GPU.
+
+    python -m kernels.build                                     # the default model's sizes, into hbaf_edge/gpu/cubins
+    python -m kernels.build --bundle runs/mine/float16 --out runs/mine/cubins
+
+One machine code file for each architecture and dtype, and PTX, which a driver compiles where none of them fits; beside
+them manifest.json: hashes, registers and shared memory as the compiler reports them, launch grid and argument layout.
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hbaf_edge.bundle import load_bundle
+from kernels import parts, step
+
+FORMAT = 1
+# Turing, Ampere, RTX 30, Orin, RTX 40, Hopper, Thor, RTX 50. A file of 8.6 also runs on what is later within 8.
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
+PORTABLE = (75, 80)  # whose PTX is kept: what is later than 8.0 runs the second, and has the tensor cores that it uses
+DTYPES = {"float16": ("fp16", torch.float16), "float32": ("fp32", torch.float32)}
+OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "gpu" / "cubins"
+TYPES = {"rows": "*i32", "turns": "*i32", "slots": "*u8", "nows": "*u8", "bias": "*fp32", "batch": "i32",
+         "step_row": "i64", "store": "i32", "scale": "fp32"}  # fmt: skip
+CODES = {"i32": "i", "i64": "q", "fp32": "f"}  # of `struct`; pointers are P
+SCRATCH = ("global_scratch", "profile_scratch")  # pointers that Triton appends; this kernel uses neither
+
+
+def source_sha256() -> str:
+    """Of the code that the kernel is made of: what is shipped belongs to it or is out of date."""
+    files = [Path(str(module.__file__)) for module in (parts, step)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def compiled(dtype: str, capability: int, window: int, heads: int, e: int) -> Any:
+    """Triton's result for one architecture, such as 87.
+
+    Raises:
+        SystemExit: Triton was told to interpret kernels.
+    """
+    if not isinstance(step.gate_step, triton.runtime.JITFunction):
+        raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
+    short, kind = DTYPES[dtype]
+    constants = step.constants(window, heads, e)
+    names = step.gate_step.arg_names
+    types = {n: "constexpr" if n in constants else TYPES.get(n, f"*{short}") for n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
+    options = {"num_warps": step.warps(kind, capability)}
+    source = ASTSource(step.gate_step, types, constants, aligned)  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(), triton.knobs.compilation.scope():
+        warnings.simplefilter("ignore")
+        triton.knobs.compilation.disable_line_info = True  # they name folders of the machine that compiled
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def arguments(ptx: str) -> list[list[str]]:
+    """Name and `struct` code of each launch argument, checked against what the compiler made of them."""
+    names = [n for n in step.gate_step.arg_names if n not in step.constants(32, 4, 64)]
+    wanted = [[n, CODES.get(TYPES.get(n, "*"), "P")] for n in names] + [[n, "P"] for n in SCRATCH]
+    entry = re.search(r"\.entry gate_step\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None
+    found = re.findall(r"\.param \.(\w+)", entry.group(1))
+    sizes = {"P": "u64", "q": "u64", "i": "u32", "f": "f32"}
+    if [sizes[code] for _, code in wanted] != found:
+        raise SystemExit(f"this Triton {triton.__version__} lays arguments out as {found}; the launcher gives {wanted}")
+    return wanted
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and bytes spilled, as the compiler's own tool reads them from machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        said = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found is not None, said
+    return {"registers": int(found.group(1)), "spilled": int(found.group(2))}
+
+
+def build(out: Path, window: int, heads: int, e: int, architectures: tuple[int, ...] = ARCHITECTURES) -> dict[str, Any]:
+    """Compile everything and write the folder, whole or not at all; returns the manifest."""
+    work = out.with_name(out.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    builds, layout = [], None
+    for dtype, capability in track([(d, a) for d in DTYPES for a in architectures], description="compiling"):
+        made = compiled(dtype, capability, window, heads, e)
+        layout = arguments(made.asm["ptx"])
+        forms = {"cubin": made.asm["cubin"]}
+        if capability in PORTABLE:
+            forms["ptx"] = made.asm["ptx"].encode()
+        for form, content in forms.items():
+            name = f"gate_step-{dtype}-{capability}.{form}"
+            (work / name).write_bytes(content)
+            builds.append({
+                "file": name, "form": form, "dtype": dtype, "capability": capability, "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(), "warps": made.metadata.num_warps,
+                "shared": made.metadata.shared, **resources(made.asm["cubin"]),
+            })  # fmt: skip
+    manifest = {
+        "format": FORMAT, "kernel": "gate_step", "source_sha256": source_sha256(), "triton": triton.__version__,
+        "window": window, "heads": heads, "head_width": e, "arguments": layout, "alignment": 16,
+        "grid": ["batch", "heads"], "builds": builds,
+    }  # fmt: skip
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    work.rename(out)
+    return manifest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="whose sizes to take; without it the default model's")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    if given.out.exists() and any(given.out.iterdir()) and not (given.out / "manifest.json").exists():
+        raise SystemExit(f"{given.out} is there and holds no kernels; nothing is replaced: give --out another place")
+    sizes = load_bundle(given.bundle).manifest["model"]
+    made = build(given.out, sizes["window"], sizes["heads"], sizes["width"] // sizes["heads"])
+    head = ("file", "KB", "registers", "spilled", "shared KB", "warps")
+    shown = Table(*head, title=f"gate_step, window {made['window']}, {made['heads']} heads of {made['head_width']}")
+    for b in made["builds"]:
+        kilobytes = f"{b['bytes'] / 1e3:.0f}"
+        shown.add_row(b["file"], kilobytes, *(str(b[k]) for k in ("registers", "spilled")), f"{b['shared'] / 1024:.1f}",
+                      str(b["warps"]))  # fmt: skip
+    Console().print(shown)
+    print(json.dumps({"out": str(given.out), "bytes": sum(b["bytes"] for b in made["builds"])}))
+
+
+if __name__ == "__main__":
+    main()
