@@ -1,0 +1,156 @@
+"""Which of the shipped kernels fits a GPU, verified by hash, and the bytes of its launch arguments. Needs no GPU.
+
+`cubins/` beside this file is what `python -m kernels.build` wrote: machine code for each architecture, PTX for what
+comes later, and a manifest that says how each is launched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hbaf_edge.errors import BackendError
+
+CUBINS = Path(__file__).parent / "cubins"
+FORMAT = 1
+MAX_MANIFEST, MAX_KERNEL = 1 << 18, 1 << 23
+LEAST = 75  # Turing
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled step kernel and how it is launched.
+
+    Attributes:
+        name: of the function inside.
+        content: cubin, or PTX text.
+        form: "cubin" or "ptx".
+        dtype: float16 or float32; of queries, rings and weights.
+        capability: it was compiled for, such as 87.
+        threads: of a block; the grid is (conversations, heads).
+        shared: bytes of dynamic shared memory of a block.
+        arguments: name and `struct` code of each, in order.
+        alignment: of every pointer, bytes.
+    """
+
+    name: str
+    content: bytes
+    form: str
+    dtype: str
+    capability: int
+    threads: int
+    shared: int
+    arguments: tuple[tuple[str, str], ...]
+    alignment: int
+
+    @property
+    def layout(self) -> str:
+        """All arguments for `struct`, aligned as C aligns them, which is as the driver reads them.
+
+        >>> choose(87, "float16", 32, 4, 64).layout
+        'PPPPPPPPPPPPPPiqifPP'
+        """
+        return "".join(code for _, code in self.arguments)
+
+    def pack(self, values: Mapping[str, float]) -> bytes:
+        """Launch arguments by name; scratch pointers are null.
+
+        Raises:
+            BackendError: one is missing or unknown, or a pointer is not aligned.
+        """
+        names = [name for name, _ in self.arguments if not name.endswith("_scratch")]
+        if set(values) != set(names):
+            raise BackendError(f"{self.name} takes {', '.join(names)}; given were {', '.join(values)}")
+        for name, code in self.arguments:
+            if code == "P" and int(values.get(name, 0)) % self.alignment:
+                raise BackendError(
+                    f"{name} lies at {int(values[name]):#x}; {self.name} reads {self.alignment} bytes at once and "
+                    f"takes pointers to multiples of {self.alignment}"
+                )
+        try:
+            return struct.pack(self.layout, *(values.get(name, 0) for name, _ in self.arguments))
+        except struct.error as error:
+            raise BackendError(f"{self.name}: an argument is out of range ({error})") from None
+
+
+def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS) -> Kernel:
+    """The kernel for a GPU: machine code of its own generation where there is some, otherwise PTX.
+
+    Args:
+        capability: of the GPU, such as 87 for 8.7.
+        dtype: float16 or float32.
+        window, heads, e: of the model; `e` is the width of a head.
+        folder: of `python -m kernels.build`.
+
+    Raises:
+        BackendError: none fits, or what fits was altered.
+    """
+    manifest = _manifest(folder)
+    sizes = (manifest["window"], manifest["heads"], manifest["head_width"])
+    if sizes != (window, heads, e):
+        raise BackendError(
+            f"{folder} holds kernels for a window of {sizes[0]} and {sizes[1]} heads of {sizes[2]}, the model has "
+            f"{window} and {heads} of {e}; build its own: python -m kernels.build --bundle BUNDLE --out FOLDER"
+        )
+    if dtype not in {b["dtype"] for b in manifest["builds"]}:
+        raise BackendError(f"{folder} holds {', '.join(sorted({b['dtype'] for b in manifest['builds']}))}, not {dtype}")
+    fitting = [b for b in manifest["builds"] if b["dtype"] == dtype and _runs(b, capability)]
+    if not fitting:
+        raise BackendError(
+            f"a GPU of compute capability {capability // 10}.{capability % 10} cannot run the kernels in {folder}; "
+            f"they need {LEAST // 10}.{LEAST % 10} or later (Turing): use provider='cpu'"
+        )
+    best = max(fitting, key=lambda b: (b["form"] == "cubin", b["capability"]))
+    content = _read(folder / best["file"])
+    if hashlib.sha256(content).hexdigest() != best["sha256"]:
+        raise BackendError(
+            f"{folder / best['file']} was altered or damaged: its SHA-256 is not the manifest's; install hbaf-edge "
+            "again, or run python -m kernels.build"
+        )
+    arguments = tuple((str(name), str(code)) for name, code in manifest["arguments"])
+    return Kernel(
+        manifest["kernel"], content, best["form"], dtype, best["capability"], 32 * best["warps"], best["shared"],
+        arguments, manifest["alignment"],
+    )  # fmt: skip
+
+
+def _runs(build: Mapping[str, Any], capability: int) -> bool:
+    """Machine code runs on its own generation from its own capability on, PTX on all that is later."""
+    same = build["capability"] // 10 == capability // 10
+    return bool(build["capability"] <= capability and (same or build["form"] == "ptx"))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        content = _read(folder / "manifest.json", MAX_MANIFEST)
+        manifest = dict(json.loads(content))
+        if manifest["format"] != FORMAT:
+            raise BackendError(f"{folder} has format {manifest['format']}, this version reads {FORMAT}; build it again")
+        for build in manifest["builds"]:
+            if Path(build["file"]).name != build["file"]:
+                raise ValueError(f"{build['file']!r} leads out of the folder")
+            if not {"sha256", "form", "dtype", "capability", "warps", "shared"} <= set(build):
+                raise KeyError("a build lacks fields")
+        if not {"window", "heads", "head_width", "kernel", "arguments", "alignment"} <= set(manifest):
+            raise KeyError("fields are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(
+            f"{folder} holds no kernels ({error}); install hbaf-edge again, or run python -m kernels.build"
+        ) from None
+    return manifest
+
+
+def _read(path: Path, limit: int = MAX_KERNEL) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise BackendError(f"{path} cannot be read ({error.strerror}); install hbaf-edge again") from None
+    if len(content) > limit:
+        raise BackendError(f"{path} is larger than {limit:,} bytes; it was altered: install hbaf-edge again")
+    return content

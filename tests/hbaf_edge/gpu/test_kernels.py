@@ -1,0 +1,108 @@
+"""The shipped kernels: belong to the source, fit every GPU they should, and are refused where altered."""
+
+import json
+import shutil
+import struct
+
+import pytest
+
+from hbaf_edge.errors import BackendError
+from hbaf_edge.gpu.kernels import CUBINS, choose
+
+SIZES = (32, 4, 64)  # the default model's
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(CUBINS, tmp_path / "cubins")
+
+
+def rewrite(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("capability", "form", "compiled"),
+    [(75, "cubin", 75), (80, "cubin", 80), (86, "cubin", 86), (87, "cubin", 87), (88, "cubin", 87), (89, "cubin", 89),
+     (90, "cubin", 90), (100, "ptx", 80), (103, "ptx", 80), (110, "cubin", 110), (120, "cubin", 120),
+     (121, "cubin", 120), (140, "ptx", 80)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_every_gpu_gets_what_it_can_run(capability, form, compiled, dtype):
+    kernel = choose(capability, dtype, *SIZES)
+    assert (kernel.form, kernel.capability, kernel.dtype) == (form, compiled, dtype)
+    assert kernel.content[:4] == (b"\x7fELF" if form == "cubin" else kernel.content[:4])
+    assert kernel.name.encode() in kernel.content
+    assert kernel.shared <= 48 << 10, "more has to be asked of the driver, and Turing has 64 KB"
+
+
+@pytest.mark.parametrize("capability", [53, 62, 72, 74])
+def test_an_older_gpu_is_refused(capability):
+    with pytest.raises(BackendError, match=r"capability \d\.\d cannot run .* 7\.5 or later.*provider='cpu'"):
+        choose(capability, "float16", *SIZES)
+
+
+def test_another_models_sizes_and_dtypes_are_refused():
+    with pytest.raises(BackendError, match=r"a window of 32 and 4 heads of 64, the model has 64 and 4 of 64; build"):
+        choose(87, "float16", 64, 4, 64)
+    with pytest.raises(BackendError, match="holds float16, float32, not bfloat16"):
+        choose(87, "bfloat16", *SIZES)
+
+
+def test_what_was_altered_is_refused(copy):
+    path = copy / "gate_step-float16-87.cubin"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"?")
+    with pytest.raises(BackendError, match=r"gate_step-float16-87.cubin was altered or damaged"):
+        choose(87, "float16", *SIZES, folder=copy)
+    assert choose(86, "float16", *SIZES, folder=copy).capability == 86
+    path.unlink()
+    with pytest.raises(BackendError, match="cannot be read"):
+        choose(87, "float16", *SIZES, folder=copy)
+    path.write_bytes(b"0" * ((8 << 20) + 1))
+    with pytest.raises(BackendError, match="is larger than"):
+        choose(87, "float16", *SIZES, folder=copy)
+
+
+def test_a_manifest_that_is_none_is_refused(copy, tmp_path):
+    with pytest.raises(BackendError, match="cannot be read"):
+        choose(87, "float16", *SIZES, folder=tmp_path / "nothing")
+    rewrite(copy, format=2)
+    with pytest.raises(BackendError, match="has format 2, this version reads 1"):
+        choose(87, "float16", *SIZES, folder=copy)
+    rewrite(copy, format=1, builds=[{"file": "../../etc/passwd"}])
+    with pytest.raises(BackendError, match=r"holds no kernels .*leads out of the folder"):
+        choose(87, "float16", *SIZES, folder=copy)
+    for broken in ("[1]", "{}", "nonsense", '{"format": 1, "builds": [{"file": "a"}]}', '{"format": 1, "builds": []}'):
+        (copy / "manifest.json").write_text(broken)
+        with pytest.raises(BackendError, match="holds no kernels"):
+            choose(87, "float16", *SIZES, folder=copy)
+
+
+def values(kernel, **changes):
+    names = [n for n, _ in kernel.arguments if not n.endswith("_scratch")]
+    found = {n: 256 * (i + 1) for i, n in enumerate(names)}
+    return {**found, "batch": 3, "step_row": 1 << 40, "store": 1, "scale": 0.125, **changes}
+
+
+def test_arguments_lie_as_the_driver_reads_them():
+    kernel = choose(90, "float16", *SIZES)
+    packed = kernel.pack(values(kernel))
+    assert struct.calcsize(kernel.layout) == len(packed)
+    pointers = struct.unpack_from("14Q", packed)
+    assert pointers == tuple(256 * (i + 1) for i in range(14))
+    assert struct.unpack_from("<i", packed, 112) == (3,)
+    assert struct.unpack_from("<q", packed, 120) == (1 << 40,), "eight bytes lie at a multiple of eight"
+    assert struct.unpack_from("<if", packed, 128) == (1, 0.125)
+    assert struct.unpack_from("<QQ", packed, 136) == (0, 0)
+
+
+def test_what_the_kernel_would_misread_is_refused():
+    kernel = choose(90, "float16", *SIZES)
+    with pytest.raises(BackendError, match=r"keys lies at 0x1008; .*multiples of 16"):
+        kernel.pack(values(kernel, keys=0x1008))
+    with pytest.raises(BackendError, match=r"gate_step takes asks, .*; given were asks"):
+        kernel.pack({"asks": 0})
+    with pytest.raises(BackendError, match="out of range"):
+        kernel.pack(values(kernel, batch=1 << 40))

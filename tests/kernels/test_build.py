@@ -1,0 +1,85 @@
+"""Ahead-of-time compilation: what is shipped is of this source, and the compiler's report keeps its budget."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hbaf_edge.gpu.kernels import CUBINS, choose
+from kernels import build
+from tests.conftest import ROOT
+
+REGISTERS, SPILLED, SHARED = 255, 64, 48 << 10
+MANIFEST = json.loads((CUBINS / "manifest.json").read_text())
+
+
+def compiling(code):
+    """In a process of its own, since this one may interpret kernels."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_what_ships_was_built_from_this_source():
+    """If this fails: python -m kernels.build, and commit what it writes."""
+    assert MANIFEST["source_sha256"] == build.source_sha256()
+    for entry in MANIFEST["builds"]:
+        assert hashlib.sha256((CUBINS / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+    assert {p.name for p in CUBINS.iterdir()} == {"manifest.json", *(b["file"] for b in MANIFEST["builds"])}
+    assert {(b["dtype"], b["capability"]) for b in MANIFEST["builds"] if b["form"] == "cubin"} == {
+        (d, a) for d in build.DTYPES for a in build.ARCHITECTURES
+    }
+    assert sum(b["bytes"] for b in MANIFEST["builds"]) < 2e6
+
+
+@pytest.mark.parametrize("entry", MANIFEST["builds"], ids=lambda b: b["file"])
+def test_registers_and_shared_memory_keep_their_budget(entry):
+    """As the compiler reported them: a block fits every GPU, and next to nothing is spilled."""
+    assert entry["registers"] <= REGISTERS
+    assert entry["spilled"] <= SPILLED
+    assert entry["shared"] <= SHARED
+    assert entry["registers"] * 32 * entry["warps"] <= 65536, "registers of a multiprocessor"
+
+
+def test_no_file_names_a_folder_of_the_machine():
+    for path in CUBINS.iterdir():
+        for word in (b"/home/", b"/root/", b"/work/", b"site-packages"):
+            assert word not in path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
+    """And for another model's sizes, as a maker with a model of their own does it."""
+    import triton
+
+    lines = [
+        "from kernels.build import *",
+        f"build(Path({str(tmp_path / 'same')!r}), 32, 4, 64)",
+        f"build(Path({str(tmp_path / 'other')!r}), 5, 2, 16, (87,))",
+    ]
+    done = compiling("\n".join(lines))
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = json.loads((tmp_path / "same" / "manifest.json").read_text())
+    assert len(made["builds"]) == len(MANIFEST["builds"])
+    if triton.__version__ == MANIFEST["triton"]:
+        assert made == MANIFEST
+    assert choose(87, "float16", 5, 2, 16, tmp_path / "other").capability == 87
+
+
+def test_interpreted_kernels_cannot_be_compiled(tmp_path):
+    interpret = "import os; os.environ['TRITON_INTERPRET'] = '1'; "
+    done = compiling(interpret + "from kernels.build import *; compiled('float16', 87, 32, 4, 64)")
+    assert done.returncode == 1
+    assert "kernels are interpreted, not compiled; unset it" in done.stderr
+
+
+def test_other_folders_are_not_replaced(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    done = compiling(
+        f"import sys; sys.argv = ['build', '--out', {str(tmp_path)!r}]; from kernels.build import main; main()"
+    )
+    assert done.returncode == 1
+    assert "nothing is replaced" in done.stderr
+    assert (tmp_path / "precious").exists()
