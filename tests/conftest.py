@@ -19,12 +19,17 @@ EXAMPLES = ROOT / "hbaf_edge" / "examples"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `data` run where the corpora of DATA.md lie, `gpu` where torch sees a GPU."""
+    import torch
+
     from training.corpora.records import data_folder
 
+    no_gpu = pytest.mark.skip(reason="there is no NVIDIA GPU that PyTorch sees")
     no_data = pytest.mark.skip(reason="the corpora of DATA.md are not here; set HBAF_DATA")
     for item in items:
         if item.get_closest_marker("data") and not (data_folder() / "meld").is_dir():
             item.add_marker(no_data)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
 
 
 @pytest.fixture(scope="session")
