@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types encoders bench model clean
+.PHONY: demo test lint types encoders bench gpu model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -24,6 +24,17 @@ encoders: .venv/test.done
 
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
+
+# What needs an NVIDIA GPU: the kernels' numerics on hardware (under compute-sanitizer too, where CUDA's tools are), the
+# launcher, and the benchmark. GPU_PYTHON is an interpreter whose PyTorch sees the card, with pytest and hypothesis.
+GPU_PYTHON ?= $(BIN)/python
+gpu:
+	$(GPU_PYTHON) -m pytest -m gpu tests
+	$(GPU_PYTHON) -m pytest tests/kernels/test_step.py tests/kernels/test_sequence.py
+	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	  $(GPU_PYTHON) -m pytest tests/kernels/test_step.py -k "every_place or share_a_program" || exit 1; done; fi
+	$(GPU_PYTHON) -m benchmarks.kernels --save
 
 # The default recipe, about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
 # commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go, BUNDLE where

@@ -1,0 +1,52 @@
+"""The kernel benchmark compares one function computed in several ways, counts what it moves, and marks guesses."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import kernels
+from kernels.reference import bimodal_attention_gate
+from kernels.ring import Ring, step_reference
+
+
+def test_all_ways_compute_the_same_step():
+    given, ring, weights = kernels.made_step(3, 8, 128, torch.float32, "cpu")
+    other = Ring(*(x.clone() for x in ring))
+    given = given._replace(slots=given.slots * torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None])
+    found = kernels.attention_twice(given, other, weights)
+    torch.testing.assert_close(found, step_reference(given, ring, weights), rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(ring, other))
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 9), (2, 7, 5)])
+def test_all_ways_compute_the_same_sequence(shape):
+    given = kernels.made_sequence(*shape, torch.float32, "cpu", d=128)
+    torch.testing.assert_close(kernels.sequence_twice(*given), bimodal_attention_gate(*given), rtol=1e-5, atol=1e-6)
+
+
+def test_bytes_are_those_of_the_tensors():
+    """Counted from the tensors: ring and turn read once, the new slot and the answer written once."""
+    given, ring, weights = kernels.made_step(4, 32, 256, torch.float16, "cpu")
+    size = sum(x.nbytes for part in (given, ring, weights) for x in part)
+    written = given.news.nbytes + 4 * 2 * 256 * 2
+    assert kernels.step_bytes(4, 32, 256) == size + written
+
+
+def test_without_a_gpu_nothing_is_called_measured(capsys, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(sys, "argv", ["kernels"])
+    kernels.main()
+    said = capsys.readouterr().out
+    result = json.loads(said.splitlines()[-1])
+    assert result["measured"] is None
+    assert all("computed_us" in row for row in result["computed"])
+    assert "nothing was measured" in said
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_way_is_timed():
+    found = kernels.measured(quick=True)
+    assert {way for row in found["step"] for way in row["times"]} == set(kernels.WAYS)
