@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,17 @@ def _reach(range_: tuple[float, float]) -> float:
     return max(-range_[0], range_[1])
 
 
+def peak_mb() -> int | None:
+    """Most memory that this process has held; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="float32 bundle of export.to_onnx")
@@ -275,7 +287,7 @@ def main() -> None:
     dialogues = conversations(bundle.manifest, "train", given.turns, given.on, given.seed)
     found = calibrate(bundle, singles(dialogues) if given.single else dialogues, given.out, given.threads)
     Console().print(table(found, bundle))
-    print(json.dumps({"out": str(given.out), "sha256": found.sha256, **found.about}))
+    print(json.dumps({"out": str(given.out), "sha256": found.sha256, "peak_mb": peak_mb(), **found.about}))
 
 
 if __name__ == "__main__":
