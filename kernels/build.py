@@ -51,24 +51,37 @@ def source_sha256() -> str:
 
 
 def compiled(dtype: str, capability: int, window: int, heads: int, e: int) -> Any:
-    """Triton's result for one architecture, such as 87.
+    """The step kernel for one architecture, such as 87."""
+    short, kind = DTYPES[dtype]
+    types = {name: TYPES.get(name, f"*{short}") for name in step.gate_step.arg_names}
+    return compile_kernel(
+        step.gate_step, types, step.constants(window, heads, e), capability, step.warps(kind, capability)
+    )
+
+
+def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int) -> Any:
+    """Triton's result for a kernel, its pointers aligned to 16 bytes.
+
+    Args:
+        kernel: a function under `triton.jit`.
+        types: Triton's name of each argument's type.
+        constants: the arguments that are known now.
+        capability: such as 87.
+        warps: of a program.
 
     Raises:
         SystemExit: Triton was told to interpret kernels.
     """
-    if not isinstance(step.gate_step, triton.runtime.JITFunction):
+    if not isinstance(kernel, triton.runtime.JITFunction):
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
-    short, kind = DTYPES[dtype]
-    constants = step.constants(window, heads, e)
-    names = step.gate_step.arg_names
-    types = {n: "constexpr" if n in constants else TYPES.get(n, f"*{short}") for n in names}
+    names = kernel.arg_names
+    types = {name: "constexpr" if name in constants else types[name] for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
-    options = {"num_warps": step.warps(kind, capability)}
-    source = ASTSource(step.gate_step, types, constants, aligned)  # type: ignore[no-untyped-call]
+    source = ASTSource(kernel, types, constants, aligned)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), triton.knobs.compilation.scope():
         warnings.simplefilter("ignore")
         triton.knobs.compilation.disable_line_info = True  # they name folders of the machine that compiled
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 def arguments(ptx: str) -> list[list[str]]:
@@ -85,7 +98,7 @@ def arguments(ptx: str) -> list[list[str]]:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread and bytes spilled, as the compiler's own tool reads them from machine code."""
+    """Registers a thread and bytes spilled, as the compiler's own tool reads them from machine code of one kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -171,6 +171,6 @@ def launch(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weigh
         query, cross_query, out, *tensors, *weights, count, own.keys.shape[2], other.keys.shape[2],
         *query.stride()[:3], *cross_query.stride()[:3], *out.stride()[:3], *strides, e**-0.5, E=e, BLOCK_N=queries,
         BLOCK_M=min(SLOTS, tile(max(own.keys.shape[2], other.keys.shape[2]))), BLOCK_E=tile(e),
-        OWN_BIASED=own.bias is not None, OTHER_BIASED=other.bias is not None, num_warps=8 if single else 4,
+        OWN_BIASED=own.bias is not None, OTHER_BIASED=other.bias is not None, num_warps=8,
     )  # fmt: skip
     return out

@@ -68,6 +68,41 @@ def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
     assert choose(87, "float16", 5, 2, 16, tmp_path / "other").capability == 87
 
 
+# The other kernels at the default model's sizes; the interpreter takes things that the compiler does not.
+OTHERS = """
+import json
+from kernels.build import compile_kernel, resources
+from kernels.layer import finish, project
+from kernels.sequence import gate_sequence
+found = []
+def compile_(kernel, short, warps, constants, capability):
+    types = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32"}
+    places = 15 if kernel is gate_sequence else kernel.arg_names.index("batch")
+    types |= dict.fromkeys(kernel.arg_names[:places], f"*{short}")
+    types |= {name: "*u8" for name in types if name.endswith("_visible")}
+    made = compile_kernel(kernel, types, constants, capability, warps)
+    found.append([kernel.__name__, short, capability, made.metadata.shared, resources(made.asm["cubin"])["spilled"]])
+for capability in (80, 87, 90):
+    for short, chunk, queries in (("fp16", 32, 64), ("fp32", 16, 32)):
+        compile_(project, short, 4, dict(D=256, CHUNK=64, TILE=16), capability)
+        compile_(finish, short, 8, dict(D=256, BLOCK_D=256, CHUNK=chunk, TILE=16), capability)
+        sizes = dict(E=64, BLOCK_N=queries, BLOCK_M=32, BLOCK_E=64, OWN_BIASED=True, OTHER_BIASED=True)
+        compile_(gate_sequence, short, 8, sizes, capability)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_the_other_kernels_compile_and_keep_their_budget():
+    done = compiling(OTHERS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 18
+    for name, short, capability, shared, spilled in found:
+        assert shared <= SHARED, (name, short, capability)
+        assert spilled <= SPILLED, (name, short, capability)
+
+
 def test_interpreted_kernels_cannot_be_compiled(tmp_path):
     interpret = "import os; os.environ['TRITON_INTERPRET'] = '1'; "
     done = compiling(interpret + "from kernels.build import *; compiled('float16', 87, 32, 4, 64)")

@@ -1,0 +1,137 @@
+"""A fusion layer in three launches against the layer that training trains; and the dialogue scope against its graph."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from export.graphs import DialogueGraph
+from hbaf_edge.conversation import Conversation, Slot
+from kernels.layer import layer, weights_of
+from kernels.ring import Ring, Step
+from tests.kernels.made import DEVICE, DTYPES, within
+from training.config import ModelConfig
+from training.layers import FusionLayer, OrderBias, Slots
+from training.model import HBAF
+
+
+def made(window=5, width=32, heads=2, batch=3, seed=0):
+    torch.manual_seed(seed)
+    config = ModelConfig(width=width, heads=heads, window=window, dropout=0.0)
+    fusion, bias = FusionLayer(config).eval(), OrderBias(config)
+    torch.nn.init.normal_(bias.table)
+    for parameter in fusion.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    g = torch.Generator().manual_seed(seed)
+    past = torch.randn(batch, window, 2, 2, width, generator=g)  # keys and values by modality
+    slots = torch.randint(0, 12, (batch, window), generator=g)
+    turns = torch.tensor([2, 7, 40, 0, 5])[:batch]
+    return fusion, bias, torch.randn(batch, 2, width, generator=g), past, slots, turns
+
+
+def in_torch(fusion, bias, states, past, slots, turns, dtype):
+    """The layer as training has it, every conversation's ring and own turn as its memory."""
+    from kernels.ring import distances
+
+    fusion = copy.deepcopy(fusion).to(dtype)
+    states, past = states.to(dtype), past.to(dtype)
+    window = past.shape[1]
+    far, inside = distances(turns, window)
+    distance = torch.cat([far, torch.zeros_like(far[:, :1])], 1)[:, None]
+    relation = torch.cat([slots >> 2, torch.zeros_like(slots[:, :1])], 1)[:, None]
+    marks = torch.cat([torch.where(inside, slots & 3, 0), torch.full_like(slots[:, :1], 3)], 1)
+    both = [states[:, None, m] for m in range(2)]
+    memories, visible = [], []
+    for m, x in enumerate(both):
+        new = fusion.remember(x, m)
+        memories.append(Slots(torch.cat([past[:, :, m, 0], new.keys], 1), torch.cat([past[:, :, m, 1], new.values], 1)))
+        visible.append((marks >> m & 1).bool()[:, None])
+    biases = tuple(b.to(dtype) for b in bias(distance, relation))
+    with torch.no_grad():
+        return torch.stack([x[:, 0] for x in fusion(tuple(both), memories, visible, biases)], 1)
+
+
+def by_kernels(fusion, bias, states, past, slots, turns, dtype, heads):
+    batch, window, _, _, width = past.shape
+    empty = torch.full((batch, 2, 2, heads, width // heads), float("nan"), dtype=dtype, device=DEVICE)
+    given = Step(
+        empty, empty.clone(),
+        torch.arange(batch, dtype=torch.int32, device=DEVICE), turns.int().to(DEVICE), slots.to(torch.uint8).to(DEVICE),
+        torch.full((batch,), 3, dtype=torch.uint8, device=DEVICE),
+    )  # fmt: skip
+    ring = Ring(
+        *(past[:, :, :, i].reshape(batch, window, 2, heads, -1).to(dtype).to(DEVICE).contiguous() for i in (0, 1))
+    )
+    weights = weights_of(fusion.to(DEVICE), bias.to(DEVICE), dtype)
+    found = layer(states.to(dtype).to(DEVICE), given, ring, weights)
+    fusion.cpu(), bias.cpu()
+    return found.cpu()
+
+
+SHAPES = [{}, {"width": 96, "heads": 3, "window": 7, "batch": 5}, {"batch": 1, "window": 1}]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [{}, {"width": 96, "heads": 3, "window": 7, "batch": 5}, {"batch": 1, "window": 1}], ids=str
+)
+def test_error_is_at_most_twice_plain_torchs(shape, dtype):
+    inputs, heads = made(**shape), shape.get("heads", 2)
+    exact = in_torch(copy.deepcopy(inputs[0]), copy.deepcopy(inputs[1]).double(), *inputs[2:], torch.float64)
+    within(by_kernels(*inputs, dtype, heads), exact, in_torch(*inputs, dtype))
+
+
+def test_more_conversations_than_a_tile_holds():
+    fusion, bias, *_ = made()
+    generator = torch.Generator().manual_seed(3)
+    batch = 19
+    inputs = (torch.randn(batch, 2, 32, generator=generator), torch.randn(batch, 5, 2, 2, 32, generator=generator),
+              torch.randint(0, 12, (batch, 5), generator=generator), torch.arange(batch))  # fmt: skip
+    found = by_kernels(fusion, bias, *inputs, torch.float32, 2)
+    torch.testing.assert_close(found, in_torch(fusion, bias, *inputs, torch.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_said():
+    fusion, bias, states, *_ = made()
+    weights = weights_of(fusion, bias, torch.float32)
+    for wrong in (states.half(), states.mT.contiguous().mT, torch.zeros(1, 2, 1024)):
+        with pytest.raises(
+            ValueError, match=r"a layer takes contiguous \(B, 2, d\) of its weights' dtype, d up to 512"
+        ):
+            layer(wrong, None, None, weights)
+
+
+def test_turn_by_turn_the_dialogue_scope_is_the_exported_graph(tiny):
+    """Nine turns through all layers, rings wrapping: the kernels' rings against the runtime's conversations."""
+    model: HBAF = copy.deepcopy(tiny.model).to(DEVICE)
+    config, graph = model.config, DialogueGraph(copy.deepcopy(tiny.model))
+    heads, shape = config.heads, (1, config.window, 2, config.heads, config.width // config.heads)
+    weights = [weights_of(f, b, torch.float32) for f, b in zip(model.dialogue_scope, model.bias)]
+    rings = [Ring(torch.zeros(shape, device=DEVICE), torch.zeros(shape, device=DEVICE)) for _ in weights]
+    chat = Conversation("key", config.window, config.dialogue_layers, config.width)
+    rng = np.random.default_rng(0)
+    for turn in range(9):
+        speaker, present = (
+            ("anna", "bob", None)[turn % 3],
+            np.array([[True, True], [False, True], [True, False]][turn % 3]),
+        )
+        codes = torch.from_numpy(rng.standard_normal((1, 2, config.width), np.float32))
+        recall = chat.recall(speaker)
+        with torch.no_grad():
+            _, expected, keys, values = graph(
+                codes, torch.from_numpy(present)[None], *(torch.from_numpy(x) for x in recall[2:])
+            )
+        marks = torch.from_numpy(chat._present @ np.array([1, 2]) + 4 * recall.relation[0]).to(torch.uint8)[None]
+        now = torch.tensor(
+            [int(present @ [1, 2]) + 4 * int(recall.own_relation[0, 0])], dtype=torch.uint8, device=DEVICE
+        )
+        state = codes.to(DEVICE)
+        for ring, weight in zip(rings, weights):
+            empty = [torch.empty(1, 2, 2, heads, shape[-1], device=DEVICE) for _ in range(2)]
+            place = [torch.tensor([n], dtype=torch.int32, device=DEVICE) for n in (0, turn)]
+            state = layer(state, Step(*empty, *place, marks.to(DEVICE), now), ring, weight)
+        torch.testing.assert_close(state.flatten(1).cpu(), expected, rtol=1e-4, atol=1e-5)
+        zero = np.zeros((2, config.width), np.float32)
+        chat.commit(Slot(zero, zero, keys[0].numpy(), values[0].numpy(), present), speaker)
