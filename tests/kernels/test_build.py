@@ -100,7 +100,7 @@ def test_the_other_kernels_compile_and_keep_their_budget():
     assert len(found) == 18
     for name, short, capability, shared, spilled in found:
         assert shared <= (64 << 10 if name == "gate_sequence" else SHARED), (name, short, capability)
-        assert spilled <= SPILLED, (name, short, capability)
+        assert spilled <= 2 * SPILLED, (name, short, capability)
 
 
 def test_interpreted_kernels_cannot_be_compiled(tmp_path):
