@@ -30,10 +30,10 @@ bench: .venv/test.done
 GPU_PYTHON ?= $(BIN)/python
 gpu:
 	$(GPU_PYTHON) -m pytest -m gpu tests
-	$(GPU_PYTHON) -m pytest tests/kernels/test_step.py tests/kernels/test_sequence.py
+	$(GPU_PYTHON) -m pytest tests/kernels
 	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	  $(GPU_PYTHON) -m pytest tests/kernels/test_step.py -k "every_place or share_a_program" || exit 1; done; fi
+	  $(GPU_PYTHON) -m pytest tests/kernels -k "every_place or share_a_program or more_conversations" || exit 1; done; fi
 	$(GPU_PYTHON) -m benchmarks.kernels --save
 
 # The default recipe, about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids

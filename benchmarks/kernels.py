@@ -37,12 +37,12 @@ WAYS = ("kernel", "plain", "attention twice", "compiled")
 
 
 def step_bytes(batch: int, window: int, d: int, size: int = 2) -> int:
-    """Bytes that a step has to move: rings once, queries, keys, values and answers once, weights once.
+    """Bytes that a step has to move: what is visible of rings once, queries, keys, values and answers, weights once.
 
     >>> step_bytes(1, 32, 256) // 1000
-    209
+    207
     """
-    ring = 2 * 2 * window * d * size
+    ring = 2 * 2 * (window - 1) * d * size  # the slot that has left the window is not read
     turn = (4 + 4 + 4 + 2) * d * size + window + 9
     weights = 2 * (2 * E * d + 2 * d + d + d // E) * size + 2 * (d // E) * window * 3 * 4
     return batch * (ring + turn) + weights
@@ -190,14 +190,15 @@ def measured(quick: bool) -> dict[str, Any]:
     }
     for batch, window, d in STEPS[:2] if quick else STEPS:
         size = step_bytes(batch, window, d)
-        inputs = [made_step(batch, window, d, torch.float16, "cuda") for _ in range(min(32, max(2, ROTATE // size)))]
-        times = {n: timed(w, inputs, repeats) for n, w in ways_of(step, step_reference, attention_twice).items()}
+        inputs = [made_step(batch, window, d, torch.float16, "cuda") for _ in range(max(2, ROTATE // size))]
+        ways = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice)
+        times = {n: timed(w, inputs, repeats) for n, w in ways.items()}
         share = size / times["kernel"]["graph_us"] / 1e3 / limit
         counted = {"bytes": size, "operations": step_operations(batch, window, d)}
         row = {"batch": batch, "window": window, "d": d, **counted, "times": times, "bandwidth_share": round(share, 3)}
         found["step"].append(row)
     for name, (batch, queries, slots) in SEQUENCES.items():
-        long = [made_sequence(batch, queries, slots, torch.float16, "cuda") for _ in range(4)]
+        long = [made_sequence(batch, queries, slots, torch.float16, "cuda") for _ in range(16)]
         ways = ways_of(gate, bimodal_attention_gate, sequence_twice)
         found["sequence"].append({"name": name, "times": {n: timed(w, long, repeats) for n, w in ways.items()}})
     return found

@@ -40,6 +40,8 @@ DTYPES = {"float16": ("fp16", torch.float16), "float32": ("fp32", torch.float32)
 OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "gpu" / "cubins"
 TYPES = {"rows": "*i32", "turns": "*i32", "slots": "*u8", "nows": "*u8", "bias": "*fp32", "batch": "i32",
          "step_row": "i64", "store": "i32", "scale": "fp32"}  # fmt: skip
+SIXTEENS = ("step_row",)  # multiples of 16, without which a ring would be read element by element
+OLDEST_PTX = 80  # what drivers of CUDA 12.0 read
 CODES = {"i32": "i", "i64": "q", "fp32": "f"}  # of `struct`; pointers are P
 SCRATCH = ("global_scratch", "profile_scratch")  # pointers that Triton appends; this kernel uses neither
 
@@ -60,7 +62,7 @@ def compiled(dtype: str, capability: int, window: int, heads: int, e: int) -> An
 
 
 def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int) -> Any:
-    """Triton's result for a kernel, its pointers aligned to 16 bytes.
+    """Triton's result for a kernel, its pointers aligned to 16 bytes and strides of rows to 16 elements.
 
     Args:
         kernel: a function under `triton.jit`.
@@ -76,12 +78,14 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
     names = kernel.arg_names
     types = {name: "constexpr" if name in constants else types[name] for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
+    whole = [i for i, n in enumerate(names) if types[n].startswith("*") or n in SIXTEENS]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in whole}
     source = ASTSource(kernel, types, constants, aligned)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), triton.knobs.compilation.scope():
         warnings.simplefilter("ignore")
         triton.knobs.compilation.disable_line_info = True  # they name folders of the machine that compiled
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+        options = {"num_warps": warps, **({"ptx_version": OLDEST_PTX} if capability in PORTABLE else {})}
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def arguments(ptx: str) -> list[list[str]]:
@@ -111,6 +115,8 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def build(out: Path, window: int, heads: int, e: int, architectures: tuple[int, ...] = ARCHITECTURES) -> dict[str, Any]:
     """Compile everything and write the folder, whole or not at all; returns the manifest."""
+    if window > step.LONGEST or e > min(parts.WIDEST.values()) or 2 * window * heads * e % 16:
+        raise SystemExit(f"a window of {window} and {heads} heads of {e} came; the step kernel takes {step.LIMITS}")
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -132,7 +138,7 @@ def build(out: Path, window: int, heads: int, e: int, architectures: tuple[int, 
     manifest = {
         "format": FORMAT, "kernel": "gate_step", "source_sha256": source_sha256(), "triton": triton.__version__,
         "window": window, "heads": heads, "head_width": e, "arguments": layout, "alignment": 16,
-        "grid": ["batch", "heads"], "builds": builds,
+        "multiples_of_16": SIXTEENS, "grid": ["batch", "heads"], "builds": builds,
     }  # fmt: skip
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)

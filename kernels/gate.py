@@ -75,14 +75,19 @@ def fused(query: Tensor, whole: bool = True) -> bool:
         raise ValueError(f"{SWITCH} is {choice!r}; valid ones are {', '.join(CHOICES)}")
     if choice == "reference" or (choice == "auto" and query.device.type != "cuda"):
         return False
-    why = _hindrance(query.dtype, query.shape[-1], whole)
+    why = _hindrance(query, whole)
     if why:
         _say(f"the gate runs unfused: {why}")
     return not why
 
 
-def _hindrance(dtype: torch.dtype, e: int, whole: bool) -> str:
+def _hindrance(query: Tensor, whole: bool) -> str:
     """Why the kernel cannot be taken; empty where it can."""
+    dtype, e = query.dtype, query.shape[-1]
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) < (7, 5):
+        return f"{torch.cuda.get_device_name(query.device)} is older than Turing"
+    if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the kernel runs on NVIDIA GPUs, elsewhere only in Triton's interpreter (TRITON_INTERPRET=1)"
     if not whole:
         return "without relevance or without gate (ablations) it has no kernel"
     try:

@@ -1,7 +1,8 @@
 """A whole fusion layer of the incremental step in three Triton launches: projections, gate, then all that follows.
 
-The dialogue scope computes one query for each modality and conversation; what costs time there is launching, not
-arithmetic. `project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
+The dialogue scope computes one query for each modality and conversation: little arithmetic, so that launches count.
+Whether three are enough is not measured on a GPU yet: `finish` reads a modality's weights through one multiprocessor.
+`project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
 x ← LN(x + W_o answer), x ← LN(x + FFN(x)). Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32.
 `training.layers.FusionLayer` says what is computed.
 """
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from kernels.parts import dot, tile
 from kernels.ring import Ring, Step, StepWeights
-from kernels.step import TILE, step
+from kernels.step import TILE, check, step
 
 CHUNK = 64  # of a projection's inner axis and of its outputs
-NARROW = {torch.float32: 16}  # of `finish`, 32 in half precision: its tiles then fit into 48 KB of shared memory
+NARROW = {torch.float32: 16}  # of `finish`, 32 in half precision: up to d = 256 its tiles take 48 KB of shared memory
 EPSILON = tl.constexpr(1e-5)  # of the norms
 WIDEST = 512  # model; a tile holds a whole row of it
 
@@ -49,7 +50,7 @@ class LayerWeights(NamedTuple):
 def project(states, weight, bias, asks, news, batch, D: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
     """Program (i, j, m): outputs j · CHUNK and on, of the 4d, of modality m of TILE conversations."""
     modality = tl.program_id(2)
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     made, inner = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK), tl.arange(0, CHUNK)
     total = tl.zeros((TILE, CHUNK), tl.float32)
     for start in range(0, D, CHUNK):
@@ -81,7 +82,7 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
            D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Program (i, m): modality m of TILE conversations, from the gate's answers to the layer's result."""
     modality = tl.program_id(1)
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     column, inner = tl.arange(0, BLOCK_D), tl.arange(0, CHUNK)
     real = column < D
     own = row[:, None] * (2 * D) + modality * D
@@ -121,7 +122,7 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
     tl.store(result + own + column[None, :], found.to(result.dtype.element_ty), mask=inside)
 
 
-def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store: bool = True) -> Tensor:
+def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store: bool = False) -> Tensor:
     """One fusion layer for one new turn of each of B conversations: (B, 2, d) -> (B, 2, d), in three launches.
 
     Args:
@@ -135,6 +136,16 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
         ValueError: the model is too wide, or an input is not what the kernels read.
     """
     batch, _, d = states.shape
+    sizes = (batch, 2, 2, weights.gate.b_r.shape[1], weights.gate.b_g.shape[2])
+    shapes = ((4 * d, d), (4 * d,), (d, d), (d,), (d,), (d,), (2 * d, d), (2 * d,), (d, 2 * d), (d,), (d,), (d,))
+    tensors: list[Tensor] = list(weights[:12])
+    for name, tensor, shape in zip(LayerWeights._fields, tensors, shapes):
+        if tensor.shape != (2, *shape) or tensor.dtype != states.dtype or not tensor.is_contiguous():
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; a layer takes contiguous {states.dtype} "
+                             f"{(2, *shape)} beside states {tuple(states.shape)}")  # fmt: skip
+    if given.asks.shape != sizes or sizes[3] * sizes[4] != d:
+        raise ValueError(f"asks are {tuple(given.asks.shape)}; states of {tuple(states.shape)} take {sizes}")
+    check(given, ring, weights.gate)
     if d > WIDEST or not states.is_contiguous() or weights.project.dtype != states.dtype:
         raise ValueError(
             f"states are {states.dtype} {tuple(states.shape)}{'' if states.is_contiguous() else ', not contiguous'}, "
@@ -142,22 +153,32 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
             f"{WIDEST}"
         )
     tiles = triton.cdiv(batch, TILE)
-    project[(tiles, triton.cdiv(4 * d, CHUNK), 2)](
-        states, weights.project, weights.project_bias, given.asks, given.news, batch, D=d, CHUNK=CHUNK, TILE=TILE,
-        num_warps=4,
-    )  # fmt: skip
-    answers = step(given, ring, weights.gate, store)
-    result = torch.empty_like(states)
-    finish[(tiles, 2)](
-        states, answers, result, *weights[2:12], batch, D=d, BLOCK_D=tile(d), CHUNK=NARROW.get(states.dtype, 32),
-        TILE=TILE, num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(states):
+        project[(tiles, triton.cdiv(4 * d, CHUNK), 2)](
+            states, weights.project, weights.project_bias, given.asks, given.news, batch, D=d, CHUNK=CHUNK, TILE=TILE,
+            num_warps=4,
+        )  # fmt: skip
+        answers = step(given, ring, weights.gate, store)
+        result = torch.empty_like(states)
+        finish[(tiles, 2)](
+            states, answers, result, *weights[2:12], batch, D=d, BLOCK_D=tile(d), CHUNK=NARROW.get(states.dtype, 32),
+            TILE=TILE, num_warps=8,
+        )  # fmt: skip
     return result
 
 
 def weights_of(fusion: Any, bias: Any, dtype: torch.dtype) -> LayerWeights:
-    """Of a `training.layers.FusionLayer` and its `OrderBias`, in a dtype; the bias stays float32."""
+    """Of a `training.layers.FusionLayer` and its `OrderBias`, in a dtype; the bias stays float32.
+
+    Raises:
+        ValueError: it is an ablation.
+    """
     halves = list(fusion.halves)
+    c = halves[0].config
+    if not (c.gate and c.relevance and c.residual):
+        raise ValueError(
+            "a layer without gate, relevance or residual (ablations) is another function: it has no kernel"
+        )
 
     def both(pick: Any) -> Tensor:
         return torch.stack([pick(half).detach() for half in halves]).to(dtype).contiguous()

@@ -1,8 +1,8 @@
 """One new turn of each of several conversations against their rings: what the step kernel computes, in plain PyTorch.
 
 Turn t owns slot t mod W of its conversation's ring, and sees the turns that are 1 to W − 1 behind it and itself, at
-distance 0. The slot about to be written holds the turn that has just left the window; so a new turn's key and value may
-be written before anybody knows whether the turn will be committed: nobody can see them (hbaf_edge/conversation.py).
+distance 0. The slot of the turn to come still belongs to the window of the last turn, which may be revised: keys and
+values are stored when a turn is committed, not before (hbaf_edge/conversation.py).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def distances(turn: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return far, (far < window) & (far <= turn[:, None])
 
 
-def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = True) -> Tensor:
+def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
     """Gated answers (B, 2, H, e) of one new turn in each conversation; with `store` its keys and values enter the ring.
 
     Source: training/MODEL.md, "Bimodal attention gate" and "Two scopes".

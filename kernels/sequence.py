@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.parts import NOTHING, WIDEST, dot, tile, weigh
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate
@@ -54,7 +55,8 @@ def _attend(query, keys, values, visible, bias, count, slots, key_b, key_h, key_
     return sums / tl.where(total > 0, total, 1.0)[:, None], total > 0
 
 
-@triton.jit
+# Lengths differ from batch to batch: a kernel compiled anew for each would cost more than it gains.
+@triton.jit(do_not_specialize=["count", "own_slots", "other_slots"])
 def gate_sequence(query, cross, out, own_keys, own_values, own_visible, own_bias, other_keys, other_values,
                   other_visible, other_bias, w_r, b_r, w_g, b_g, count, own_slots, other_slots, query_b, query_h,
                   query_n, cross_b, cross_h, cross_n, out_b, out_h, out_n, own_kb, own_kh, own_km, own_vb, own_vh,
@@ -94,18 +96,25 @@ class Gate(torch.autograd.Function):
         return launch(*_named(inputs))
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The reference once more, this time with a graph."""
+        """The reference once more, in float32 as the kernel sums, this time with a graph."""
         (grad,) = grads
         wanted = ctx.needs_input_grad
-        with torch.enable_grad():
-            inputs = [x if x is None else x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, wanted)]
+        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            inputs = [
+                x if x is None else (x.float() if x.is_floating_point() else x).detach().requires_grad_(need)
+                for x, need in zip(ctx.saved_tensors, wanted)
+            ]
             result = bimodal_attention_gate(*_named(inputs))
         found = iter(
-            torch.autograd.grad(result, [x for x, need in zip(inputs, wanted) if x is not None and need], grad,
+            torch.autograd.grad(result, [x for x, need in zip(inputs, wanted) if x is not None and need], grad.float(),
                                 allow_unused=True)
         )  # fmt: skip
-        return tuple(next(found) if need else None for need in wanted)
+        return tuple(
+            None if not need or (g := next(found)) is None else g.to(x.dtype)
+            for x, need in zip(ctx.saved_tensors, wanted)
+        )
 
 
 def gate(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weights: GateWeights) -> Tensor:
@@ -142,6 +151,9 @@ def check(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weight
         "w_r": (weights.w_r, (heads, 2 * e)), "b_r": (weights.b_r, (heads,)),
         "w_g": (weights.w_g, (heads, e, 2 * e)), "b_g": (weights.b_g, (heads, e)),
     }  # fmt: skip
+    for memory in (own, other):
+        if memory.visible.dtype != torch.bool:
+            raise ValueError(f"visible is {memory.visible.dtype}; the sequence kernel takes torch.bool")
     for name, (tensor, shape) in wanted.items():
         dense = tensor.is_contiguous() if name[1] == "_" else tensor.stride(-1) == 1
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not dense:
@@ -167,10 +179,11 @@ def launch(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weigh
                     *((0, 0, 0, 0) if memory.bias is None else bias.stride())]  # fmt: skip
     single = query.dtype == torch.float32
     queries = min(32 if single or e > 64 else 64, tile(count))
-    gate_sequence[(triton.cdiv(count, queries), batch, heads)](
-        query, cross_query, out, *tensors, *weights, count, own.keys.shape[2], other.keys.shape[2],
-        *query.stride()[:3], *cross_query.stride()[:3], *out.stride()[:3], *strides, e**-0.5, E=e, BLOCK_N=queries,
-        BLOCK_M=min(SLOTS, tile(max(own.keys.shape[2], other.keys.shape[2]))), BLOCK_E=tile(e),
-        OWN_BIASED=own.bias is not None, OTHER_BIASED=other.bias is not None, num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(query):
+        gate_sequence[(triton.cdiv(count, queries), batch, heads)](
+            query, cross_query, out, *tensors, *weights, count, own.keys.shape[2], other.keys.shape[2],
+            *query.stride()[:3], *cross_query.stride()[:3], *out.stride()[:3], *strides, e**-0.5, E=e, BLOCK_N=queries,
+            BLOCK_M=min(SLOTS, tile(max(own.keys.shape[2], other.keys.shape[2]))), BLOCK_E=tile(e),
+            OWN_BIASED=own.bias is not None, OTHER_BIASED=other.bias is not None, num_warps=8,
+        )  # fmt: skip
     return out

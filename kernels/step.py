@@ -2,8 +2,8 @@
 
 One query for each modality and memory stands against a ring of W keys. The ring is read where it lies, by place in the
 pool and by slot: nothing is gathered, concatenated or copied, and each key is read once for both queries that ask it.
-Distance and bias come from the turn's number; the new key and value go into the ring on the way. Inputs are float32,
-float16 or bfloat16; all sums are float32. `kernels.ring.step_reference` says what is computed.
+Distance and bias come from the turn's number; with `store` the new key and value go into the ring on the way. Inputs
+are float32, float16 or bfloat16; all sums are float32. `kernels.ring.step_reference` says what is computed.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ def _ask(query, cross, memory, first, batch, rows, turns, slots, head, W: tl.con
         there = present[:, None] & (column < E)[None, :]
         key = tl.load(keys + at, mask=there, other=0.0)
         value = tl.load(values + at, mask=there, other=0.0)
-        asked = (line == r)[:, None] & present[None, :]
-        sums, top, total = _add(query, key, value, asked, bias, scale, sums, top, total)
-        cross_sums, cross_top, cross_total = _add(cross, key, value, asked, bias, scale, cross_sums, cross_top,
-                                                  cross_total)  # fmt: skip
+        sums, top, total = _add(query, key, value, line == r, present, bias, scale, sums, top, total)
+        cross_sums, cross_top, cross_total = _add(cross, key, value, line == r, present, bias, scale, cross_sums,
+                                                  cross_top, cross_total)  # fmt: skip
     row = first + line
     real = (row < batch) & (line < ROWS)
     mark = tl.load(nows + row, mask=real, other=0).to(tl.int32)
@@ -69,13 +68,15 @@ def _ask(query, cross, memory, first, batch, rows, turns, slots, head, W: tl.con
 
 
 @triton.jit
-def _add(query, key, value, asked, bias, scale, sums, top, total):
-    """One conversation's ring (W, E) to the sums of the row that asks it; the other rows keep theirs."""
+def _add(query, key, value, mine, present, bias, scale, sums, top, total):
+    """One conversation's ring (W, E) to the sums of the row that asks it; the others keep theirs, whatever it holds."""
+    asked = mine[:, None] & present[None, :]
     scores = dot(query, tl.trans(key), tl.zeros(asked.shape, tl.float32)) * scale + bias[None, :]
     scores = tl.where(asked, scores, NOTHING)
     highest = tl.maximum(top, tl.max(scores, 1))
     weights = tl.where(asked, tl.exp(scores - highest[:, None]), 0.0)
-    return dot(weights.to(value.dtype), value, sums), highest, total + tl.sum(weights, 1)
+    found = dot(weights.to(value.dtype), value, tl.zeros(sums.shape, tl.float32))
+    return tl.where(mine[:, None], found, sums), highest, total + tl.sum(weights, 1)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def _own(query, key, value, now, bias, scale, sums, top, total):
     highest = tl.maximum(top, score)
     before, weight = tl.exp(top - highest), tl.where(now, tl.exp(score - highest), 0.0)
     total = total * before + weight
-    sums = sums * before[:, None] + weight[:, None] * value.to(tl.float32)
+    sums = sums * before[:, None] + weight[:, None] * tl.where(now[:, None], value.to(tl.float32), 0.0)
     return sums / tl.where(total > 0, total, 1.0)[:, None]
 
 
@@ -142,12 +143,12 @@ def constants(window: int, heads: int, e: int, rows: int = 1) -> dict[str, int]:
     }
 
 
-def warps(dtype: torch.dtype, capability: int = 80) -> int:
+def warps(dtype: torch.dtype, capability: int) -> int:
     """Of a program: without tensor cores for a dtype there is more to hold in registers."""
     return 8 if dtype == torch.float32 or capability < 80 else 4
 
 
-def step(given: Step, ring: Ring, weights: StepWeights, store: bool = True) -> Tensor:
+def step(given: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
     """`kernels.ring.step_reference` in one launch.
 
     Raises:
@@ -158,10 +159,12 @@ def step(given: Step, ring: Ring, weights: StepWeights, store: bool = True) -> T
     check(given, ring, weights)
     out = torch.empty(batch, 2, heads, e, dtype=given.asks.dtype, device=given.asks.device)
     rows = 1 if batch < LARGE else TILE
-    gate_step[(triton.cdiv(batch, rows), heads)](
-        *given[:2], *ring, *given[2:], *weights, out, batch, ring.keys.stride(0), store, e**-0.5,
-        **constants(window, heads, e, rows), num_warps=warps(given.asks.dtype)
-    )  # fmt: skip
+    major, minor = torch.cuda.get_device_capability(out.device) if out.is_cuda else (8, 0)
+    with torch.cuda.device_of(out):
+        gate_step[(triton.cdiv(batch, rows), heads)](
+            *given[:2], *ring, *given[2:], *weights, out, batch, ring.keys.stride(0), store, e**-0.5,
+            **constants(window, heads, e, rows), num_warps=warps(out.dtype, 10 * major + minor)
+        )  # fmt: skip
     return out
 
 

@@ -36,6 +36,7 @@ class Kernel:
         shared: bytes of dynamic shared memory of a block.
         arguments: name and `struct` code of each, in order.
         alignment: of every pointer, bytes.
+        sixteens: arguments that are multiples of 16.
     """
 
     name: str
@@ -47,12 +48,13 @@ class Kernel:
     shared: int
     arguments: tuple[tuple[str, str], ...]
     alignment: int
+    sixteens: tuple[str, ...]
 
     @property
     def layout(self) -> str:
         """All arguments for `struct`, aligned as C aligns them, which is as the driver reads them.
 
-        >>> choose(87, "float16", 32, 4, 64).layout
+        >>> choose(87, "float16", 32, 4, 64)[0].layout
         'PPPPPPPPPPPPPPiqifPP'
         """
         return "".join(code for _, code in self.arguments)
@@ -66,6 +68,9 @@ class Kernel:
         names = [name for name, _ in self.arguments if not name.endswith("_scratch")]
         if set(values) != set(names):
             raise BackendError(f"{self.name} takes {', '.join(names)}; given were {', '.join(values)}")
+        for name in self.sixteens:
+            if int(values[name]) % 16:
+                raise BackendError(f"{name} is {values[name]}; {self.name} takes multiples of 16")
         for name, code in self.arguments:
             if code == "P" and int(values.get(name, 0)) % self.alignment:
                 raise BackendError(
@@ -78,8 +83,10 @@ class Kernel:
             raise BackendError(f"{self.name}: an argument is out of range ({error})") from None
 
 
-def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS) -> Kernel:
-    """The kernel for a GPU: machine code of its own generation where there is some, otherwise PTX.
+def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS) -> tuple[Kernel, ...]:
+    """The kernels for a GPU, the best first: machine code where there is some, then PTX for its driver to compile.
+
+    A driver that is older than a file's compiler refuses the file: the next one is then taken.
 
     Args:
         capability: of the GPU, such as 87 for 8.7.
@@ -105,24 +112,30 @@ def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder:
             f"a GPU of compute capability {capability // 10}.{capability % 10} cannot run the kernels in {folder}; "
             f"they need {LEAST // 10}.{LEAST % 10} or later (Turing): use provider='cpu'"
         )
-    best = max(fitting, key=lambda b: (b["form"] == "cubin", b["capability"]))
-    content = _read(folder / best["file"])
-    if hashlib.sha256(content).hexdigest() != best["sha256"]:
+    fitting.sort(key=lambda b: (b["form"] == "cubin", b["capability"]), reverse=True)
+    return tuple(_verified(folder, manifest, build) for build in fitting)
+
+
+def _verified(folder: Path, manifest: Mapping[str, Any], build: Mapping[str, Any]) -> Kernel:
+    content = _read(folder / build["file"])
+    if hashlib.sha256(content).hexdigest() != build["sha256"]:
         raise BackendError(
-            f"{folder / best['file']} was altered or damaged: its SHA-256 is not the manifest's; install hbaf-edge "
+            f"{folder / build['file']} was altered or damaged: its SHA-256 is not the manifest's; install hbaf-edge "
             "again, or run python -m kernels.build"
         )
     arguments = tuple((str(name), str(code)) for name, code in manifest["arguments"])
     return Kernel(
-        manifest["kernel"], content, best["form"], dtype, best["capability"], 32 * best["warps"], best["shared"],
-        arguments, manifest["alignment"],
+        manifest["kernel"], content, build["form"], build["dtype"], build["capability"], 32 * build["warps"],
+        build["shared"], arguments, manifest["alignment"], tuple(manifest["multiples_of_16"]),
     )  # fmt: skip
 
 
 def _runs(build: Mapping[str, Any], capability: int) -> bool:
-    """Machine code runs on its own generation from its own capability on, PTX on all that is later."""
-    same = build["capability"] // 10 == capability // 10
-    return bool(build["capability"] <= capability and (same or build["form"] == "ptx"))
+    """PTX runs on all that is later; machine code within its generation; from 9.0 on, compiled as 9.0a, there alone."""
+    built = build["capability"]
+    if build["form"] == "ptx":
+        return bool(built <= capability)
+    return bool(built == capability if built >= 90 else built <= capability and built // 10 == capability // 10)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -136,7 +149,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{build['file']!r} leads out of the folder")
             if not {"sha256", "form", "dtype", "capability", "warps", "shared"} <= set(build):
                 raise KeyError("a build lacks fields")
-        if not {"window", "heads", "head_width", "kernel", "arguments", "alignment"} <= set(manifest):
+        wanted = {"window", "heads", "head_width", "kernel", "arguments", "alignment", "multiples_of_16"}
+        if not wanted <= set(manifest):
             raise KeyError("fields are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(

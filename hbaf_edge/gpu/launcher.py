@@ -7,7 +7,9 @@ installed a batch size is captured once as a CUDA graph and replayed from then o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from hbaf_edge.gpu.kernels import CUBINS, Kernel, choose
 Array = NDArray[Any]
 WEIGHTS = ("bias", "w_r", "b_r", "w_g", "b_g")
 ALIGNMENT = 256  # of every part of a packed buffer; a multiple of what any kernel reads at once
+FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
+MOST_CAPTURED = 16  # conversations of a launch up to which a graph is kept for each number of them
+MARKS = 11  # 1 and 2 for modalities, 4 times a relation of 0 to 2
 log = logging.getLogger("hbaf_edge")
 
 
@@ -106,7 +111,7 @@ def driver() -> Any:
 
 
 class GateStep:
-    """A layer's gate for up to `capacity` conversations, with their rings, on the GPU that is there.
+    """A layer's gate for up to `capacity` conversations, with their rings, on the GPU that is there. Thread-safe.
 
     Args:
         weights: bias (2, H, W, 3) float32; w_r (2, H, 2e), b_r (2, H), w_g (2, H, e, 2e), b_g (2, H, e).
@@ -115,109 +120,182 @@ class GateStep:
         folder: of the kernels.
 
     Raises:
-        BackendError: no GPU, no kernel that fits it, or not enough of its memory.
+        BackendError: no GPU, no kernel that it and its driver take, weights of other shapes, or not enough memory.
     """
 
     def __init__(
         self, weights: Mapping[str, Array], capacity: int, dtype: str = "float16", folder: Path = CUBINS
     ) -> None:
         self._cuda = cuda = driver()
+        self.kind, self.capacity, self._lock = np.dtype(dtype), capacity, threading.Lock()
+        self.heads, self.window, self.e = check_weights(weights)
         self._context = cuda.Device(0).retain_primary_context()
-        self.kind, self.capacity = np.dtype(dtype), capacity
-        _, self.heads, self.window, _ = weights["bias"].shape
-        self.e = weights["b_g"].shape[-1]
         major, minor = cuda.Device(0).compute_capability()
-        self.kernel = choose(10 * major + minor, dtype, self.window, self.heads, self.e, folder)
-        self._replays: dict[tuple[int, bool], Any] = {}
-        self._buffers: dict[int, tuple[Packed, Array, Any, Array, Any]] = {}
+        fitting = choose(10 * major + minor, dtype, self.window, self.heads, self.e, folder)
+        self._graphs: dict[int, Any] = {}
+        self._layout: Packed | None = None
         self._context.push()
         try:
-            self._stream = cuda.Stream()
-            self._function = _load(cuda, self.kernel)
-            ring = capacity * self.window * 2 * self.heads * self.e * self.kind.itemsize
-            self._keys, self._values = (self._zeros(ring) for _ in range(2))
+            self.kernel, self._function = _load(cuda, fitting)
+            self._stream = cuda.Stream(flags=1)  # does not wait for other programs' default stream
+            row = self.window * 2 * self.heads * self.e * self.kind.itemsize
+            self._keys, self._values = (self._zeros(capacity * row) for _ in range(2))
             cast = {n: np.ascontiguousarray(weights[n], np.float32 if n == "bias" else self.kind) for n in WEIGHTS}
             self._weights = {name: cuda.to_device(array) for name, array in cast.items()}
+            sizes = self._inputs(capacity).size, capacity * 2 * self.heads * self.e * self.kind.itemsize
+            self._host, self._answer = (cuda.pagelocked_empty(size, np.uint8) for size in sizes)
+            self._device, self._out = (cuda.mem_alloc(size) for size in sizes)
+            cuda.Context.synchronize()
         except cuda.Error as error:
             raise BackendError(f"the GPU cannot hold {capacity} conversations ({error}); give fewer") from error
         finally:
             self._context.pop()
 
-    def __call__(self, given: Mapping[str, Array], store: bool = True) -> Array:
-        """One new turn of each of B conversations: (B, 2, H, e) float32.
+    def __call__(self, given: Mapping[str, Array]) -> Array:
+        """One new turn of each of B conversations: (B, 2, H, e) float32; nothing is remembered until `commit`.
 
         Args:
             given: asks and news (B, 2, 2, H, e), rows and turns (B,) int32, slots (B, W) and nows (B,) uint8, as
                 kernels/ring.py says.
-            store: whether new keys and values enter the ring; nobody sees them before the turn's number moves on.
 
         Raises:
-            BackendError: an input does not fit, or the GPU failed: no turn was committed.
+            BackendError: an input does not fit, or the GPU failed; the rings are as they were.
         """
-        batch = len(given["asks"])
-        if not 1 <= batch <= self.capacity or not ((given["rows"] >= 0) & (given["rows"] < self.capacity)).all():
-            raise BackendError(
-                f"{batch} conversations with rows {given['rows'].tolist()} came; there are {self.capacity}"
-            )
+        batch = check_inputs(given, self.capacity)
+        with self._lock, self._here("in the middle of a turn; it was not committed"):
+            self._layout = self._inputs(batch)
+            self._layout.fill(self._host[: self._layout.size], given)
+            self._run(batch)
+            self._stream.synchronize()
+            size = batch * 2 * self.heads * self.e * self.kind.itemsize
+            found: Array = self._answer[:size].view(self.kind).reshape(batch, 2, self.heads, self.e).astype(np.float32)
+            return found
+
+    def commit(self) -> None:
+        """Let the turns of the last call enter their rings, each in the slot of its number.
+
+        Raises:
+            BackendError: there was no call, or the GPU failed.
+        """
+        with self._lock, self._here("while a turn was committed; begin its conversation anew"):
+            layout = self._layout
+            if layout is None:
+                raise BackendError("there is no turn to commit; call it with one first")
+            part = self.heads * self.e * self.kind.itemsize
+            rows, turns = (layout.view(self._host[: layout.size], name) for name in ("rows", "turns"))
+            for b, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist())):
+                for m in range(2):
+                    source = int(self._device) + layout.offsets["news"] + (4 * b + 2 * m) * part
+                    target = ((row * self.window + turn % self.window) * 2 + m) * part
+                    for offset, ring in ((0, self._keys), (part, self._values)):
+                        self._cuda.memcpy_dtod_async(int(ring) + target, source + offset, part, self._stream)
+            self._stream.synchronize()
+            self._layout = None
+
+    def _inputs(self, batch: int) -> Packed:
+        return inputs_of(batch, self.window, self.heads, self.e, self.kind)
+
+    @contextmanager
+    def _here(self, when: str) -> Iterator[None]:
+        """In the GPU's context; its errors in our words."""
         self._context.push()
         try:
-            layout, host, _, answer, _ = self._buffer(batch)
-            layout.fill(host, given)
-            self._replay(batch, store)
-            self._stream.synchronize()
+            yield
         except self._cuda.Error as error:
-            raise BackendError(f"the GPU failed in the middle of a turn ({error}); it was not committed") from error
+            raise BackendError(f"the GPU failed {when} ({error})") from error
         finally:
             self._context.pop()
-        return answer.view(self.kind).reshape(batch, 2, self.heads, self.e).astype(np.float32)
 
     def _zeros(self, size: int) -> Any:
         memory = self._cuda.mem_alloc(size)
         self._cuda.memset_d8(memory, 0, size)
         return memory
 
-    def _buffer(self, batch: int) -> tuple[Packed, Array, Any, Array, Any]:
-        """Pinned and device buffers of a batch size, made once."""
-        if batch not in self._buffers:
-            layout = inputs_of(batch, self.window, self.heads, self.e, self.kind)
-            size = batch * 2 * self.heads * self.e * self.kind.itemsize
-            pinned = [self._cuda.pagelocked_empty(n, np.uint8) for n in (layout.size, size)]
-            held = [self._cuda.mem_alloc(n) for n in (layout.size, size)]
-            self._buffers[batch] = layout, pinned[0], held[0], pinned[1], held[1]
-        return self._buffers[batch]
-
-    def _enqueue(self, batch: int, store: bool) -> None:
+    def _enqueue(self, batch: int) -> None:
         """Copy in, launch, copy out, on the stream."""
-        layout, host, device, answer, out = self._buffer(batch)
-        values: dict[str, Any] = {name: int(device) + offset for name, offset in layout.offsets.items()}
+        layout = self._inputs(batch)
+        values: dict[str, Any] = {name: int(self._device) + offset for name, offset in layout.offsets.items()}
         values |= {name: int(memory) for name, memory in self._weights.items()}
         values |= {
-            "keys": int(self._keys), "values": int(self._values), "out": int(out), "batch": batch, "store": store,
+            "keys": int(self._keys), "values": int(self._values), "out": int(self._out), "batch": batch, "store": 0,
             "step_row": self.window * 2 * self.heads * self.e, "scale": self.e**-0.5,
         }  # fmt: skip
-        self._cuda.memcpy_htod_async(device, host, self._stream)
+        size = batch * 2 * self.heads * self.e * self.kind.itemsize
+        self._cuda.memcpy_htod_async(self._device, self._host[: layout.size], self._stream)
         grid, block = (batch, self.heads, 1), (self.kernel.threads, 1, 1)
         self._function._launch_kernel(grid, block, self.kernel.pack(values), self.kernel.shared, self._stream)
-        self._cuda.memcpy_dtoh_async(answer, out, self._stream)
+        self._cuda.memcpy_dtoh_async(self._answer[:size], self._out, self._stream)
 
-    def _replay(self, batch: int, store: bool) -> None:
-        """As a graph where that can be had: captured the second time, when every buffer is there."""
-        graphs = _graphs()
-        if graphs is None or (batch, store) not in self._replays:
-            self._enqueue(batch, store)
-            self._replays.setdefault((batch, store), None)
+    def _run(self, batch: int) -> None:
+        """As a graph where that can be had: captured the second time a small batch comes, replayed from then on."""
+        graphs = bindings()
+        if graphs is None or batch > MOST_CAPTURED or batch not in self._graphs:
+            self._enqueue(batch)
+            self._graphs.setdefault(batch, None)
             return
-        if self._replays[batch, store] is None:
-            self._replays[batch, store] = _capture(graphs, self._stream.handle, lambda: self._enqueue(batch, store))
-        _checked(graphs, graphs.cuGraphLaunch(self._replays[batch, store], self._stream.handle))
+        if self._graphs[batch] is None:
+            self._graphs[batch] = capture(graphs, self._stream.handle, lambda: self._enqueue(batch))
+        if self._graphs[batch] is False or not launched(graphs, self._graphs[batch], self._stream.handle):
+            self._graphs[batch] = False
+            self._enqueue(batch)
 
 
-def _load(cuda: Any, kernel: Kernel) -> Any:
-    content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
-    return cuda.module_from_buffer(content).get_function(kernel.name)
+def check_weights(weights: Mapping[str, Array]) -> tuple[int, int, int]:
+    """Heads, window and width of a head that the weights are of.
+
+    Raises:
+        BackendError: one is missing, or they do not fit one another.
+    """
+    if set(weights) != set(WEIGHTS):
+        raise BackendError(f"a gate has the weights {', '.join(WEIGHTS)}; given were {', '.join(weights)}")
+    if weights["bias"].ndim != 4 or weights["b_g"].ndim != 3:
+        raise BackendError("bias has to be (2, H, W, 3) and b_g (2, H, e)")
+    _, heads, window, _ = weights["bias"].shape
+    e = weights["b_g"].shape[-1]
+    wanted = {"bias": (2, heads, window, 3), "w_r": (2, heads, 2 * e), "b_r": (2, heads), "w_g": (2, heads, e, 2 * e),
+              "b_g": (2, heads, e)}  # fmt: skip
+    for name, shape in wanted.items():
+        if weights[name].shape != shape:
+            raise BackendError(f"{name} is {weights[name].shape}; beside the others it has to be {shape}")
+    return heads, window, e
 
 
-def _graphs() -> Any:
+def check_inputs(given: Mapping[str, Array], capacity: int) -> int:
+    """The batch of a call, whose values lead nowhere but into the rings.
+
+    Raises:
+        BackendError: a value would lead elsewhere.
+    """
+    missing = {"asks", "news", "rows", "turns", "slots", "nows"} - set(given)
+    if missing:
+        raise BackendError(f"a turn needs {', '.join(sorted(missing))} as well")
+    batch, rows = len(given["asks"]), given["rows"]
+    if not 1 <= batch <= capacity or ((rows < 0) | (rows >= capacity)).any() or len(set(rows.tolist())) != rows.size:
+        raise BackendError(f"{batch} turns of rows {rows.tolist()} came; there are {capacity}, and each has one turn")
+    if (given["turns"] < 0).any() or (given["slots"] > MARKS).any() or (given["nows"] > MARKS).any():
+        raise BackendError(f"turns count from 0, and what a slot holds is 0 to {MARKS} (kernels/ring.py)")
+    return batch
+
+
+def _load(cuda: Any, fitting: Sequence[Kernel]) -> tuple[Kernel, Any]:
+    """The first kernel that the driver takes, ready to be launched."""
+    refused = []
+    for kernel in fitting:
+        content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
+        try:
+            function = cuda.module_from_buffer(content).get_function(kernel.name)
+            if kernel.shared > FREE_SHARED:
+                function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
+        except cuda.Error as error:
+            refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+            continue
+        if refused:
+            log.warning("%s: taken is the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, refused)
+        return kernel, function
+    raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
+
+
+def bindings() -> Any:
     """cuda-bindings' driver module, which shares pycuda's context; None where it is not installed."""
     try:
         from cuda.bindings import driver as found  # type: ignore[import-not-found,unused-ignore]
@@ -226,14 +304,27 @@ def _graphs() -> Any:
     return found
 
 
-def _capture(graphs: Any, stream: int, enqueue: Any) -> Any:
-    """What `enqueue` puts on a stream, as an executable graph."""
+def capture(graphs: Any, stream: int, enqueue: Callable[[], None]) -> Any:
+    """What `enqueue` puts on a stream as an executable graph; False where that cannot be had, which is logged."""
     mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _checked(graphs, graphs.cuStreamBeginCapture(stream, mode))
-    enqueue()
-    (graph,) = _checked(graphs, graphs.cuStreamEndCapture(stream))
-    (executable,) = _checked(graphs, graphs.cuGraphInstantiate(graph, 0))
+    try:
+        _checked(graphs, graphs.cuStreamBeginCapture(stream, mode))
+        try:
+            enqueue()
+        finally:  # a stream that stays in capture takes no more work
+            ended = graphs.cuStreamEndCapture(stream)
+        (graph,) = _checked(graphs, ended)
+        (executable,) = _checked(graphs, graphs.cuGraphInstantiate(graph, 0))
+        graphs.cuGraphDestroy(graph)
+    except RuntimeError as error:  # BackendError is one, and so is what cuda-bindings raises on an older driver
+        log.warning("turns are launched one by one, not as a graph: %s", error)
+        return False
     return executable
+
+
+def launched(graphs: Any, executable: Any, stream: int) -> bool:
+    """Whether a graph could be put on a stream."""
+    return bool(graphs.cuGraphLaunch(executable, stream)[0] == graphs.CUresult.CUDA_SUCCESS)
 
 
 def _checked(graphs: Any, returned: Sequence[Any]) -> Sequence[Any]:
@@ -244,5 +335,5 @@ def _checked(graphs: Any, returned: Sequence[Any]) -> Sequence[Any]:
     """
     code, *rest = returned
     if code != graphs.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"the GPU refused a graph ({code}); it was not committed")
+        raise BackendError(f"the GPU refused a graph ({code})")
     return rest

@@ -12,7 +12,8 @@ from hbaf_edge.gpu.kernels import CUBINS, choose
 from kernels import build
 from tests.conftest import ROOT
 
-REGISTERS, SPILLED, SHARED = 255, 64, 48 << 10
+REGISTERS, SHARED = 255, 48 << 10
+SPILLED = 288  # of products without tensor cores, in float32 and on Turing; half precision elsewhere spills nothing
 MANIFEST = json.loads((CUBINS / "manifest.json").read_text())
 
 
@@ -38,9 +39,15 @@ def test_what_ships_was_built_from_this_source():
 def test_registers_and_shared_memory_keep_their_budget(entry):
     """As the compiler reported them: a block fits every GPU, and next to nothing is spilled."""
     assert entry["registers"] <= REGISTERS
-    assert entry["spilled"] <= SPILLED
+    assert entry["spilled"] <= (0 if entry["dtype"] == "float16" and entry["capability"] >= 80 else SPILLED)
     assert entry["shared"] <= SHARED
     assert entry["registers"] * 32 * entry["warps"] <= 65536, "registers of a multiprocessor"
+
+
+def test_portable_code_is_for_older_drivers():
+    for entry in MANIFEST["builds"]:
+        if entry["form"] == "ptx":
+            assert b".version 8.0\n" in (CUBINS / entry["file"]).read_bytes()
 
 
 def test_no_file_names_a_folder_of_the_machine():
@@ -65,7 +72,7 @@ def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
     assert len(made["builds"]) == len(MANIFEST["builds"])
     if triton.__version__ == MANIFEST["triton"]:
         assert made == MANIFEST
-    assert choose(87, "float16", 5, 2, 16, tmp_path / "other").capability == 87
+    assert choose(87, "float16", 5, 2, 16, tmp_path / "other")[0].capability == 87
 
 
 # The other kernels at the default model's sizes; the interpreter takes things that the compiler does not.
@@ -100,7 +107,7 @@ def test_the_other_kernels_compile_and_keep_their_budget():
     assert len(found) == 18
     for name, short, capability, shared, spilled in found:
         assert shared <= (64 << 10 if name == "gate_sequence" else SHARED), (name, short, capability)
-        assert spilled <= 2 * SPILLED, (name, short, capability)
+        assert spilled <= SPILLED, (name, short, capability)
 
 
 def test_interpreted_kernels_cannot_be_compiled(tmp_path):

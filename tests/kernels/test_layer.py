@@ -96,11 +96,28 @@ def test_more_conversations_than_a_tile_holds():
 def test_what_does_not_fit_is_said():
     fusion, bias, states, *_ = made()
     weights = weights_of(fusion, bias, torch.float32)
-    for wrong in (states.half(), states.mT.contiguous().mT, torch.zeros(1, 2, 1024)):
-        with pytest.raises(
-            ValueError, match=r"a layer takes contiguous \(B, 2, d\) of its weights' dtype, d up to 512"
-        ):
-            layer(wrong, None, None, weights)
+    shape = (3, 2, 2, 2, 16)
+    integers = [torch.zeros(3, dtype=torch.int32) for _ in range(2)]
+    given = Step(torch.zeros(shape), torch.zeros(shape), *integers, torch.zeros(3, 5, dtype=torch.uint8),
+                 torch.zeros(3, dtype=torch.uint8))  # fmt: skip
+    ring = Ring(*(torch.zeros(3, 5, 2, 2, 16) for _ in range(2)))
+    for wrong, changed, said in (
+        (states.half(), given, r"project is torch.float32 \(2, 128, 32\); a layer takes contiguous torch.float16"),
+        (states.mT.contiguous().mT, given, "not contiguous"),
+        (states.repeat(2, 1, 1), given, r"asks are \(3, 2, 2, 2, 16\); states of \(6, 2, 32\) take \(6,"),
+        (states, given._replace(rows=given.rows.long()), "rows is torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            layer(wrong, changed, ring, weights)
+    with pytest.raises(ValueError, match=r"w_r is torch.float32 .*takes torch.float32 \(2, 2, 32\)"):
+        layer(states, given, ring, weights._replace(gate=weights.gate._replace(w_r=weights.gate.w_r[:, :1])))
+
+
+@pytest.mark.parametrize("without", ["gate", "relevance", "residual"])
+def test_ablations_have_no_kernel(without):
+    config = ModelConfig(width=32, heads=2, window=5, **{without: False})
+    with pytest.raises(ValueError, match="ablations"):
+        weights_of(FusionLayer(config), OrderBias(config), torch.float32)
 
 
 def test_turn_by_turn_the_dialogue_scope_is_the_exported_graph(tiny):
@@ -131,7 +148,7 @@ def test_turn_by_turn_the_dialogue_scope_is_the_exported_graph(tiny):
         for ring, weight in zip(rings, weights):
             empty = [torch.empty(1, 2, 2, heads, shape[-1], device=DEVICE) for _ in range(2)]
             place = [torch.tensor([n], dtype=torch.int32, device=DEVICE) for n in (0, turn)]
-            state = layer(state, Step(*empty, *place, marks.to(DEVICE), now), ring, weight)
+            state = layer(state, Step(*empty, *place, marks.to(DEVICE), now), ring, weight, store=True)
         torch.testing.assert_close(state.flatten(1).cpu(), expected, rtol=1e-4, atol=1e-5)
         zero = np.zeros((2, config.width), np.float32)
         chat.commit(Slot(zero, zero, keys[0].numpy(), values[0].numpy(), present), speaker)

@@ -48,8 +48,10 @@ def test_absent_modalities_and_empty_memories(now, past):
         assert (found == 0).all()
 
 
-def test_what_is_not_visible_cannot_be_felt():
+@pytest.mark.parametrize("large", [2, 128])
+def test_what_is_not_visible_cannot_be_felt(large, monkeypatch):
     """Rubbish in every slot out of the window, of an absent modality or of another conversation changes no bit."""
+    monkeypatch.setattr("kernels.step.LARGE", large)
     given, ring, weights = turn(turns=[5, 0, 11])
     found = step(given, ring, weights, store=False)
     spoiled = Ring(*(x.clone() for x in ring))
@@ -64,13 +66,20 @@ def test_what_is_not_visible_cannot_be_felt():
     for part in spoiled:
         part[others] = float("nan")
     assert torch.equal(step(given, spoiled, weights, store=False), found)
+    spoiled.values[given.rows[1].item()] = spoiled.keys[given.rows[1].item()] = float("nan")
+    spoiled.values[given.rows[2].item()] = float("nan")  # one conversation is broken: its neighbours are not
+    hurt = step(given, spoiled, weights, store=False)
+    assert torch.equal(hurt[:2], found[:2])
+    assert hurt[2].isnan().any()
 
 
-def test_a_turn_enters_its_own_slot_and_no_other():
+@pytest.mark.parametrize("large", [2, 128])
+def test_a_turn_enters_its_own_slot_and_no_other(large, monkeypatch):
+    monkeypatch.setattr("kernels.step.LARGE", large)
     given, ring, weights = turn(turns=[5, 0, 11])
     ours, theirs = (Ring(*(x.clone() for x in ring)) for _ in range(2))
-    assert torch.equal(step(given, ours, weights, store=False), step(given, ours, weights))
-    step_reference(given, theirs, weights)
+    assert torch.equal(step(given, ours, weights), step(given, ours, weights, store=True))
+    step_reference(given, theirs, weights, store=True)
     for a, b, before in zip(ours, theirs, ring):
         assert torch.equal(a, b)
         assert (a != before).flatten(2).any(2).sum() == 3
@@ -78,10 +87,18 @@ def test_a_turn_enters_its_own_slot_and_no_other():
                 == given.news[:, :, 0 if a is ours.keys else 1]).all()  # fmt: skip
 
 
-def test_storing_before_the_turn_is_committed_changes_nothing_visible():
-    given, ring, weights = turn()
-    first = step(given, ring, weights)
-    assert torch.equal(step(given, ring, weights), first)
+def test_nothing_is_stored_before_the_turn_is_committed():
+    """A turn to come would overwrite what the last turn, being revised, still sees."""
+    last, ring, weights = turn(turns=[19, 19, 19])
+    last = last._replace(slots=torch.full_like(last.slots, 3))
+    before = Ring(*(x.clone() for x in ring))
+    found = step(last, ring, weights)
+    provisional = last._replace(turn=last.turn + 1)
+    step(provisional, ring, weights)
+    assert all(torch.equal(a, b) for a, b in zip(ring, before))
+    assert torch.equal(step(last, ring, weights), found)
+    step(provisional, ring, weights, store=True)
+    assert not torch.equal(step(last, ring, weights), found)
 
 
 @pytest.mark.parametrize("batch", [15, 18])
@@ -111,7 +128,7 @@ def test_many_turns_are_the_whole_sequence():
             slots[0, past % window] = (int(spoken[past].now) & 3) + 4 * relate(said[t], said[past])
         now = (given.now & 3) + 4 * relate(said[t], said[t])
         here = given._replace(rows=given.rows * 0, turn=torch.full_like(given.turn, t), slots=slots, now=now)
-        found = step(here, ring, weights)
+        found = step(here, ring, weights, store=True)
         seen = range(max(0, t - window + 1), t + 1)
         memories = []
         for m in range(2):

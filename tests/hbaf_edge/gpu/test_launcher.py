@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.kernels import choose
-from hbaf_edge.gpu.launcher import ALIGNMENT, GateStep, driver, inputs_of
+from hbaf_edge.gpu.launcher import ALIGNMENT, GateStep, check_inputs, check_weights, driver, inputs_of
 
 
 @drawn(batch=st.integers(1, 70), window=st.integers(1, 128), heads=st.integers(1, 8), e=st.sampled_from([8, 24, 64]))
@@ -25,7 +25,7 @@ def test_parts_are_aligned_and_do_not_overlap(batch, window, heads, e):
 
 
 def test_every_input_is_an_argument_of_the_kernel():
-    names = {name for name, _ in choose(87, "float16", 32, 4, 64).arguments}
+    names = {name for name, _ in choose(87, "float16", 32, 4, 64)[0].arguments}
     assert set(inputs_of(1, 32, 4, 64, np.float16).kinds) <= names
 
 
@@ -51,6 +51,39 @@ def weights(window=32, heads=4, e=64, seed=0):
     shapes = {"bias": (2, heads, window, 3), "w_r": (2, heads, 2 * e), "b_r": (2, heads), "w_g": (2, heads, e, 2 * e),
               "b_g": (2, heads, e)}  # fmt: skip
     return {n: (0.1 * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
+
+
+def test_weights_that_do_not_fit_one_another_are_refused():
+    assert check_weights(weights()) == (4, 32, 64)
+    wide = r"w_g is \(2, 4, 64, 64\); .* has to be \(2, 4, 64, 128\)"
+    for change, said in (
+        ({"w_g": np.zeros((2, 4, 64, 64))}, wide),
+        ({"bias": np.zeros(3)}, r"bias has to be \(2, H, W, 3\)"),
+        ({"more": 1}, "given were"),
+    ):
+        with pytest.raises(BackendError, match=said):
+            check_weights({**weights(), **change})
+
+
+def test_values_that_would_lead_elsewhere_are_refused():
+    packed = inputs_of(2, 32, 4, 64, np.float16)
+    given = {n: np.zeros(packed.shapes[n], packed.kinds[n]) for n in packed.kinds} | {
+        "rows": np.array([0, 3], np.int32)
+    }
+    assert check_inputs(given, 4) == 2
+    for change, said in (
+        ({"rows": np.array([0, 4], np.int32)}, r"rows \[0, 4\] came; there are 4"),
+        ({"rows": np.array([-1, 0], np.int32)}, "there are 4"),
+        ({"rows": np.array([2, 2], np.int32)}, "each has one turn"),
+        ({"turns": np.array([0, -1], np.int32)}, "turns count from 0"),
+        ({"slots": np.full((2, 32), 12, np.uint8)}, "0 to 11"),
+        ({"nows": np.array([0, 255], np.uint8)}, "0 to 11"),
+    ):
+        with pytest.raises(BackendError, match=said):
+            check_inputs({**given, **change}, 4)
+    del given["nows"]
+    with pytest.raises(BackendError, match="needs nows as well"):
+        check_inputs(given, 4)
 
 
 SAID = r"cannot be reached through pycuda \(.+\): .*hbaf-edge\[tensorrt\].*provider='cpu'"
@@ -96,5 +129,11 @@ def test_on_a_gpu_it_is_tritons_launch_bit_for_bit(dtype, batch):
             "slots": rng.integers(0, 12, (batch, 32)).astype(np.uint8),
             "nows": rng.integers(0, 12, batch).astype(np.uint8),
         }  # fmt: skip
-        expected = step(Step(*(torch.from_numpy(x).cuda() for x in given.values())), ring, StepWeights(**cuda))
-        assert np.array_equal(ours(given), expected.float().cpu().numpy())
+        new = Step(*(torch.from_numpy(x).cuda() for x in given.values()))
+        expected = step(new, ring, StepWeights(**cuda), store=True).float().cpu().numpy()
+        found = ours(given)
+        if ours.kernel.form == "cubin":
+            assert np.array_equal(found, expected)
+        else:  # the driver's own compiler may add in another order
+            np.testing.assert_allclose(found, expected, atol=2e-3)
+        ours.commit()
