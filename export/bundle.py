@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import onnx
 from export import metadata
 from export.card import model_card
 from export.command import run
+from export.place import beside, check_place, put, workplace
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
@@ -71,23 +71,6 @@ LIMITS = [
 ]
 
 
-def check_place(out: Path, size: int = 0) -> None:
-    """That nothing but a bundle would be replaced (runs, data and calibrations lie near), and that there is room.
-
-    Raises:
-        SystemExit: `out` is something else, or its disk has less than `size` bytes and a tenth free.
-    """
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < 1.1 * size:
-        raise SystemExit(
-            f"{out} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; nothing was written: make room, "
-            "or give --out a place on another disk"
-        )
-    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise SystemExit(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
-
-
 def write_bundle(
     onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any], key: Path | None = None
 ) -> Path:
@@ -100,28 +83,18 @@ def write_bundle(
         key: Ed25519 private key to sign it with.
     """
     graphs = {graph: onnx_folder / f"{graph}.onnx" for graph in GRAPHS}
-    check_place(out, sum(path.stat().st_size for path in graphs.values()))
-    metadata.check_one_model({g: metadata.entries_of(onnx.load(path)) for g, path in graphs.items()}, config.labels)
-    work = out.with_name(out.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
+    place = check_place(out, sum(path.stat().st_size for path in graphs.values()))
+    entries = {graph: metadata.entries_of(onnx.load(path)) for graph, path in graphs.items()}
+    metadata.check_one_model(entries, config.labels, about["precision"])
+    work, old = beside(place)
     work.mkdir(parents=True)
     try:
         _fill(work, graphs, config, about, key)
         HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
+        put(work, place, old)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    return _put(work, out)
-
-
-def _put(work: Path, out: Path) -> Path:
-    """Move a whole bundle to its place; what was there is whole until it is gone, whenever this is interrupted."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
     return out
 
 
@@ -167,13 +140,16 @@ def rewritten(bundle: Bundle, onnx_folder: Path, out: Path, about: dict[str, Any
 
 
 def zip_bundle(bundle: Path, target: Path) -> Path:
-    """The folder as one `.hbaf` file; the zip too is verified by loading it."""
+    """The folder as one `.hbaf` file; the zip too is verified by loading it, and replaces an older one whole."""
     partial = target.with_name(target.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(bundle.iterdir()):
-            archive.write(path, path.name)
-    load_bundle(partial)
-    partial.rename(target)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(bundle.iterdir()):
+                archive.write(path, path.name)
+        load_bundle(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
     return target
 
 
@@ -248,15 +224,19 @@ def main() -> None:
 def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
              zipped: bool = False) -> Path:  # fmt: skip
     """A bundle again, with its card complete and signed; the folder's path, or the zip's."""
+    zip_path = out.with_name(out.resolve().name + ".hbaf")
+    if zipped and zip_path.is_dir():
+        raise SystemExit(f"{zip_path} is a folder, and the zip would stand there; nothing was replaced: move it away")
+    check_place(out)  # the bundle may be there, put aside by a run that was killed
     bundle = load_bundle(source)
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
         about["parity"] = _parity(parity, bundle)
-    with tempfile.TemporaryDirectory(prefix="hbaf-bundle-") as folder:
+    with workplace(out) as folder:
         for graph in GRAPHS:
             (Path(folder) / f"{graph}.onnx").write_bytes(bundle.graph(graph))
         rewritten(bundle, Path(folder), out, about, key)
-    return zip_bundle(out, out.with_name(out.name + ".hbaf")) if zipped else out
+    return zip_bundle(out, zip_path) if zipped else out
 
 
 def _parity(path: Path, bundle: Bundle) -> list[dict[str, Any]]:

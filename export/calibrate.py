@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.command import run
+from export.command import run, write_json
 from export.conversations import conversations, counts, digest, singles
 from export.histogram import METHODS, Histogram, Method
 from export.linears import Linear, linears
@@ -165,8 +164,8 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
             talk(runtime, dialogues[number])
             if (number + 1) % SAVE_EVERY == 0:
                 state = {key: histogram.state() for key, histogram in seen.items()}
-                _write(partial, {**pinned, "done": number + 1, "tensors": state})
-    left_out = _not_shown(data)
+                write_json(partial, {**pinned, "done": number + 1, "tensors": state})
+    left_out = _not_shown(seen)
     if left_out:
         Console(stderr=True).print(
             f"[yellow]{data['words_alone']} turns have words alone, {data['sound_alone']} sound alone, {data['both']} "
@@ -175,16 +174,19 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
         seen = {key: histogram for key, histogram in seen.items() if key.split("/")[0] not in left_out}
     about = {"data": data, "created_by": f"hbaf-edge {__version__}", "methods": METHODS}
     tensors = {key: _entry(histogram) for key, histogram in seen.items()}
-    _write(out, {"format": FORMAT, "about": about, "model": hashes(bundle), "tensors": tensors})
+    write_json(out, {"format": FORMAT, "about": about, "model": hashes(bundle), "tensors": tensors})
     partial.unlink(missing_ok=True)
     return load(out, bundle)
 
 
-def _not_shown(data: dict[str, Any]) -> tuple[str, ...]:
+def _not_shown(seen: dict[str, Histogram]) -> tuple[str, ...]:
     """Graphs whose ranges the data do not show: where a modality is missing its encoder, and what mixes the two."""
-    if not data["sound_alone"] + data["both"]:
-        return ("audio", "utterance", "dialogue")
-    return () if data["words_alone"] + data["both"] else ("text", "utterance", "dialogue")
+    runs = {graph: [h.count for key, h in seen.items() if key.split("/")[0] == graph] for graph in GRAPHS}
+    partly = [graph for graph, counts in runs.items() if any(counts) and not all(counts)]
+    if partly:
+        raise CalibrationError(f"a part of the {partly[0]} graph was never reached; export the checkpoint again")
+    missing = [graph for graph in ("audio", "text") if not any(runs[graph])]
+    return (*missing, "utterance", "dialogue") if missing else ()
 
 
 def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Any]:
@@ -226,16 +228,6 @@ def _resumed(partial: Path, pinned: dict[str, Any]) -> tuple[dict[str, Histogram
     except (OSError, ValueError, KeyError, TypeError) as error:
         Console(stderr=True).print(f"[yellow]{partial} cannot be read ({error}); starting anew[/]")
         return {}, 0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(path.name + ".writing")
-    try:
-        fresh.write_text(json.dumps(content))
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def table(found: Calibration, bundle: Bundle) -> Table:

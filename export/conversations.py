@@ -128,9 +128,12 @@ def _heard(u: Utterance) -> Utterance | None:
     try:
         sound = hear(u.audio) if u.audio is not None else None
     except HBAFError as error:
-        raise CorpusError(f"{u.audio}: {error}; python -m training.check lists such clips to skip") from error
+        raise CorpusError(
+            f"{u.audio}: {error}; mend it or take it out of the data (python -m training.check lists such clips)"
+        ) from error
     audio = u.audio if sound is not None and not (sound.is_silent or sound.is_too_short) else None
-    return replace(u, audio=audio) if normalise_text(u.text) or audio else None
+    text = u.text if normalise_text(u.text) else ""
+    return replace(u, audio=audio, text=text) if text or audio else None
 
 
 def _long_and_short(dialogues: Sequence[Dialogue], rng: random.Random) -> Iterator[Dialogue]:

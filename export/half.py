@@ -46,7 +46,7 @@ def to_half(bundle: Bundle, out: Path) -> Path:
         CalibrationError: the bundle's weights are not float32.
     """
     all_linears(bundle)
-    return converted(bundle, out, lambda _, model: half(model), {"precision": PRECISION}, LEAST_DB)
+    return converted(bundle, out, lambda _, model: half(model), {"precision": PRECISION}, GRAPHS, LEAST_DB)
 
 
 def half(model: ModelProto) -> ModelProto:

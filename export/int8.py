@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 from export import metadata
 from export.bundle import rewritten
 from export.calibrate import Calibration
+from export.place import check_place, workplace
 from export.qdq import Profile, Recipe, insert
 from hbaf_edge.backend import INT8, default_threads, session_options
 from hbaf_edge.bundle import GRAPHS, Bundle
@@ -29,16 +29,19 @@ PRECISIONS: dict[Profile, str] = {"cpu": INT8, "tensorrt": "int8-tensorrt"}
 def quantised(bundle: Bundle, calibration: Calibration, recipe: Recipe, out: Path) -> Path:
     """An INT8 bundle of a float32 one, written to `out` whole or not at all."""
     ranges, channels = calibration.ranges[recipe.method], calibration.channels
+    reached = {key.split("/")[0] for key in ranges}
+    stored = tuple(graph for graph in GRAPHS if graph not in reached)
     about = {
         "precision": PRECISIONS[recipe.profile],
-        "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about},
-    }
-    return converted(bundle, out, lambda graph, model: insert(graph, model, recipe, ranges, channels), about)
+        "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about,
+                         "float_graphs": stored},
+    }  # fmt: skip
+    return converted(bundle, out, lambda graph, model: insert(graph, model, recipe, ranges, channels), about, stored)
 
 
 def with_int8_weights(bundle: Bundle, out: Path) -> Path:
     """A bundle whose weights are stored as INT8 and computed in float32."""
-    return converted(bundle, out, lambda _, model: weights_only(model), {"precision": WEIGHTS_ONLY}, LEAST_DB)
+    return converted(bundle, out, lambda _, model: weights_only(model), {"precision": WEIGHTS_ONLY}, GRAPHS)
 
 
 def converted(
@@ -46,17 +49,34 @@ def converted(
     out: Path,
     convert: Callable[[str, ModelProto], ModelProto],
     about: dict[str, Any],
-    least_db: float | None = None,
+    stored: Sequence[str] = (),
+    least_db: float = LEAST_DB,
 ) -> Path:
-    """A bundle again, each of its graphs converted; nothing is written where one falls below `least_db`."""
-    with tempfile.TemporaryDirectory(prefix="hbaf-bundle-") as folder:
+    """A bundle again, each of its graphs converted; nothing is written where one of `stored` falls below `least_db`.
+
+    Args:
+        bundle: to convert.
+        out: another place than the bundle's own.
+        convert: a graph by its name.
+        about: entries of the manifest that change.
+        stored: graphs whose conversion no run on conversations judges; random inputs do.
+        least_db: that they have to keep.
+
+    Raises:
+        SystemExit: a graph falls below, or the bundle would replace itself.
+    """
+    if out.resolve() == Path(bundle.path).resolve():
+        raise SystemExit(f"{out} is the bundle itself; what is made of it needs another place")
+    check_place(out)
+    with workplace(out) as folder:
         for graph in GRAPHS:
             before = onnx.load_from_string(bundle.graph(graph))
             after = convert(graph, before)
-            if least_db is not None and (ratio := fidelity(before, after)) < least_db:
+            if graph in stored and (ratio := fidelity(before, after)) < least_db:
                 what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
                 raise SystemExit(f"{what}; keep float32")
-            metadata.converted(after, bundle.graph(graph), about["precision"])
+            mixed = graph in stored and about["precision"] in metadata.MIXED
+            metadata.converted(after, bundle.graph(graph), WEIGHTS_ONLY if mixed else about["precision"])
             onnx.save(after, Path(folder) / f"{graph}.onnx")
         return rewritten(bundle, Path(folder), out, about)
 

@@ -16,6 +16,8 @@ from torch import nn
 from hbaf_edge import __version__
 
 PREFIX = "hbaf_edge."
+# A graph of an INT8 bundle may be stored in INT8 alone, where calibration had no data for it.
+MIXED = {"int8": "int8-weights", "int8-tensorrt": "int8-weights"}
 
 
 def identity(*modules: nn.Module) -> str:
@@ -57,16 +59,20 @@ def entries_of(model: ModelProto) -> dict[str, str]:
     return {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
 
 
-def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[str]) -> None:
-    """That files belong together; those of versions that wrote no entries are taken as they are.
+def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[str], precision: str) -> None:
+    """That files belong together; where none has entries (an earlier version wrote them) they are taken as they are.
 
     Args:
         entries: of each graph's file, by graph.
         labels: of the bundle they go into.
+        precision: of that bundle.
 
     Raises:
-        SystemExit: they are of different models, in each other's place, or have other labels.
+        SystemExit: they are of different models, in each other's place, or have other labels or another precision.
     """
+    silent = [graph for graph, found in entries.items() if "model_sha256" not in found]
+    if silent and len(silent) < len(entries):
+        raise SystemExit(f"{silent[0]}.onnx does not say which model it is of, the others do; export all four again")
     of = {graph: found["model_sha256"] for graph, found in entries.items() if "model_sha256" in found}
     if len(set(of.values())) > 1:
         raise SystemExit(
@@ -77,5 +83,7 @@ def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[s
     for graph, found in entries.items():
         if found.get("graph", graph) != graph:
             raise SystemExit(f"{graph}.onnx holds the {found['graph']} graph; export again: python -m export.to_onnx")
-        if "labels" in found and json.loads(found["labels"]) != list(labels):
+        if "precision" in found and found["precision"] not in (precision, MIXED.get(precision)):
+            raise SystemExit(f"{graph}.onnx is {found['precision']}, the bundle {precision}; convert all four together")
+        if "labels" in found and found["labels"] != json.dumps(list(labels)):
             raise SystemExit(f"{graph}.onnx is of the labels {found['labels']}, the bundle of {list(labels)}")

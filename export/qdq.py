@@ -58,10 +58,7 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
     """
     result = ModelProto()
     result.CopyFrom(model)
-    chosen = [
-        one for one in linears(graph, model)
-        if one.key in ranges and one.block not in recipe.float_blocks and _computes(recipe.profile, model, one)
-    ]  # fmt: skip
+    chosen = chosen_linears(graph, model, recipe, ranges)
     known = {one.weight for one in linears(graph, model) if one.key in ranges}
     kept = known - {one.weight for one in chosen}
     kept |= {t.name for t in model.graph.initializer if block_of(graph, t.name) in recipe.float_blocks}
@@ -83,6 +80,14 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
     result.graph.node.extend(placed)
     onnx.checker.check_model(result, full_check=True)
     return result
+
+
+def chosen_linears(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges) -> list[Linear]:
+    """The products of a graph that a recipe computes in INT8."""
+    return [
+        one for one in linears(graph, model)
+        if one.key in ranges and one.block not in recipe.float_blocks and _computes(recipe.profile, model, one)
+    ]  # fmt: skip
 
 
 def _weight(model: ModelProto, one: Linear, recipe: Recipe, seen: Channels | None) -> list[NodeProto]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from export.calibrate import Calibration, all_linears, load
 from export.command import run
 from export.int8 import quantised, with_int8_weights
+from export.place import check_place
 from export.qdq import Recipe
 from export.sensitivity import RANKED, Cost, Held, add_arguments, held_out, recipe_of, sensitivity, table
 from hbaf_edge.bundle import load_bundle
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--min-snr", type=float, default=Budget.min_snr, help="of the logits, dB")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    check_place(given.out)
     bundle = load_bundle(given.bundle)
     blocks = {one.block for one in all_linears(bundle)}
     unknown = sorted(set(given.keep) - blocks)

@@ -18,19 +18,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
 from export.calibrate import Calibration, all_linears, load
-from export.command import run
+from export.command import run, write_json
 from export.compare import drift, judged, predictions
 from export.conversations import conversations, counts, digest
 from export.histogram import METHODS
 from export.int8 import PRECISIONS, quantised
-from export.qdq import Recipe
+from export.qdq import Recipe, chosen_linears
 from hbaf_edge import HBAFRuntime, Prediction
-from hbaf_edge.bundle import Bundle, load_bundle
+from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import saturates_here
 from training.corpora.records import CorpusError, Dialogue
 
@@ -109,11 +110,21 @@ def blocks_of(bundle: Bundle) -> list[str]:
     return list(dict.fromkeys(one.block for one in all_linears(bundle)))
 
 
+def computed_blocks(bundle: Bundle, calibration: Calibration, recipe: Recipe) -> set[str]:
+    """Those that a recipe computes in INT8: the profile can, data reached them, and they are not kept in float32."""
+    found = set()
+    for graph in GRAPHS:
+        model = onnx.load_from_string(bundle.graph(graph))
+        chosen = chosen_linears(graph, model, recipe, calibration.ranges[recipe.method])
+        found |= {one.block for one in chosen}
+    return found
+
+
 def sensitivity(held: Held, calibration: Calibration, recipe: Recipe) -> list[Cost]:
     """Every block by itself, the worst first; what the recipe keeps in float32 is left out."""
-    blocks = blocks_of(held.bundle)
-    found = []
-    for block in track([b for b in blocks if b not in recipe.float_blocks], description="blocks, one at a time"):
+    blocks, found = blocks_of(held.bundle), []
+    computed = computed_blocks(held.bundle, calibration, recipe)
+    for block in track([b for b in blocks if b in computed], description="blocks, one at a time"):
         alone = replace(recipe, float_blocks=tuple(b for b in blocks if b != block))
         found.append(held.cost(calibration, alone, block))
     return sorted(found, key=lambda cost: cost.rank, reverse=True)
@@ -188,9 +199,9 @@ def main() -> None:
     costs = [held.cost(calibration, recipe, "all"), *sensitivity(held, calibration, recipe)]
     Console().print(table(costs, f"{recipe.profile}, {recipe.method}: one block in INT8, {data['turns']} dev turns"))
     result = {"recipe": asdict(recipe), "data": data, "weighted_f1_float32": held.f1, "blocks": [*map(asdict, costs)]}
-    picture(costs[1:], given.out.with_name(given.out.name + ".png"))
-    given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
+    write_json(given.out.with_name(given.out.name + ".json"), result, indent=1)
+    picture(costs[1:], given.out.with_name(given.out.name + ".png"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ calibration, quantisation and all comparisons start from.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from export.bundle import about_checkpoint, write_bundle
 from export.command import run
 from export.gate_function import add_function
 from export.graphs import Graph, graphs
+from export.place import check_place, workplace
 from hbaf_edge.backend import default_threads, session_options
 from training import checkpoint
 from training.config import ModelConfig
@@ -181,10 +181,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="hbaf-edge model")
     given = parser.parse_args()
+    check_place(given.out)
     stored = checkpoint.load(given.checkpoint)
     config = stored.hbaf.config
     described = about_checkpoint(stored.about, config, given.name, "float32")
-    with tempfile.TemporaryDirectory(prefix="hbaf-onnx-") as folder:
+    with workplace(given.out) as folder:
         differences = export(stored.hbaf, stored.audio, stored.text, Path(folder))
         write_bundle(Path(folder), given.out, config, described)
     for name, difference in differences.items():

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from export import parity
-from export.command import run
+from export.command import run, write_json
 from export.conversations import conversations, counts
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
@@ -73,9 +73,9 @@ def main() -> None:
         "machine": machine(), "threads": given.threads, "data": {**counts(talks), "split": given.split or "example"},
         "model": manifest["name"], "steps": [asdict(s) for s in steps],
     }  # fmt: skip
-    if given.save:
-        given.save.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
+    if given.save:
+        write_json(given.save, result, indent=1)
     if any(s.broken for s in steps):
         raise SystemExit("; ".join(f"{s.name}: {why}" for s in steps for why in s.broken))
 

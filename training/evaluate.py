@@ -125,7 +125,7 @@ def own_corpus(config: TrainConfig, model: ModelConfig, on: str | None = None) -
     """The corpus that a checkpoint is scored on, found fit for it; None: the default recipe has sets of its own."""
     if config.pair and on is None:
         return None
-    own = load_corpus(replace(config, corpus=on, fold=None) if on else config, model.labels, needed=("dev",))
+    own = load_corpus(replace(config, corpus=on, fold=None, skip="") if on else config, model.labels, needed=("dev",))
     check_kind(own, model)
     return own
 

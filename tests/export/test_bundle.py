@@ -54,9 +54,10 @@ def test_a_bundle_that_does_not_load_replaces_nothing(tiny, tmp_path):
         "licence": {"id": "Apache-2.0", "commercial": True, "why": "random weights"},
     }
     before = (target / "manifest.json").read_bytes()
-    model = onnx.load(folder / "dialogue.onnx")
-    del model.metadata_props[:]  # it says which graph it is, and would be refused for that
-    onnx.save(model, folder / "dialogue.onnx")
+    for graph in ("audio", "text", "utterance", "dialogue"):
+        model = onnx.load(folder / f"{graph}.onnx")
+        del model.metadata_props[:]  # they say which graph they are, and would be refused for that
+        onnx.save(model, folder / f"{graph}.onnx")
     with pytest.raises(BundleError, match="do not fit the manifest"):
         write_bundle(folder, target, tiny.model.config, about)
     assert (target / "manifest.json").read_bytes() == before
@@ -74,3 +75,34 @@ def test_nothing_but_a_bundle_is_ever_replaced(tiny, tmp_path, what):
     with pytest.raises(SystemExit, match="is no bundle; nothing is replaced"):
         finished(tiny.bundle, place)
     assert (place if what == "file" else place / "config.json").read_text() == "precious"
+
+
+def test_a_bundle_with_something_else_in_it_is_not_replaced(tiny, tmp_path):
+    """And no folder of somebody else's whose name looks like ours."""
+    import shutil
+
+    place = shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    for name in ("bundle.old", "bundle.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").write_text("precious")
+    (place / "calibration.json").write_text("precious")
+    with pytest.raises(SystemExit, match=r"holds calibration.json beside a bundle; nothing is replaced"):
+        finished(tiny.bundle, place)
+    (place / "calibration.json").unlink()
+    finished(tiny.bundle, place)
+    assert all((tmp_path / name / "precious").exists() for name in ("bundle.old", "bundle.partial"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("[]")
+    with pytest.raises(SystemExit, match="is no bundle; nothing is replaced"):
+        finished(tiny.bundle, tmp_path / "data")
+
+
+def test_a_link_is_followed_and_stays(tiny, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "bundle"
+    link.symlink_to(tmp_path / "disk" / "bundle")
+    for name in ("first", "second"):
+        finished(tiny.bundle, link, name)
+        assert load_bundle(link).manifest["name"] == name
+    assert link.is_symlink()
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"bundle"}

@@ -12,7 +12,9 @@ from export.calibrate import CalibrationError, all_linears, calibrate, load, tab
 from export.compare import drift, predictions
 from export.histogram import METHODS
 from export.int8 import quantised, with_int8_weights
+from export.metadata import entries_of
 from export.qdq import Recipe
+from export.sensitivity import computed_blocks
 from export.verify import conversation
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import GRAPHS, load_bundle
@@ -116,9 +118,13 @@ def test_data_of_one_modality_quantise_its_encoder_alone(tiny, talks, small_coun
         rounded = {g: "QuantizeLinear" in {n.op_type for n in onnx.load_from_string(out.graph(g)).graph.node}
                    for g in GRAPHS}  # fmt: skip
         assert rounded == {g: g == known for g in GRAPHS}
+        assert out.manifest["quantisation"]["float_graphs"] == [g for g in GRAPHS if g != known]
         for graph in GRAPHS:
+            stated = entries_of(onnx.load_from_string(out.graph(graph)))["precision"]
+            assert (stated == "int8-weights") == (graph != known)
             kinds = {t.data_type for t in onnx.load_from_string(out.graph(graph)).graph.initializer}
             assert onnx.TensorProto.INT8 in kinds
+    assert {b.split("/")[0] for b in computed_blocks(bundle, found, Recipe())} == {known}
     both = replace(talks[0], turns=tuple(u for u in talks[0].turns if u.text and u.audio))
     moved = drift(*(predictions(HBAFRuntime(path), [both]) for path in (tmp_path / "cpu", tiny.bundle)))
     assert moved["embedding_cosine_min"] > 0.97  # the modality that was never shown is not cut off

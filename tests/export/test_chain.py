@@ -15,8 +15,6 @@ from training.config import TrainConfig
 from training.evaluate import evaluate
 from training.loop import train
 
-rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-
 
 @pytest.fixture
 def command(monkeypatch, capsys):

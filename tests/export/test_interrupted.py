@@ -3,10 +3,13 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from export import bundle as module
 from export.bundle import finished
+from export.place import check_place
 from hbaf_edge.bundle import load_bundle
 from tests.conftest import ROOT
 
@@ -26,8 +29,8 @@ from export import {verb}
 sys.argv = ["x", *{arguments!r}]
 {verb}.main()
 """
-MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("export.bundle", "_put", 1), ("shutil", "rmtree", 2),
-           ("pathlib.Path", "rename", 2), ("shutil", "rmtree", 3)]  # fmt: skip
+MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("export.bundle", "put", 1), ("pathlib.Path", "rename", 1),
+           ("pathlib.Path", "rename", 2)]  # fmt: skip
 
 
 def dies(verb, arguments, module, function, call):
@@ -40,17 +43,23 @@ def dies(verb, arguments, module, function, call):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("source", ["another", "itself"])
 @pytest.mark.parametrize(("module", "function", "call"), MOMENTS)
-def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, module, function, call):
+def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, module, function, call, source):
+    """Twice at the same moment; the next run finds one of the two where it belongs, and succeeds."""
     out = shutil.copytree(tiny.bundle, tmp_path / "bundle")
     old = load_bundle(out).key
-    arguments = [str(tiny.bundle), "--name", "renamed", "--out", str(out)]
-    assert dies("bundle", arguments, module, function, call).returncode == -9
-    there = load_bundle(out) if out.exists() else load_bundle(tmp_path / "bundle.old")
+    read = tiny.bundle if source == "another" else out
+    arguments = [str(read), "--name", "renamed", "--out", str(out)]
+    for _ in range(2):
+        assert dies("bundle", arguments, module, function, call).returncode == -9
+    check_place(out)
+    there = load_bundle(out)
     assert there.key == old or there.manifest["name"] == "renamed"
-    finished(tiny.bundle, out, "renamed")
+    finished(read, out, "renamed")
     assert load_bundle(out).manifest["name"] == "renamed"
-    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".hbaf-work-")}
+    assert left == {"bundle"}
 
 
 def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
@@ -75,6 +84,35 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tiny, tmp_path, verb):
     assert "Traceback" not in run.stderr
     assert "make room, or give --out a place on another disk" in run.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["copy", "json", "card", "rename", "zip"])
+def test_a_write_that_fails_leaves_the_old_bundle_and_no_litter(tiny, tmp_path, monkeypatch, place):
+    out = shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    old = load_bundle(out).key
+
+    def full(*a, **k):
+        raise OSError(28, "No space left on device")
+
+    target = {"copy": "shutil.copy", "json": "export.bundle.json.dumps", "card": "export.bundle.model_card",
+              "zip": "zipfile.ZipFile.write"}.get(place)  # fmt: skip
+    if place == "rename":
+        real = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda a, b: full() if a.name.endswith("-partial") else real(a, b))
+    else:
+        monkeypatch.setattr(target, full)
+    with pytest.raises(OSError, match="No space left"):
+        finished(tiny.bundle, out, "renamed", zipped=place == "zip")
+    monkeypatch.undo()
+    assert load_bundle(out).key == old or place == "zip"
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+def test_a_zip_does_not_replace_a_folder(tiny, tmp_path):
+    (tmp_path / "out.hbaf").mkdir()
+    with pytest.raises(SystemExit, match="is a folder, and the zip would stand there; nothing was replaced"):
+        module.finished(tiny.bundle, tmp_path / "out", zipped=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.hbaf"}
 
 
 def test_too_little_room_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):

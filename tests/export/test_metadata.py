@@ -57,12 +57,15 @@ def test_another_weight_is_another_model(tiny):
         ("model_sha256", "0" * 64, r"of different models \(.*text of 000000000000…"),
         ("graph", "audio", r"text\.onnx holds the audio graph"),
         ("labels", '["a", "b"]', r'text\.onnx is of the labels \["a", "b"\]'),
+        ("labels", "nonsense", r"text\.onnx is of the labels nonsense"),
+        ("precision", "int8", r"text\.onnx is int8, the bundle float32"),
+        (None, None, r"text\.onnx does not say which model it is of, the others do"),
     ],
 )
 def test_files_that_do_not_belong_together_make_no_bundle(tiny, tmp_path, entry, value, said):
     folder = shutil.copytree(tiny.onnx, tmp_path / "onnx")
     model = onnx.load(folder / "text.onnx")
-    entries = {**metadata.entries_of(model), entry: value}
+    entries = {**metadata.entries_of(model), entry: value} if entry else {}
     onnx.helper.set_model_props(model, {metadata.PREFIX + key: text for key, text in entries.items()})
     onnx.save(model, folder / "text.onnx")
     with pytest.raises(SystemExit, match=said):

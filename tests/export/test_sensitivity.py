@@ -11,7 +11,7 @@ from export.calibrate import calibrate
 from export.compare import drift, judged, predictions
 from export.qdq import Recipe
 from export.quantize import Budget, BudgetError, search
-from export.sensitivity import Cost, Held, blocks_of
+from export.sensitivity import Cost, Held, blocks_of, computed_blocks
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
 from training.corpora.records import UNLABELLED
@@ -27,9 +27,16 @@ def held(tiny, talks):
     return Held(bundle, named, threads=1)
 
 
+def ranked_blocks(held, calibrated):
+    """What the CPU computes in INT8: convolutions it does not."""
+    computed = computed_blocks(held.bundle, calibrated, Recipe())
+    assert not any("conv" in block for block in computed)
+    return [block for block in blocks_of(held.bundle) if block in computed]
+
+
 def test_float32_costs_nothing_and_worse_is_ranked_higher(held, calibrated):
     assert held.f1 == pytest.approx(1.0)
-    blocks = tuple(blocks_of(held.bundle))
+    blocks = tuple(ranked_blocks(held, calibrated))
     nothing = held.cost(calibrated, Recipe(float_blocks=blocks), "none")
     everything = held.cost(calibrated, Recipe(method="entropy", migration=0.0), "all")
     assert nothing.kl_divergence < everything.kl_divergence
@@ -48,7 +55,8 @@ def test_a_part_is_the_first_conversations(held):
 
 def test_the_worst_blocks_go_back_to_float_until_the_budget_holds(held, calibrated, monkeypatch, capsys):
     """With a cost that only two blocks have, those two and no other are kept in float32."""
-    bad = {blocks_of(held.bundle)[1]: 0.02, blocks_of(held.bundle)[4]: 0.01}
+    blocks = ranked_blocks(held, calibrated)
+    bad = {blocks[1]: 0.02, blocks[4]: 0.01}
 
     def cost(calibration, recipe, name):
         lost = sum(v for block, v in bad.items() if block not in recipe.float_blocks)
@@ -59,7 +67,7 @@ def test_the_worst_blocks_go_back_to_float_until_the_budget_holds(held, calibrat
     recipe, steps = search(held, calibrated, Recipe(), Budget())
     assert recipe.float_blocks == tuple(sorted(bad, key=lambda b: -bad[b]))
     assert [s.f1_drop for s in steps] == pytest.approx([0.03, 0.01, 0.0])
-    bad |= dict.fromkeys(blocks_of(held.bundle), 0.02)
+    bad |= dict.fromkeys(blocks, 0.02)
     with pytest.raises(BudgetError, match=r"even with \d+ blocks in float32.*The worst blocks:\n  \w+/"):
         search(held, calibrated, Recipe(), Budget())
 
@@ -88,7 +96,7 @@ def test_the_commands_write_what_they_say(tiny, talks, held, small_counts, tmp_p
     monkeypatch.setattr(sys, "argv", ["sensitivity", *common, str(tmp_path / "s")])
     sensitivity.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(result["blocks"]) == 1 + len(blocks_of(held.bundle))
+    assert len(result["blocks"]) == len(blocks_of(held.bundle)) - 1  # all, and all but two convolutions
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "s.json").read_text()) == result
     loose = ["--max-f1-drop", "0.9", "--max-flips", "0.9", "--keep", "text/layer.0 feed"]

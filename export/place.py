@@ -1,0 +1,84 @@
+"""Where bundles come to stand: nothing else is ever replaced, and a kill or a full disk loses nothing.
+
+A bundle is written in a hidden folder beside its place and moved there whole; the one that it replaces waits beside it
+until then. Their names, .NAME.hbaf-partial and .NAME.hbaf-old, are this module's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hbaf_edge.sign import SIGNATURE
+
+
+def check_place(out: Path, size: int = 0) -> Path:
+    """`out` made absolute, once it is sure that nothing but a bundle would be replaced, and that there is room.
+
+    What a killed run left is put in order first: the old bundle in its place, a half-written one gone.
+
+    Raises:
+        SystemExit: `out` is something else, or its disk has less than `size` bytes and a tenth free.
+    """
+    out = out.resolve()
+    work, old = beside(out)
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    check_replaceable(out)
+    parent = next(folder for folder in out.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < 1.1 * size:
+        raise SystemExit(
+            f"{out} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; nothing was written: make room, "
+            "or give --out a place on another disk"
+        )
+    return out
+
+
+def beside(out: Path) -> tuple[Path, Path]:
+    """Where a bundle is written, and where the one that it replaces waits meanwhile."""
+    return out.with_name(f".{out.name}.hbaf-partial"), out.with_name(f".{out.name}.hbaf-old")
+
+
+def check_replaceable(out: Path) -> None:
+    """That a place is free, empty or a bundle with nothing else in it: runs, data and calibrations lie near."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        manifest = json.loads((out / "manifest.json").read_text())
+        known = {"manifest.json", SIGNATURE, *manifest["files"]} if {"format", "graphs"} <= set(manifest) else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    if not known:
+        raise SystemExit(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
+    strange = sorted(path.name for path in out.iterdir() if path.name not in known)
+    if strange:
+        raise SystemExit(f"{out} holds {strange[0]} beside a bundle; nothing is replaced: move it away")
+
+
+def put(work: Path, out: Path, old: Path) -> None:
+    """Move a whole bundle to its place. Killed in between, the old one waits beside it for the next run."""
+    if out.exists():
+        out.rename(old)
+    try:
+        work.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[str]:
+    """A temporary folder on the disk of `out`, where there is room for what goes there."""
+    parent = out.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".hbaf-work-", dir=parent) as folder:
+        yield folder
