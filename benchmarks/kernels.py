@@ -3,7 +3,7 @@
     python -m benchmarks.kernels --save        # on a machine with an NVIDIA GPU; elsewhere only what is computed
     python -m benchmarks.kernels --quick
 
-Step and sequence, each as the kernel, as plain PyTorch, as two `scaled_dot_product_attention` and a gate, and as
+Step, layer and sequence, each as the kernel, as plain PyTorch, as two `scaled_dot_product_attention` and a gate, and as
 `torch.compile` of the reference: medians by device events and by replay of a CUDA graph, inputs rotated so that no
 cache holds them, and the share of this card's own memory bandwidth that counted bytes make. Figures of other boards
 come from counted bytes and their makers' bandwidth, and are marked as computed. The last line is JSON.
@@ -178,6 +178,7 @@ def bandwidth() -> float:
 
 def measured(quick: bool) -> dict[str, Any]:
     """Everything that needs a GPU."""
+    from benchmarks.layers import by_kernels, in_torch, made_layer
     from kernels.sequence import gate
     from kernels.step import step
 
@@ -186,6 +187,7 @@ def measured(quick: bool) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "bandwidth_gb_s": round(limit),
         "step": [],
+        "layer": [],
         "sequence": [],
     }
     for batch, window, d in STEPS[:2] if quick else STEPS:
@@ -197,6 +199,10 @@ def measured(quick: bool) -> dict[str, Any]:
         counted = {"bytes": size, "operations": step_operations(batch, window, d)}
         row = {"batch": batch, "window": window, "d": d, **counted, "times": times, "bandwidth_share": round(share, 3)}
         found["step"].append(row)
+    for batch in (1, 64) if quick else (1, 8, 64, 512):
+        layers = [(made_layer(batch, 32, 256, torch.float16, "cuda"),) for _ in range(8)]
+        both = {"kernel": by_kernels, "plain": in_torch}
+        found["layer"].append({"batch": batch, "times": {n: timed(w, layers, repeats) for n, w in both.items()}})
     for name, (batch, queries, slots) in SEQUENCES.items():
         long = [made_sequence(batch, queries, slots, torch.float16, "cuda") for _ in range(16)]
         ways = ways_of(gate, bimodal_attention_gate, sequence_twice)
@@ -245,6 +251,11 @@ def tables(found: dict[str, Any] | None, boards: list[dict[str, Any]]) -> None:
             (s["name"], *(f"{s['times'][w]['events_us']:.1f}  {s['times'][w]['graph_us']:.1f}" for w in WAYS), "")
             for s in found["sequence"]
         ]
+        rows += [
+            (f"layer, {s['batch']} x 32 x 256",
+             *(f"{t['events_us']:.1f}  {t['graph_us']:.1f}" for t in s["times"].values()), "", "", "")
+            for s in found["layer"]
+        ]  # fmt: skip
         show(f"{found['gpu']}, float16, µs by events and by graph", rows, ("batch x window x d", *WAYS, "of bandwidth"))
     rows = [(b["board"], str(b["batch"]), f"{b['computed_us']:.1f}") for b in boards]
     show("computed from bytes and the makers' bandwidth, not measured", rows, ("board", "conversations", "µs a layer"))

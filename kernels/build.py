@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,11 @@ def compiled(dtype: str, capability: int, window: int, heads: int, e: int) -> An
     )
 
 
-def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int) -> Any:
-    """Triton's result for a kernel, its pointers aligned to 16 bytes and strides of rows to 16 elements.
+def compile_kernel(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int,
+    sixteens: Collection[str] = SIXTEENS,
+) -> Any:  # fmt: skip
+    """Triton's result for a kernel, its pointers aligned to 16 bytes.
 
     Args:
         kernel: a function under `triton.jit`.
@@ -70,6 +74,7 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
         constants: the arguments that are known now.
         capability: such as 87.
         warps: of a program.
+        sixteens: arguments that are multiples of 16.
 
     Raises:
         SystemExit: Triton was told to interpret kernels.
@@ -78,7 +83,7 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
     names = kernel.arg_names
     types = {name: "constexpr" if name in constants else types[name] for name in names}
-    whole = [i for i, n in enumerate(names) if types[n].startswith("*") or n in SIXTEENS]
+    whole = [i for i, n in enumerate(names) if types[n].startswith("*") or n in sixteens]
     aligned = {(i,): [["tt.divisibility", 16]] for i in whole}
     source = ASTSource(kernel, types, constants, aligned)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), triton.knobs.compilation.scope():

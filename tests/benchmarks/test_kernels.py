@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import kernels
+from benchmarks import kernels, layers
 from kernels.reference import bimodal_attention_gate
 from kernels.ring import Ring, step_reference
 
@@ -24,6 +24,14 @@ def test_all_ways_compute_the_same_step():
 def test_all_ways_compute_the_same_sequence(shape):
     given = kernels.made_sequence(*shape, torch.float32, "cpu", d=128)
     torch.testing.assert_close(kernels.sequence_twice(*given), bimodal_attention_gate(*given), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_is_the_same_either_way():
+    made = layers.made_layer(3, 8, 128, torch.float32, "cpu")
+    twin = made._replace(ring=Ring(*(x.clone() for x in made.ring)))
+    torch.testing.assert_close(layers.by_kernels(made), layers.in_torch(twin), rtol=1e-4, atol=1e-5)
+    for a, b in zip(made.ring, twin.ring):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_bytes_are_those_of_the_tensors():

@@ -87,9 +87,10 @@ def compile_(kernel, short, warps, constants, capability):
     places = 15 if kernel is gate_sequence else kernel.arg_names.index("batch")
     types |= dict.fromkeys(kernel.arg_names[:places], f"*{short}")
     types |= {name: "*u8" for name in types if name.endswith("_visible")}
-    made = compile_kernel(kernel, types, constants, capability, warps)
+    strides = [n for n in kernel.arg_names if n.split("_")[-1] in ("b", "h", "n", "kb", "kh", "km", "vb", "vh", "vm")]
+    made = compile_kernel(kernel, types, constants, capability, warps, strides if kernel is gate_sequence else ())
     found.append([kernel.__name__, short, capability, made.metadata.shared, resources(made.asm["cubin"])["spilled"]])
-for capability in (80, 87, 90):
+for capability in (75, 86, 87, 90, 120):
     for short, chunk, queries in (("fp16", 32, 64), ("fp32", 16, 32)):
         compile_(project, short, 4, dict(D=256, CHUNK=64, TILE=16), capability)
         compile_(finish, short, 8, dict(D=256, BLOCK_D=256, CHUNK=chunk, TILE=16), capability)
@@ -104,10 +105,11 @@ def test_the_other_kernels_compile_and_keep_their_budget():
     done = compiling(OTHERS)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert len(found) == 18
+    assert len(found) == 30
     for name, short, capability, shared, spilled in found:
         assert shared <= (64 << 10 if name == "gate_sequence" else SHARED), (name, short, capability)
-        assert spilled <= SPILLED, (name, short, capability)
+        if name != "gate_sequence" or capability > 75:  # Triton has no tensor cores of Turing for whole sequences
+            assert spilled <= SPILLED, (name, short, capability)
 
 
 def test_interpreted_kernels_cannot_be_compiled(tmp_path):

@@ -1,0 +1,60 @@
+"""A fusion layer of the incremental step, as kernels and as the modules that training trains, for kernels.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import E, made_step
+from kernels.layer import LayerWeights, layer, weights_of
+from kernels.ring import Ring, Step, distances
+from training.config import ModelConfig
+from training.layers import FusionLayer, OrderBias, Slots
+
+
+class Layer(NamedTuple):
+    """What both ways take."""
+
+    states: Tensor
+    given: Step
+    ring: Ring
+    weights: LayerWeights
+    fusion: FusionLayer
+    order: OrderBias
+
+
+def made_layer(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> Layer:
+    """One turn of each of `batch` conversations with full rings, and a random layer."""
+    given, ring, _ = made_step(batch, window, d, dtype, device)
+    config = ModelConfig(width=d, heads=d // E, window=window, dropout=0.0)
+    fusion, order = FusionLayer(config).eval().to(device, dtype), OrderBias(config).to(device)
+    states = torch.randn(batch, 2, d, dtype=dtype, device=device)
+    return Layer(states, given, ring, weights_of(fusion, order, dtype), fusion, order)
+
+
+def by_kernels(made: Layer) -> Tensor:
+    """In three launches."""
+    return layer(*made[:4], store=True)
+
+
+@torch.no_grad()
+def in_torch(made: Layer) -> Tensor:
+    """Rings gathered and joined with the new turn's keys and values, then the layer itself."""
+    states, given, ring, _, fusion, order = made
+    rows, place = given.rows.long(), (given.turn % ring.keys.shape[1]).long()
+    far, inside = distances(given.turn, ring.keys.shape[1])
+    distance = torch.cat([far, torch.zeros_like(far[:, :1])], 1)[:, None]
+    marks = torch.cat([given.slots * inside, given.now[:, None]], 1).long()
+    news = [fusion.remember(states[:, None, m], m) for m in range(2)]
+    slots = [
+        Slots(*(torch.cat([held[rows, :, m].flatten(2), new], 1) for held, new in zip(ring, news[m]))) for m in range(2)
+    ]
+    visible = [(marks >> m & 1).bool()[:, None] for m in range(2)]
+    audio, text = (bias.to(states.dtype) for bias in order(distance, (marks >> 2)[:, None]))
+    both = fusion((states[:, None, 0], states[:, None, 1]), slots, visible, (audio, text))
+    for m in range(2):
+        for held, new in zip(ring, news[m]):
+            held[rows, place, m] = new[:, 0].unflatten(-1, held.shape[-2:])
+    return torch.stack([x[:, 0] for x in both], 1)
