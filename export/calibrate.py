@@ -133,6 +133,12 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
         Console(stderr=True).print(
             f"[yellow]{data['turns']} turns tell little of a model's ranges[/]; give {FEW} or more"
         )
+    heard, read = data["sound_alone"] + data["both"], data["words_alone"] + data["both"]
+    for what, count in (("sound", heard), ("words", read)):
+        if 0 < count < FEW // 4:
+            Console(stderr=True).print(
+                f"[yellow]{count} turns with {what} tell little of what {what} can be[/]; give {FEW // 4} or none"
+            )
     pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
     partial = out.with_name(out.name + ".partial")
     seen, done = _resumed(partial, pinned)

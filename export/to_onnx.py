@@ -47,7 +47,11 @@ def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Pa
     out.mkdir(parents=True, exist_ok=True)
     differences = {}
     sha256 = metadata.identity(model, audio, text)
-    for name, graph in graphs(model.eval(), audio.eval(), text.eval()).items():
+    try:
+        parts = graphs(model.eval(), audio.eval(), text.eval())
+    except ValueError as error:  # a variant for research
+        raise SystemExit(str(error)) from error
+    for name, graph in parts.items():
         path = out / f"{name}.onnx"
         _write(name, graph, path, model.config, sha256)
         differences[name] = compare(graph, path)

@@ -142,3 +142,10 @@ def test_a_bundle_whose_names_are_another_versions_is_said(tiny, talks, tmp_path
     """Without small_counts no weight of the tiny model counts: as if all had names that this version does not know."""
     with pytest.raises(CalibrationError, match=r"is known in audio.*exported by hbaf-edge"):
         calibrate(load_bundle(tiny.bundle), talks, tmp_path / "c.json")
+
+
+def test_a_handful_of_sounds_among_words_is_said(tiny, talks, small_counts, tmp_path, capsys):
+    words = [replace(u, audio=None) for d in talks for u in d.turns if u.text]
+    heard = next(u for d in talks for u in d.turns if u.audio)
+    calibrate(load_bundle(tiny.bundle), [Dialogue("d", "train", (*words, heard))], tmp_path / "c.json")
+    assert "1 turns with sound tell little" in "".join(capsys.readouterr().err.splitlines())

@@ -1,13 +1,15 @@
 """The four exported graphs equal their modules, at other batches and lengths than they were exported with."""
 
+import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import pytest
 
 from export.graphs import graphs
-from export.to_onnx import compare
+from export.to_onnx import compare, export
 from kernels import gate
 from tests.conftest import ROOT
 
@@ -41,3 +43,11 @@ def test_every_verb_starts_in_a_fresh_interpreter():
         )
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout
+
+
+def test_a_variant_for_research_is_refused_in_a_line(tiny, tmp_path):
+    model = copy.deepcopy(tiny.model)
+    model.config = replace(model.config, causal=False)
+    with pytest.raises(SystemExit, match="it has no incremental form"):
+        export(model, tiny.audio, tiny.text, tmp_path)
+    assert not list(tmp_path.iterdir())
