@@ -132,7 +132,7 @@ class GateStep:
         self._context = cuda.Device(0).retain_primary_context()
         major, minor = cuda.Device(0).compute_capability()
         fitting = choose(10 * major + minor, dtype, self.window, self.heads, self.e, folder)
-        self._graphs: dict[int, Any] = {}
+        self._bindings, self._graphs = bindings(), dict[int, Any]()
         self._layout: Packed | None = None
         self._context.push()
         try:
@@ -163,10 +163,12 @@ class GateStep:
         """
         batch = check_inputs(given, self.capacity)
         with self._lock, self._here("in the middle of a turn; it was not committed"):
-            self._layout = self._inputs(batch)
-            self._layout.fill(self._host[: self._layout.size], given)
+            self._layout = None  # whatever fails below leaves nothing to commit
+            layout = self._inputs(batch)
+            layout.fill(self._host[: layout.size], given)
             self._run(batch)
             self._stream.synchronize()
+            self._layout = layout
             size = batch * 2 * self.heads * self.e * self.kind.itemsize
             found: Array = self._answer[:size].view(self.kind).reshape(batch, 2, self.heads, self.e).astype(np.float32)
             return found
@@ -228,15 +230,17 @@ class GateStep:
 
     def _run(self, batch: int) -> None:
         """As a graph where that can be had: captured the second time a small batch comes, replayed from then on."""
-        graphs = bindings()
+        graphs = self._bindings
         if graphs is None or batch > MOST_CAPTURED or batch not in self._graphs:
             self._enqueue(batch)
             self._graphs.setdefault(batch, None)
             return
         if self._graphs[batch] is None:
             self._graphs[batch] = capture(graphs, self._stream.handle, lambda: self._enqueue(batch))
-        if self._graphs[batch] is False or not launched(graphs, self._graphs[batch], self._stream.handle):
+        if self._graphs[batch] is not False and not launched(graphs, self._graphs[batch], self._stream.handle):
+            log.warning("the graph for %d conversations was refused; they are launched one by one from now on", batch)
             self._graphs[batch] = False
+        if self._graphs[batch] is False:
             self._enqueue(batch)
 
 
@@ -249,7 +253,8 @@ def check_weights(weights: Mapping[str, Array]) -> tuple[int, int, int]:
     if set(weights) != set(WEIGHTS):
         raise BackendError(f"a gate has the weights {', '.join(WEIGHTS)}; given were {', '.join(weights)}")
     if weights["bias"].ndim != 4 or weights["b_g"].ndim != 3:
-        raise BackendError("bias has to be (2, H, W, 3) and b_g (2, H, e)")
+        came = f"bias is {weights['bias'].shape}, b_g {weights['b_g'].shape}"
+        raise BackendError(f"{came}; bias has to be (2, H, W, 3) and b_g (2, H, e)")
     _, heads, window, _ = weights["bias"].shape
     e = weights["b_g"].shape[-1]
     wanted = {"bias": (2, heads, window, 3), "w_r": (2, heads, 2 * e), "b_r": (2, heads), "w_g": (2, heads, e, 2 * e),
@@ -273,7 +278,10 @@ def check_inputs(given: Mapping[str, Array], capacity: int) -> int:
     if not 1 <= batch <= capacity or ((rows < 0) | (rows >= capacity)).any() or len(set(rows.tolist())) != rows.size:
         raise BackendError(f"{batch} turns of rows {rows.tolist()} came; there are {capacity}, and each has one turn")
     if (given["turns"] < 0).any() or (given["slots"] > MARKS).any() or (given["nows"] > MARKS).any():
-        raise BackendError(f"turns count from 0, and what a slot holds is 0 to {MARKS} (kernels/ring.py)")
+        came = (
+            f"turns from {given['turns'].min()}, slots up to {given['slots'].max()}, nows up to {given['nows'].max()}"
+        )
+        raise BackendError(f"{came} came; turns count from 0, and what a slot holds is 0 to {MARKS} (kernels/ring.py)")
     return batch
 
 
@@ -296,10 +304,11 @@ def _load(cuda: Any, fitting: Sequence[Kernel]) -> tuple[Kernel, Any]:
 
 
 def bindings() -> Any:
-    """cuda-bindings' driver module, which shares pycuda's context; None where it is not installed."""
+    """cuda-bindings' driver module, which shares pycuda's context; None where it is not installed, which is logged."""
     try:
         from cuda.bindings import driver as found  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
+    except ImportError as error:
+        log.warning("turns are launched one by one, not as a graph: %s; pip install cuda-bindings", error)
         return None
     return found
 
