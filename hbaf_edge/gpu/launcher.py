@@ -8,86 +8,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.kernels import CUBINS, Kernel, choose
+from hbaf_edge.gpu.packed import WEIGHTS, Array, Packed, check_inputs, check_weights, inputs_of
+from hbaf_edge.gpu.replay import bindings, capture, launched
 
-Array = NDArray[Any]
-WEIGHTS = ("bias", "w_r", "b_r", "w_g", "b_g")
-ALIGNMENT = 256  # of every part of a packed buffer; a multiple of what any kernel reads at once
 FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
 MOST_CAPTURED = 16  # conversations of a launch up to which a graph is kept for each number of them
-MARKS = 11  # 1 and 2 for modalities, 4 times a relation of 0 to 2
 log = logging.getLogger("hbaf_edge")
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Several arrays in one buffer, so that they cross in one copy.
-
-    Attributes:
-        offsets: of each part, in bytes.
-        shapes: of each part.
-        kinds: dtype of each part.
-        size: of the whole.
-    """
-
-    offsets: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
-    kinds: Mapping[str, Any]
-    size: int
-
-    @classmethod
-    def of(cls, parts: Mapping[str, tuple[tuple[int, ...], Any]]) -> Packed:
-        """Parts by name, shape and dtype, one after the other.
-
-        >>> made = Packed.of({"a": ((3,), np.uint8), "b": ((2, 2), np.float32)})
-        >>> dict(made.offsets), made.size
-        ({'a': 0, 'b': 256}, 512)
-        """
-        offsets, end = {}, 0
-        for name, (shape, kind) in parts.items():
-            offsets[name] = end
-            end += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // ALIGNMENT) * ALIGNMENT
-        return cls(offsets, {n: s for n, (s, _) in parts.items()}, {n: np.dtype(k) for n, (_, k) in parts.items()}, end)
-
-    def view(self, buffer: Array, name: str) -> Array:
-        """A part of a host buffer of bytes as the array it is."""
-        kind, shape = self.kinds[name], self.shapes[name]
-        start = self.offsets[name]
-        found: Array = buffer[start : start + int(np.prod(shape)) * kind.itemsize].view(kind).reshape(shape)
-        return found
-
-    def fill(self, buffer: Array, given: Mapping[str, Array]) -> None:
-        """Copy arrays into a host buffer.
-
-        Raises:
-            BackendError: one is missing, or of another shape or dtype.
-        """
-        for name, kind in self.kinds.items():
-            array = given.get(name)
-            if array is None or array.shape != self.shapes[name] or array.dtype != kind:
-                came = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise BackendError(f"{name} is {came}; the step takes {kind} {self.shapes[name]}")
-        for name in self.kinds:
-            self.view(buffer, name)[...] = given[name]
-
-
-def inputs_of(batch: int, window: int, heads: int, e: int, kind: Any) -> Packed:
-    """What a step brings to the GPU: queries, new keys and values, and what each conversation's slots hold."""
-    both = (batch, 2, 2, heads, e)
-    return Packed.of({
-        "asks": (both, kind), "news": (both, kind), "rows": ((batch,), np.int32), "turns": ((batch,), np.int32),
-        "slots": ((batch, window), np.uint8), "nows": ((batch,), np.uint8),
-    })  # fmt: skip
 
 
 def driver() -> Any:
@@ -244,47 +179,6 @@ class GateStep:
             self._enqueue(batch)
 
 
-def check_weights(weights: Mapping[str, Array]) -> tuple[int, int, int]:
-    """Heads, window and width of a head that the weights are of.
-
-    Raises:
-        BackendError: one is missing, or they do not fit one another.
-    """
-    if set(weights) != set(WEIGHTS):
-        raise BackendError(f"a gate has the weights {', '.join(WEIGHTS)}; given were {', '.join(weights)}")
-    if weights["bias"].ndim != 4 or weights["b_g"].ndim != 3:
-        came = f"bias is {weights['bias'].shape}, b_g {weights['b_g'].shape}"
-        raise BackendError(f"{came}; bias has to be (2, H, W, 3) and b_g (2, H, e)")
-    _, heads, window, _ = weights["bias"].shape
-    e = weights["b_g"].shape[-1]
-    wanted = {"bias": (2, heads, window, 3), "w_r": (2, heads, 2 * e), "b_r": (2, heads), "w_g": (2, heads, e, 2 * e),
-              "b_g": (2, heads, e)}  # fmt: skip
-    for name, shape in wanted.items():
-        if weights[name].shape != shape:
-            raise BackendError(f"{name} is {weights[name].shape}; beside the others it has to be {shape}")
-    return heads, window, e
-
-
-def check_inputs(given: Mapping[str, Array], capacity: int) -> int:
-    """The batch of a call, whose values lead nowhere but into the rings.
-
-    Raises:
-        BackendError: a value would lead elsewhere.
-    """
-    missing = {"asks", "news", "rows", "turns", "slots", "nows"} - set(given)
-    if missing:
-        raise BackendError(f"a turn needs {', '.join(sorted(missing))} as well")
-    batch, rows = len(given["asks"]), given["rows"]
-    if not 1 <= batch <= capacity or ((rows < 0) | (rows >= capacity)).any() or len(set(rows.tolist())) != rows.size:
-        raise BackendError(f"{batch} turns of rows {rows.tolist()} came; there are {capacity}, and each has one turn")
-    if (given["turns"] < 0).any() or (given["slots"] > MARKS).any() or (given["nows"] > MARKS).any():
-        came = (
-            f"turns from {given['turns'].min()}, slots up to {given['slots'].max()}, nows up to {given['nows'].max()}"
-        )
-        raise BackendError(f"{came} came; turns count from 0, and what a slot holds is 0 to {MARKS} (kernels/ring.py)")
-    return batch
-
-
 def _load(cuda: Any, fitting: Sequence[Kernel]) -> tuple[Kernel, Any]:
     """The first kernel that the driver takes, ready to be launched."""
     refused = []
@@ -301,48 +195,3 @@ def _load(cuda: Any, fitting: Sequence[Kernel]) -> tuple[Kernel, Any]:
             log.warning("%s: taken is the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, refused)
         return kernel, function
     raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
-
-
-def bindings() -> Any:
-    """cuda-bindings' driver module, which shares pycuda's context; None where it is not installed, which is logged."""
-    try:
-        from cuda.bindings import driver as found  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        log.warning("turns are launched one by one, not as a graph: %s; pip install cuda-bindings", error)
-        return None
-    return found
-
-
-def capture(graphs: Any, stream: int, enqueue: Callable[[], None]) -> Any:
-    """What `enqueue` puts on a stream as an executable graph; False where that cannot be had, which is logged."""
-    mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    try:
-        _checked(graphs, graphs.cuStreamBeginCapture(stream, mode))
-        try:
-            enqueue()
-        finally:  # a stream that stays in capture takes no more work
-            ended = graphs.cuStreamEndCapture(stream)
-        (graph,) = _checked(graphs, ended)
-        (executable,) = _checked(graphs, graphs.cuGraphInstantiate(graph, 0))
-        graphs.cuGraphDestroy(graph)
-    except RuntimeError as error:  # BackendError is one, and so is what cuda-bindings raises on an older driver
-        log.warning("turns are launched one by one, not as a graph: %s", error)
-        return False
-    return executable
-
-
-def launched(graphs: Any, executable: Any, stream: int) -> bool:
-    """Whether a graph could be put on a stream."""
-    return bool(graphs.cuGraphLaunch(executable, stream)[0] == graphs.CUresult.CUDA_SUCCESS)
-
-
-def _checked(graphs: Any, returned: Sequence[Any]) -> Sequence[Any]:
-    """What a call returned behind its error code.
-
-    Raises:
-        BackendError: it failed.
-    """
-    code, *rest = returned
-    if code != graphs.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"the GPU refused a graph ({code})")
-    return rest

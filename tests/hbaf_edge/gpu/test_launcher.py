@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.kernels import choose
-from hbaf_edge.gpu.launcher import ALIGNMENT, GateStep, check_inputs, check_weights, driver, inputs_of
+from hbaf_edge.gpu.launcher import GateStep, driver
+from hbaf_edge.gpu.packed import ALIGNMENT, check_inputs, check_weights, inputs_of
 
 
 @drawn(batch=st.integers(1, 70), window=st.integers(1, 128), heads=st.integers(1, 8), e=st.sampled_from([8, 24, 64]))

@@ -1,0 +1,56 @@
+"""CUDA graphs through cuda-bindings: what was put on a stream once is replayed in one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hbaf_edge.errors import BackendError
+
+log = logging.getLogger("hbaf_edge")
+
+
+def bindings() -> Any:
+    """cuda-bindings' driver module, which shares pycuda's context; None where it is not installed, which is logged."""
+    try:
+        from cuda.bindings import driver as found  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        log.warning("turns are launched one by one, not as a graph: %s; pip install cuda-bindings", error)
+        return None
+    return found
+
+
+def capture(graphs: Any, stream: int, enqueue: Callable[[], None]) -> Any:
+    """What `enqueue` puts on a stream as an executable graph; False where that cannot be had, which is logged."""
+    mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    try:
+        _checked(graphs, graphs.cuStreamBeginCapture(stream, mode))
+        try:
+            enqueue()
+        finally:  # a stream that stays in capture takes no more work
+            ended = graphs.cuStreamEndCapture(stream)
+        (graph,) = _checked(graphs, ended)
+        (executable,) = _checked(graphs, graphs.cuGraphInstantiate(graph, 0))
+        graphs.cuGraphDestroy(graph)
+    except RuntimeError as error:  # BackendError is one, and so is what cuda-bindings raises on an older driver
+        log.warning("turns are launched one by one, not as a graph: %s", error)
+        return False
+    return executable
+
+
+def launched(graphs: Any, executable: Any, stream: int) -> bool:
+    """Whether a graph could be put on a stream."""
+    return bool(graphs.cuGraphLaunch(executable, stream)[0] == graphs.CUresult.CUDA_SUCCESS)
+
+
+def _checked(graphs: Any, returned: Sequence[Any]) -> Sequence[Any]:
+    """What a call returned behind its error code.
+
+    Raises:
+        BackendError: it failed.
+    """
+    code, *rest = returned
+    if code != graphs.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"the GPU refused a graph ({code})")
+    return rest
