@@ -25,7 +25,7 @@ from benchmarks.incremental import WINDOW, alternately, talked, timed
 from benchmarks.report import finish, show
 from benchmarks.speech import RATE, WORDS, sound
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import options_of
+from hbaf_edge.backend import Backend, options_of
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import machine
 
@@ -38,6 +38,7 @@ def kept_feeds(bundle: Bundle) -> Feeds:
     found: Feeds = {}
     with HBAFRuntime(bundle.path, threads=1) as runtime:
         backend, chat = runtime._ready().backend, talked(runtime, WINDOW)
+        assert isinstance(backend, Backend)
         run = backend._run
 
         def keeping(graph: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:

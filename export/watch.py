@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import options_of
+from hbaf_edge.backend import Backend, options_of
 from hbaf_edge.bundle import Bundle
 
 See = Callable[[str, dict[str, NDArray[Any]]], None]
@@ -36,6 +36,7 @@ def watched(bundle: Bundle, tensors: Mapping[str, Sequence[str]], see: See, thre
         sessions[graph] = ort.InferenceSession(
             model.SerializeToString(), options_of(bundle, threads), providers=["CPUExecutionProvider"]
         )
+    assert isinstance(backend, Backend)
     run = backend._run
 
     def running(graph: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:

@@ -1,6 +1,7 @@
 """The four graphs of a bundle on ONNX Runtime, with explicit threads and without spinning.
 
-A GPU back end will stand beside this one; both answer to the same three calls.
+The dialogue graph's place may be taken by something that keeps rings elsewhere (hbaf_edge/gpu/native.py); a back end
+without ONNX Runtime answers to the same three calls (hbaf_edge/gpu/engine_backend.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,11 @@ PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
+NATIVE = ("cuda", "tensorrt")  # of our own, for NVIDIA GPUs (hbaf_edge/gpu/native.py)
 INT8 = "int8"  # the precision of a bundle whose Q/DQ a CPU computes in integers
-FASTER = ("ort-tensorrt", "ort-cuda")  # than the CPU, best first
+FASTER = ("ort-tensorrt", "ort-cuda")  # than the CPU, best first; ours have not been measured on a card yet
 Array = NDArray[Any]
+Scope = Callable[[Array, Array, Sequence[Conversation], Recall], tuple[Array, Array, Array, Array]]
 log = logging.getLogger("hbaf_edge")
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -82,12 +85,32 @@ def options_of(bundle: Bundle, threads: int) -> onnxruntime.SessionOptions:
     return session_options(threads, bundle.manifest["precision"] == INT8, narrow)
 
 
-def open_backend(bundle: Bundle, provider: str, threads: int) -> Backend:
+class Runs(Protocol):
+    """What a back end answers to."""
+
+    provider: str
+    threads: int
+
+    def audio(self, mel: Array) -> Array: ...
+
+    def text(self, tokens: Sequence[Array]) -> list[Array]: ...
+
+    def turns(
+        self, frames: Sequence[Array | None], tokens: Sequence[Array | None], chats: Sequence[Conversation],
+        recalls: Sequence[Recall], clock: Callable[[str], None],
+    ) -> list[tuple[Array, Array, Slot]]: ...  # fmt: skip
+
+
+def open_backend(bundle: Bundle, provider: str, threads: int) -> Runs:
     """The back end asked for; with "auto" the best that works here, which is logged and which it names.
 
     Raises:
         BackendError: the one asked for by name cannot run; nothing else is taken in its place.
     """
+    if provider in NATIVE:
+        from hbaf_edge.gpu.native import open_native
+
+        return open_native(bundle, provider, threads)
     if provider != "auto":
         return Backend(bundle, provider, threads)
     for name in FASTER:
@@ -109,13 +132,15 @@ class Backend:
         bundle: a verified bundle.
         provider: "cpu", "ort-cuda" or "ort-tensorrt".
         threads: of each operator.
+        scope: in the dialogue graph's place: codes (B, 2, d), present (B, 2), conversations, and what all may recall
+            -> logits, embedding, new keys and values.
     """
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int) -> None:
-        self.provider, self.threads = provider, threads
+    def __init__(self, bundle: Bundle, provider: str, threads: int, scope: Scope | None = None) -> None:
+        self.provider, self.threads, self._scope = provider, threads, scope
         self._stack = int(bundle.manifest["stack"])
         self._providers = _available(provider)
-        self._sessions = {name: self._session(bundle, name) for name in GRAPHS}
+        self._sessions = {n: self._session(bundle, n) for n in GRAPHS if scope is None or n != "dialogue"}
         self._dims = {i.name: i.shape[-1] for i in self._sessions["utterance"].get_inputs()}
         self._check(bundle)
 
@@ -134,7 +159,7 @@ class Backend:
 
     def _check(self, bundle: Bundle) -> None:
         """A provider asked for by name and silently dropped would be slow without a word; so is a renamed input."""
-        ran = self._sessions["dialogue"].get_providers()
+        ran = self._sessions["utterance"].get_providers()
         if self._providers[0] not in ran:
             raise BackendError(f"provider {self.provider!r} could not start, only {ran}; see ONNX Runtime's log")
         for name, session in self._sessions.items():
@@ -149,7 +174,7 @@ class Backend:
         chat = Conversation(bundle.key, m["window"], m["dialogue_layers"], m["width"])
         try:
             tokens = self.text([np.array([1], np.int64)])
-            ((logits, _, slot),) = self.turns([None], tokens, [chat.recall(None)], lambda stage: None)
+            ((logits, _, slot),) = self.turns([None], tokens, [chat], [chat.recall(None)], lambda stage: None)
             chat.commit(slot, None)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"{bundle.path}: the graphs do not fit the manifest's sizes: {error}") from error
@@ -176,6 +201,7 @@ class Backend:
         self,
         frames: Sequence[Array | None],
         tokens: Sequence[Array | None],
+        chats: Sequence[Conversation],
         recalls: Sequence[Recall],
         clock: Callable[[str], None],
     ) -> list[tuple[Array, Array, Slot]]:
@@ -183,6 +209,7 @@ class Backend:
 
         Args:
             frames, tokens: (1, length, dim) encoder states of each utterance; None where a modality is absent.
+            chats: whose turn it is.
             recalls: what each may recall.
             clock: told when a scope is done.
 
@@ -190,7 +217,7 @@ class Backend:
             of each: logits (labels,), embedding (2d,) and what later turns will recall.
         """
         present = np.array([[f is not None, t is not None] for f, t in zip(frames, tokens)])
-        recall = recalls[0] if len(recalls) == 1 else Recall(*(np.concatenate(parts) for parts in zip(*recalls)))
+        recall = joined(recalls)
         heard, heard_mask = _masked(frames, self._dims["frames"], self._stack)
         said, said_mask = _masked(tokens, self._dims["tokens"], 1)
         seen = {name: getattr(recall, name) for name in ("visible", "distance", "relation")}
@@ -205,18 +232,27 @@ class Backend:
             **seen,
         )
         clock("utterance")
-        logits, embedding, keys, values = self._run(
-            "dialogue",
-            codes=codes,
-            present=present,
-            keys=recall.keys,
-            values=recall.values,
-            own_relation=recall.own_relation,
-            **seen,
+        logits, embedding, keys, values = (
+            self._scope(codes, present, chats, recall)
+            if self._scope is not None
+            else self._run(
+                "dialogue",
+                codes=codes,
+                present=present,
+                keys=recall.keys,
+                values=recall.values,
+                own_relation=recall.own_relation,
+                **seen,
+            )
         )
         clock("dialogue")
         slots = [Slot(*parts) for parts in zip(context_key, context_value, keys, values, present)]
         return list(zip(logits, embedding, slots))
+
+
+def joined(recalls: Sequence[Recall]) -> Recall:
+    """Of several conversations, one behind the other."""
+    return recalls[0] if len(recalls) == 1 else Recall(*(np.concatenate(parts) for parts in zip(*recalls)))
 
 
 def _masked(states: Sequence[Array | None], dim: int, multiple: int) -> tuple[Array, Array]:
@@ -238,7 +274,7 @@ def _available(provider: str) -> list[str]:
 
     if not isinstance(provider, str) or provider not in PROVIDERS:
         raise BackendError(
-            f"provider {provider!r} is unknown; valid ones are 'auto', {', '.join(map(repr, PROVIDERS))}"
+            f"provider {provider!r} is unknown; valid ones are 'auto', {', '.join(map(repr, (*PROVIDERS, *NATIVE)))}"
         )
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():

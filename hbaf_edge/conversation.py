@@ -8,6 +8,7 @@ key is ever recomputed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from hbaf_edge import state
 from hbaf_edge.errors import InputError, StateError
 
 SAME, OTHER, UNKNOWN = 0, 1, 2
+_stamps = itertools.count()  # no two states of conversations have the same
 
 
 class Recall(NamedTuple):
@@ -80,6 +82,12 @@ class Conversation:
         self._values = np.zeros_like(self._keys)
         self._present = np.zeros((window, 2), bool)
         self._turns: list[Turn | None] = [None] * window
+        self._changed()
+
+    def _changed(self) -> None:
+        """Whoever keeps a copy of the rings (hbaf_edge/gpu/pool.py) has to write it anew."""
+        self._stamp, self._place = next(_stamps), -1
+        self._before: int | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -135,6 +143,7 @@ class Conversation:
         self._present[place] = slot.present
         turn = Turn(number, label, confidence, speaker, modalities, time.time())
         self._turns[place] = turn
+        self._before, self._stamp, self._place = self._stamp, next(_stamps), place
         self.turn = number + 1
         return turn
 
@@ -157,6 +166,7 @@ class Conversation:
             self.turn = 0
             self._present[:] = False
             self._turns = [None] * self._window
+            self._changed()
 
     def fork(self) -> Conversation:
         """Another conversation with the same past; from here on neither knows of the other."""
@@ -201,6 +211,7 @@ class Conversation:
         for ring, part in zip(rings, np.split(values, np.cumsum([ring.size for ring in rings])[:-1])):
             ring[:] = part.reshape(ring.shape)
         self._present, self._turns, self.turn = present, turns, count
+        self._changed()
         return self
 
     def _rings(self) -> list[NDArray[np.float32]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.backend import Backend
+from hbaf_edge.backend import Runs
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.conversation import Conversation, Slot, Turn
 from hbaf_edge.errors import BackendError, BundleError
@@ -41,7 +41,7 @@ class Judge:
         min_confidence: below it a label is None.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, min_confidence: float) -> None:
+    def __init__(self, bundle: Bundle, backend: Runs, min_confidence: float) -> None:
         self.backend = backend
         self.labels = bundle.labels
         self._temperatures = bundle.manifest["temperatures"]
@@ -110,7 +110,9 @@ class Judge:
         """
         with chat._lock:
             number = chat.turn if amended is None else chat.last(amended)
-            (found,) = self.backend.turns([encoded.frames], [encoded.tokens], [chat.recall(speaker, number)], clock)
+            (found,) = self.backend.turns(
+                [encoded.frames], [encoded.tokens], [chat], [chat.recall(speaker, number)], clock
+            )
             result = self._prediction(*found, number, speaker, encoded.warnings, clock.stages())
             # Last: whatever fails above leaves the conversation as it was.
             return result, chat.commit(found[2], speaker, *_noted(result), number) if commit else None
@@ -124,7 +126,7 @@ class Judge:
             for chat in sorted(chats, key=id):
                 locks.enter_context(chat._lock)
             recalls = [chat.recall(speaker) for chat, speaker in zip(chats, speakers)]
-            found = self.backend.turns([e.frames for e in encoded], [e.tokens for e in encoded], recalls, clock)
+            found = self.backend.turns([e.frames for e in encoded], [e.tokens for e in encoded], chats, recalls, clock)
             results = [
                 self._prediction(*one, chat.turn, speaker, e.warnings, clock.stages())
                 for one, chat, speaker, e in zip(found, chats, speakers, encoded)

@@ -1,4 +1,4 @@
-"""The step kernel compiled ahead of time, for devices that have neither PyTorch nor Triton; needs no GPU.
+"""The runtime's kernels compiled ahead of time, for devices that have neither PyTorch nor Triton; needs no GPU.
 
     python -m kernels.build                                     # the default model's sizes, into hbaf_edge/gpu/cubins
     python -m kernels.build --bundle runs/mine/float16 --out runs/mine/cubins
@@ -31,35 +31,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hbaf_edge.bundle import load_bundle
-from kernels import parts, step
+from kernels import dialogue, layer, parts, step
+from kernels.shipped import SHIPPED, SHORT, SOURCES, Shipped, Sizes
 
-FORMAT = 1
+FORMAT = 2
 # Turing, Ampere, RTX 30, Orin, RTX 40, Hopper, Thor, RTX 50. A file of 8.6 also runs on what is later within 8.
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
 PORTABLE = (75, 80)  # whose PTX is kept: what is later than 8.0 runs the second, and has the tensor cores that it uses
-DTYPES = {"float16": ("fp16", torch.float16), "float32": ("fp32", torch.float32)}
+DTYPE_NAMES = {kind: str(kind).removeprefix("torch.") for kind in SHORT}
 OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "gpu" / "cubins"
-TYPES = {"rows": "*i32", "turns": "*i32", "slots": "*u8", "nows": "*u8", "bias": "*fp32", "batch": "i32",
-         "step_row": "i64", "store": "i32", "scale": "fp32"}  # fmt: skip
 SIXTEENS = ("step_row",)  # multiples of 16, without which a ring would be read element by element
 OLDEST_PTX = 80  # what drivers of CUDA 12.0 read
 CODES = {"i32": "i", "i64": "q", "fp32": "f"}  # of `struct`; pointers are P
-SCRATCH = ("global_scratch", "profile_scratch")  # pointers that Triton appends; this kernel uses neither
+PARAMETERS = {"P": "u64", "q": "u64", "i": "u32", "f": "f32"}  # the compiler's names for them
+SCRATCH = ("global_scratch", "profile_scratch")  # pointers that Triton appends; these kernels use neither
 
 
 def source_sha256() -> str:
-    """Of the code that the kernel is made of: what is shipped belongs to it or is out of date."""
-    files = [Path(str(module.__file__)) for module in (parts, step)]
+    """Of the code that the kernels are made of: what is shipped belongs to it or is out of date."""
+    files = [Path(str(module.__file__)) for module in SOURCES]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def compiled(dtype: str, capability: int, window: int, heads: int, e: int) -> Any:
-    """The step kernel for one architecture, such as 87."""
-    short, kind = DTYPES[dtype]
-    types = {name: TYPES.get(name, f"*{short}") for name in step.gate_step.arg_names}
-    return compile_kernel(
-        step.gate_step, types, step.constants(window, heads, e), capability, step.warps(kind, capability)
-    )
+def compiled(kernel: Shipped, dtype: torch.dtype, capability: int, sizes: Sizes) -> Any:
+    """A kernel for one architecture, such as 87."""
+    constants = kernel.constants(sizes, dtype)
+    return compile_kernel(kernel.function, kernel.types(dtype), constants, capability, kernel.warps(dtype, capability))
 
 
 def compile_kernel(
@@ -93,16 +90,19 @@ def compile_kernel(
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def arguments(ptx: str) -> list[list[str]]:
+def arguments(kernel: Shipped, constants: Collection[str], ptx: str) -> list[list[str]]:
     """Name and `struct` code of each launch argument, checked against what the compiler made of them."""
-    names = [n for n in step.gate_step.arg_names if n not in step.constants(32, 4, 64)]
-    wanted = [[n, CODES.get(TYPES.get(n, "*"), "P")] for n in names] + [[n, "P"] for n in SCRATCH]
-    entry = re.search(r"\.entry gate_step\((.*?)\)", ptx, re.DOTALL)
+    names = [n for n in kernel.function.arg_names if n not in constants]
+    types = kernel.types(kernel.dtypes[0])
+    wanted = [[n, CODES.get(types[n], "P")] for n in names] + [[n, "P"] for n in SCRATCH]
+    entry = re.search(rf"\.entry {kernel.name}\((.*?)\)", ptx, re.DOTALL)
     assert entry is not None
     found = re.findall(r"\.param \.(\w+)", entry.group(1))
-    sizes = {"P": "u64", "q": "u64", "i": "u32", "f": "f32"}
-    if [sizes[code] for _, code in wanted] != found:
-        raise SystemExit(f"this Triton {triton.__version__} lays arguments out as {found}; the launcher gives {wanted}")
+    if [PARAMETERS[code] for _, code in wanted] != found:
+        raise SystemExit(
+            f"this Triton {triton.__version__} lays {kernel.name}'s arguments out as {found}; the launcher gives "
+            f"{wanted}"
+        )
     return wanted
 
 
@@ -118,37 +118,51 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": int(found.group(1)), "spilled": int(found.group(2))}
 
 
-def build(out: Path, window: int, heads: int, e: int, architectures: tuple[int, ...] = ARCHITECTURES) -> dict[str, Any]:
+def build(out: Path, sizes: Sizes, architectures: tuple[int, ...] = ARCHITECTURES) -> dict[str, Any]:
     """Compile everything and write the folder, whole or not at all; returns the manifest."""
-    if window > step.LONGEST or e > min(parts.WIDEST.values()) or 2 * window * heads * e % 16:
-        raise SystemExit(f"a window of {window} and {heads} heads of {e} came; the step kernel takes {step.LIMITS}")
+    fits = sizes.window <= step.LONGEST and sizes.e <= min(parts.WIDEST.values()) and sizes.d <= layer.WIDEST
+    if not fits or 2 * sizes.window * sizes.d % 16:
+        raise SystemExit(f"a window of {sizes.window} and {sizes.heads} heads of {sizes.e} came; the kernels take "
+                         f"{step.LIMITS}, and models up to {layer.WIDEST} wide")  # fmt: skip
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    builds, layout = [], None
-    for dtype, capability in track([(d, a) for d in DTYPES for a in architectures], description="compiling"):
-        made = compiled(dtype, capability, window, heads, e)
-        layout = arguments(made.asm["ptx"])
-        forms = {"cubin": made.asm["cubin"]}
-        if capability in PORTABLE:
-            forms["ptx"] = made.asm["ptx"].encode()
-        for form, content in forms.items():
-            name = f"gate_step-{dtype}-{capability}.{form}"
-            (work / name).write_bytes(content)
-            builds.append({
-                "file": name, "form": form, "dtype": dtype, "capability": capability, "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(), "warps": made.metadata.num_warps,
-                "shared": made.metadata.shared, **resources(made.asm["cubin"]),
-            })  # fmt: skip
+    builds, kernels = [], {}
+    jobs = [(k, d, a) for k in SHIPPED for d in k.dtypes for a in architectures]
+    for kernel, dtype, capability in track(jobs, description="compiling"):
+        made = compiled(kernel, dtype, capability, sizes)
+        constants = kernel.constants(sizes, dtype)
+        layout = arguments(kernel, constants, made.asm["ptx"])
+        kernels[kernel.name] = {
+            "arguments": layout, "grid": kernel.grid, "multiples_of_16": [n for n, _ in layout if n in SIXTEENS]
+        }  # fmt: skip
+        builds += _write(work, kernel.name, DTYPE_NAMES[dtype], capability, made)
     manifest = {
-        "format": FORMAT, "kernel": "gate_step", "source_sha256": source_sha256(), "triton": triton.__version__,
-        "window": window, "heads": heads, "head_width": e, "arguments": layout, "alignment": 16,
-        "multiples_of_16": SIXTEENS, "grid": ["batch", "heads"], "builds": builds,
+        "format": FORMAT, "source_sha256": source_sha256(), "triton": triton.__version__, "window": sizes.window,
+        "heads": sizes.heads, "head_width": sizes.e, "labels": dialogue.MOST_LABELS, "alignment": 16,
+        "kernels": kernels, "builds": builds,
     }  # fmt: skip
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
     return manifest
+
+
+def _write(folder: Path, kernel: str, dtype: str, capability: int, made: Any) -> list[dict[str, Any]]:
+    """One architecture's machine code, and its PTX where that is kept; what the manifest says of them."""
+    forms = {"cubin": made.asm["cubin"]}
+    if capability in PORTABLE:
+        forms["ptx"] = made.asm["ptx"].encode()
+    found, used = [], resources(made.asm["cubin"])
+    for form, content in forms.items():
+        name = f"{kernel}-{dtype}-{capability}.{form}"
+        (folder / name).write_bytes(content)
+        found.append({
+            "file": name, "kernel": kernel, "form": form, "dtype": dtype, "capability": capability,
+            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "warps": made.metadata.num_warps,
+            "shared": made.metadata.shared, **used,
+        })  # fmt: skip
+    return found
 
 
 def main() -> None:
@@ -158,10 +172,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.out.exists() and any(given.out.iterdir()) and not (given.out / "manifest.json").exists():
         raise SystemExit(f"{given.out} is there and holds no kernels; nothing is replaced: give --out another place")
-    sizes = load_bundle(given.bundle).manifest["model"]
-    made = build(given.out, sizes["window"], sizes["heads"], sizes["width"] // sizes["heads"])
+    model = load_bundle(given.bundle).manifest["model"]
+    made = build(given.out, Sizes(model["window"], model["heads"], model["width"] // model["heads"]))
     head = ("file", "KB", "registers", "spilled", "shared KB", "warps")
-    shown = Table(*head, title=f"gate_step, window {made['window']}, {made['heads']} heads of {made['head_width']}")
+    shown = Table(*head, title=f"window {made['window']}, {made['heads']} heads of {made['head_width']}")
     for b in made["builds"]:
         kilobytes = f"{b['bytes'] / 1e3:.0f}"
         shown.add_row(b["file"], kilobytes, *(str(b[k]) for k in ("registers", "spilled")), f"{b['shared'] / 1024:.1f}",

@@ -4,7 +4,7 @@ The dialogue scope computes one query for each modality and conversation: little
 Whether three are enough is not measured on a GPU yet: `finish` reads a modality's weights through one multiprocessor.
 `project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
 x ← LN(x + W_o answer), x ← LN(x + FFN(x)). Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32.
-`training.layers.FusionLayer` says what is computed.
+`training.layers.FusionLayer` says what is computed. States may be float32 beside weights in half precision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kernels.step import TILE, check, step
 
 CHUNK = 64  # of a projection's inner axis and of its outputs
 NARROW = {torch.float32: 16}  # of `finish`, 32 in half precision: up to d = 256 its tiles take 48 KB of shared memory
+PROJECT_WARPS, FINISH_WARPS = 4, 8
 EPSILON = tl.constexpr(1e-5)  # of the norms
 WIDEST = 512  # model; a tile holds a whole row of it
 
@@ -59,7 +60,7 @@ def project(states, weight, bias, asks, news, batch, D: tl.constexpr, CHUNK: tl.
                     mask=(row < batch)[:, None] & (k < D)[None, :], other=0.0)  # fmt: skip
         w = tl.load(weight + modality * (4 * D * D) + made[None, :] * D + k[:, None],
                     mask=(made < 4 * D)[None, :] & (k < D)[:, None], other=0.0)  # fmt: skip
-        total = dot(x, w, total)
+        total = dot(x.to(w.dtype), w, total)
     total += tl.load(bias + modality * (4 * D) + made, mask=made < 4 * D, other=0.0).to(tl.float32)[None, :]
     at = row[:, None] * (4 * D) + modality * (2 * D) + (made % (2 * D))[None, :]
     real = (row < batch)[:, None]
@@ -110,7 +111,7 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
             x = tl.load(result + own + k[None, :], mask=(row < batch)[:, None] & (k < D)[None, :], other=0.0)
             w = tl.load(w_up + modality * (2 * D * D) + hidden[None, :] * D + k[:, None],
                         mask=(hidden < 2 * D)[None, :] & (k < D)[:, None], other=0.0)  # fmt: skip
-            up = dot(x, w, up)
+            up = dot(x.to(w.dtype), w, up)
         up += tl.load(b_up + modality * (2 * D) + hidden, mask=hidden < 2 * D, other=0.0).to(tl.float32)[None, :]
         up = 0.5 * up * (1 + tl.erf(up * 0.7071067811865476))
         w = tl.load(w_down + modality * (2 * D * D) + column[None, :] * (2 * D) + hidden[:, None],
@@ -122,6 +123,16 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
     tl.store(result + own + column[None, :], found.to(result.dtype.element_ty), mask=inside)
 
 
+def project_constants(d: int) -> dict[str, int]:
+    """`project`'s compile-time constants."""
+    return {"D": d, "CHUNK": CHUNK, "TILE": TILE}
+
+
+def finish_constants(d: int, dtype: torch.dtype) -> dict[str, int]:
+    """`finish`'s compile-time constants."""
+    return {"D": d, "BLOCK_D": tile(d), "CHUNK": NARROW.get(dtype, 32), "TILE": TILE}
+
+
 def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store: bool = False) -> Tensor:
     """One fusion layer for one new turn of each of B conversations: (B, 2, d) -> (B, 2, d), in three launches.
 
@@ -129,40 +140,39 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
         states: of both modalities, contiguous.
         given: which conversations and slots; its `asks` and `news` are filled here, with what `project` makes.
         ring: the layer's.
-        weights: the layer's, of the states' dtype.
+        weights: the layer's.
         store: whether new keys and values enter the ring.
 
     Raises:
         ValueError: the model is too wide, or an input is not what the kernels read.
     """
     batch, _, d = states.shape
+    dtype = weights.project.dtype
     sizes = (batch, 2, 2, weights.gate.b_r.shape[1], weights.gate.b_g.shape[2])
     shapes = ((4 * d, d), (4 * d,), (d, d), (d,), (d,), (d,), (2 * d, d), (2 * d,), (d, 2 * d), (d,), (d,), (d,))
     tensors: list[Tensor] = list(weights[:12])
     for name, tensor, shape in zip(LayerWeights._fields, tensors, shapes):
-        if tensor.shape != (2, *shape) or tensor.dtype != states.dtype or not tensor.is_contiguous():
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; a layer takes contiguous {states.dtype} "
+        if tensor.shape != (2, *shape) or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; a layer takes contiguous {dtype} "
                              f"{(2, *shape)} beside states {tuple(states.shape)}")  # fmt: skip
     if given.asks.shape != sizes or sizes[3] * sizes[4] != d:
         raise ValueError(f"asks are {tuple(given.asks.shape)}; states of {tuple(states.shape)} take {sizes}")
     check(given, ring, weights.gate)
-    if d > WIDEST or not states.is_contiguous() or weights.project.dtype != states.dtype:
+    if d > WIDEST or not states.is_contiguous() or states.dtype not in (dtype, torch.float32):
         raise ValueError(
             f"states are {states.dtype} {tuple(states.shape)}{'' if states.is_contiguous() else ', not contiguous'}, "
-            f"weights {weights.project.dtype}; a layer takes contiguous (B, 2, d) of its weights' dtype, d up to "
-            f"{WIDEST}"
+            f"weights {dtype}; a layer takes contiguous (B, 2, d) of its weights' dtype or float32, d up to {WIDEST}"
         )
     tiles = triton.cdiv(batch, TILE)
     with torch.cuda.device_of(states):
         project[(tiles, triton.cdiv(4 * d, CHUNK), 2)](
-            states, weights.project, weights.project_bias, given.asks, given.news, batch, D=d, CHUNK=CHUNK, TILE=TILE,
-            num_warps=4,
+            states, weights.project, weights.project_bias, given.asks, given.news, batch, **project_constants(d),
+            num_warps=PROJECT_WARPS,
         )  # fmt: skip
         answers = step(given, ring, weights.gate, store)
         result = torch.empty_like(states)
         finish[(tiles, 2)](
-            states, answers, result, *weights[2:12], batch, D=d, BLOCK_D=tile(d), CHUNK=NARROW.get(states.dtype, 32),
-            TILE=TILE, num_warps=8,
+            states, answers, result, *weights[2:12], batch, **finish_constants(d, dtype), num_warps=FINISH_WARPS,
         )  # fmt: skip
     return result
 

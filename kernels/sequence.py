@@ -22,17 +22,15 @@ SLOTS = 32  # of a tile; with more, accumulators would leave the registers
 
 
 @triton.jit
-def _attend(query, keys, values, visible, bias, count, slots, key_b, key_h, key_m, value_b, value_h, value_m, visible_b,
-            visible_n, visible_m, bias_b, bias_h, bias_n, bias_m, scale, E: tl.constexpr, BLOCK_N: tl.constexpr,
-            BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
-    """Online softmax of a tile of queries (BLOCK_N, E) over all slots; what was found, and whether any was seen."""
-    batch, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+def attend(query, keys, values, visible, bias, count, slots, key_m, value_m, visible_n, visible_m, bias_n, bias_m,
+           scale, E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+           BIASED: tl.constexpr):  # fmt: skip
+    """Online softmax of a tile of queries (BLOCK_N, E) over all slots; what was found, and whether any was seen.
+
+    Pointers are to one dialogue's head.
+    """
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column, slot = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_M)
-    keys += batch * key_b + head * key_h
-    values += batch * value_b + head * value_h
-    visible += batch * visible_b
-    bias += batch * bias_b + head * bias_h
     sums = tl.zeros(query.shape, tl.float32)
     top, total = tl.full(row.shape, NOTHING, tl.float32), tl.zeros(row.shape, tl.float32)
     for start in range(0, slots, BLOCK_M):
@@ -71,15 +69,17 @@ def gate_sequence(query, cross, out, own_keys, own_values, own_visible, own_bias
     inside = (row < count)[:, None] & (column < E)[None, :]
     at = query + batch * query_b + head * query_h + row[:, None] * query_n + column[None, :]
     asked = tl.load(at, mask=inside, other=0.0)
-    intra, own_seen = _attend(asked, own_keys, own_values, own_visible, own_bias, count, own_slots, own_kb, own_kh,
-                              own_km, own_vb, own_vh, own_vm, own_sb, own_sn, own_sm, own_bb, own_bh, own_bn, own_bm,
-                              scale, E, BLOCK_N, BLOCK_M, BLOCK_E, OWN_BIASED)  # fmt: skip
+    intra, own_seen = attend(asked, own_keys + batch * own_kb + head * own_kh,
+                             own_values + batch * own_vb + head * own_vh, own_visible + batch * own_sb,
+                             own_bias + batch * own_bb + head * own_bh, count, own_slots, own_km, own_vm, own_sn,
+                             own_sm, own_bn, own_bm, scale, E, BLOCK_N, BLOCK_M, BLOCK_E, OWN_BIASED)  # fmt: skip
     at = cross + batch * cross_b + head * cross_h + row[:, None] * cross_n + column[None, :]
     asked = tl.load(at, mask=inside, other=0.0)
-    inter, other_seen = _attend(asked, other_keys, other_values, other_visible, other_bias, count, other_slots,
-                                other_kb, other_kh, other_km, other_vb, other_vh, other_vm, other_sb, other_sn,
-                                other_sm, other_bb, other_bh, other_bn, other_bm, scale, E, BLOCK_N, BLOCK_M, BLOCK_E,
-                                OTHER_BIASED)  # fmt: skip
+    inter, other_seen = attend(asked, other_keys + batch * other_kb + head * other_kh,
+                               other_values + batch * other_vb + head * other_vh, other_visible + batch * other_sb,
+                               other_bias + batch * other_bb + head * other_bh, count, other_slots, other_km, other_vm,
+                               other_sn, other_sm, other_bn, other_bm, scale, E, BLOCK_N, BLOCK_M, BLOCK_E,
+                               OTHER_BIASED)  # fmt: skip
     answer = weigh(intra, inter, asked, own_seen, other_seen, w_r + head * 2 * E, b_r + head, w_g + head * 2 * E * E,
                    b_g + head * E, E, BLOCK_E)  # fmt: skip
     at = out + batch * out_b + head * out_h + row[:, None] * out_n + column[None, :]

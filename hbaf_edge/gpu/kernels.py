@@ -17,14 +17,14 @@ from typing import Any
 from hbaf_edge.errors import BackendError
 
 CUBINS = Path(__file__).parent / "cubins"
-FORMAT = 1
+FORMAT = 2
 MAX_MANIFEST, MAX_KERNEL = 1 << 18, 1 << 23
 LEAST = 75  # Turing
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled step kernel and how it is launched.
+    """A compiled kernel and how it is launched.
 
     Attributes:
         name: of the function inside.
@@ -32,7 +32,7 @@ class Kernel:
         form: "cubin" or "ptx".
         dtype: float16 or float32; of queries, rings and weights.
         capability: it was compiled for, such as 87.
-        threads: of a block; the grid is (conversations, heads).
+        threads: of a block.
         shared: bytes of dynamic shared memory of a block.
         arguments: name and `struct` code of each, in order.
         alignment: of every pointer, bytes.
@@ -54,7 +54,7 @@ class Kernel:
     def layout(self) -> str:
         """All arguments for `struct`, aligned as C aligns them, which is as the driver reads them.
 
-        >>> choose(87, "float16", 32, 4, 64)[0].layout
+        >>> choose("gate_step", 87, "float16", 32, 4, 64)[0].layout
         'PPPPPPPPPPPPPPiqifPP'
         """
         return "".join(code for _, code in self.arguments)
@@ -83,12 +83,15 @@ class Kernel:
             raise BackendError(f"{self.name}: an argument is out of range ({error})") from None
 
 
-def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS) -> tuple[Kernel, ...]:
-    """The kernels for a GPU, the best first: machine code where there is some, then PTX for its driver to compile.
+def choose(
+    name: str, capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS
+) -> tuple[Kernel, ...]:
+    """A kernel's builds for a GPU, the best first: machine code where there is some, then PTX for drivers to compile.
 
     A driver that is older than a file's compiler refuses the file: the next one is then taken.
 
     Args:
+        name: of the kernel, such as gate_step.
         capability: of the GPU, such as 87 for 8.7.
         dtype: float16 or float32.
         window, heads, e: of the model; `e` is the width of a head.
@@ -104,9 +107,11 @@ def choose(capability: int, dtype: str, window: int, heads: int, e: int, folder:
             f"{folder} holds kernels for a window of {sizes[0]} and {sizes[1]} heads of {sizes[2]}, the model has "
             f"{window} and {heads} of {e}; build its own: python -m kernels.build --bundle BUNDLE --out FOLDER"
         )
-    if dtype not in {b["dtype"] for b in manifest["builds"]}:
-        raise BackendError(f"{folder} holds {', '.join(sorted({b['dtype'] for b in manifest['builds']}))}, not {dtype}")
-    fitting = [b for b in manifest["builds"] if b["dtype"] == dtype and _runs(b, capability)]
+    builds = [b for b in manifest["builds"] if b["kernel"] == name]
+    if dtype not in {b["dtype"] for b in builds}:
+        there = ", ".join(sorted({b["dtype"] for b in builds})) or "no"
+        raise BackendError(f"{folder} holds {there} {name}, not {dtype}")
+    fitting = [b for b in builds if b["dtype"] == dtype and _runs(b, capability)]
     if not fitting:
         raise BackendError(
             f"a GPU of compute capability {capability // 10}.{capability % 10} cannot run the kernels in {folder}; "
@@ -123,10 +128,11 @@ def _verified(folder: Path, manifest: Mapping[str, Any], build: Mapping[str, Any
             f"{folder / build['file']} was altered or damaged: its SHA-256 is not the manifest's; install hbaf-edge "
             "again, or run python -m kernels.build"
         )
-    arguments = tuple((str(name), str(code)) for name, code in manifest["arguments"])
+    launched = manifest["kernels"][build["kernel"]]
+    arguments = tuple((str(name), str(code)) for name, code in launched["arguments"])
     return Kernel(
-        manifest["kernel"], content, build["form"], build["dtype"], build["capability"], 32 * build["warps"],
-        build["shared"], arguments, manifest["alignment"], tuple(manifest["multiples_of_16"]),
+        build["kernel"], content, build["form"], build["dtype"], build["capability"], 32 * build["warps"],
+        build["shared"], arguments, manifest["alignment"], tuple(launched["multiples_of_16"]),
     )  # fmt: skip
 
 
@@ -147,11 +153,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
         for build in manifest["builds"]:
             if Path(build["file"]).name != build["file"]:
                 raise ValueError(f"{build['file']!r} leads out of the folder")
-            if not {"sha256", "form", "dtype", "capability", "warps", "shared"} <= set(build):
+            if not {"kernel", "sha256", "form", "dtype", "capability", "warps", "shared"} <= set(build):
                 raise KeyError("a build lacks fields")
-        wanted = {"window", "heads", "head_width", "kernel", "arguments", "alignment", "multiples_of_16"}
-        if not wanted <= set(manifest):
+        if not {"window", "heads", "head_width", "labels", "kernels", "alignment"} <= set(manifest):
             raise KeyError("fields are missing")
+        for name in {build["kernel"] for build in manifest["builds"]}:
+            if not {"arguments", "multiples_of_16"} <= set(manifest["kernels"][name]):
+                raise KeyError(f"{name} lacks fields")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(
             f"{folder} holds no kernels ({error}); install hbaf-edge again, or run python -m kernels.build"

@@ -29,8 +29,9 @@ def rewrite(folder, **changes):
      (121, "ptx", 80), (140, "ptx", 80)],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_every_gpu_gets_what_it_can_run(capability, form, compiled, dtype):
-    kernel, *others = choose(capability, dtype, *SIZES)
+@pytest.mark.parametrize("name", ["gate_step", "keep", "project", "finish", "head"])
+def test_every_gpu_gets_what_it_can_run(capability, form, compiled, dtype, name):
+    kernel, *others = choose(name, capability, dtype, *SIZES)
     assert all(other.form == "ptx" or other.capability < kernel.capability for other in others)
     assert [other.form for other in others if other.form == "ptx"] or form == "ptx"
     assert (kernel.form, kernel.capability, kernel.dtype) == (form, compiled, dtype)
@@ -42,14 +43,14 @@ def test_every_gpu_gets_what_it_can_run(capability, form, compiled, dtype):
 @pytest.mark.parametrize("capability", [53, 62, 72, 74])
 def test_an_older_gpu_is_refused(capability):
     with pytest.raises(BackendError, match=r"capability \d\.\d cannot run .* 7\.5 or later.*provider='cpu'"):
-        choose(capability, "float16", *SIZES)
+        choose("gate_step", capability, "float16", *SIZES)
 
 
 def test_another_models_sizes_and_dtypes_are_refused():
     with pytest.raises(BackendError, match=r"a window of 32 and 4 heads of 64, the model has 64 and 4 of 64; build"):
-        choose(87, "float16", 64, 4, 64)
-    with pytest.raises(BackendError, match="holds float16, float32, not bfloat16"):
-        choose(87, "bfloat16", *SIZES)
+        choose("gate_step", 87, "float16", 64, 4, 64)
+    with pytest.raises(BackendError, match="holds float16, float32 gate_step, not bfloat16"):
+        choose("gate_step", 87, "bfloat16", *SIZES)
 
 
 def test_what_was_altered_is_refused(copy):
@@ -57,29 +58,29 @@ def test_what_was_altered_is_refused(copy):
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"?")
     with pytest.raises(BackendError, match=r"gate_step-float16-87.cubin was altered or damaged"):
-        choose(87, "float16", *SIZES, folder=copy)
-    assert choose(86, "float16", *SIZES, folder=copy)[0].capability == 86
+        choose("gate_step", 87, "float16", *SIZES, folder=copy)
+    assert choose("gate_step", 86, "float16", *SIZES, folder=copy)[0].capability == 86
     path.unlink()
     with pytest.raises(BackendError, match="cannot be read"):
-        choose(87, "float16", *SIZES, folder=copy)
+        choose("gate_step", 87, "float16", *SIZES, folder=copy)
     path.write_bytes(b"0" * ((8 << 20) + 1))
     with pytest.raises(BackendError, match="is larger than"):
-        choose(87, "float16", *SIZES, folder=copy)
+        choose("gate_step", 87, "float16", *SIZES, folder=copy)
 
 
 def test_a_manifest_that_is_none_is_refused(copy, tmp_path):
     with pytest.raises(BackendError, match="cannot be read"):
-        choose(87, "float16", *SIZES, folder=tmp_path / "nothing")
-    rewrite(copy, format=2)
-    with pytest.raises(BackendError, match="has format 2, this version reads 1"):
-        choose(87, "float16", *SIZES, folder=copy)
-    rewrite(copy, format=1, builds=[{"file": "../../etc/passwd"}])
+        choose("gate_step", 87, "float16", *SIZES, folder=tmp_path / "nothing")
+    rewrite(copy, format=3)
+    with pytest.raises(BackendError, match="has format 3, this version reads 2"):
+        choose("gate_step", 87, "float16", *SIZES, folder=copy)
+    rewrite(copy, format=2, builds=[{"file": "../../etc/passwd"}])
     with pytest.raises(BackendError, match=r"holds no kernels .*leads out of the folder"):
-        choose(87, "float16", *SIZES, folder=copy)
-    for broken in ("[1]", "{}", "nonsense", '{"format": 1, "builds": [{"file": "a"}]}', '{"format": 1, "builds": []}'):
+        choose("gate_step", 87, "float16", *SIZES, folder=copy)
+    for broken in ("[1]", "{}", "nonsense", '{"format": 2, "builds": [{"file": "a"}]}', '{"format": 2, "builds": []}'):
         (copy / "manifest.json").write_text(broken)
         with pytest.raises(BackendError, match="holds no kernels"):
-            choose(87, "float16", *SIZES, folder=copy)
+            choose("gate_step", 87, "float16", *SIZES, folder=copy)
 
 
 def values(kernel, **changes):
@@ -89,7 +90,7 @@ def values(kernel, **changes):
 
 
 def test_arguments_lie_as_the_driver_reads_them():
-    kernel = choose(90, "float16", *SIZES)[0]
+    kernel = choose("gate_step", 90, "float16", *SIZES)[0]
     packed = kernel.pack(values(kernel))
     assert struct.calcsize(kernel.layout) == len(packed)
     pointers = struct.unpack_from("14Q", packed)
@@ -101,7 +102,7 @@ def test_arguments_lie_as_the_driver_reads_them():
 
 
 def test_what_the_kernel_would_misread_is_refused():
-    kernel = choose(90, "float16", *SIZES)[0]
+    kernel = choose("gate_step", 90, "float16", *SIZES)[0]
     with pytest.raises(BackendError, match=r"keys lies at 0x1008; .*multiples of 16"):
         kernel.pack(values(kernel, keys=0x1008))
     with pytest.raises(BackendError, match=r"gate_step takes asks, .*; given were asks"):

@@ -1,0 +1,161 @@
+"""A GPU through pycuda: memory, copies, launches and graphs on one stream of its own. No PyTorch, no Triton.
+
+What runs on it (hbaf_edge/gpu/dialogue.py) asks for nothing else, so that tests give it a host that interprets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.errors import BackendError
+from hbaf_edge.gpu.kernels import Kernel
+from hbaf_edge.gpu.replay import bindings, capture, launched
+
+FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
+Array = NDArray[Any]
+log = logging.getLogger("hbaf_edge")
+
+
+def driver() -> Any:
+    """pycuda's driver module, initialised.
+
+    Raises:
+        BackendError: there is no pycuda, no NVIDIA driver or no card; says how to get it.
+    """
+    try:
+        import pycuda.driver as cuda  # type: ignore[import-not-found,unused-ignore]
+
+        cuda.init()
+        if not cuda.Device.count():
+            raise RuntimeError("the driver sees no card")
+    except Exception as error:  # pycuda without a driver raises ImportError, one without a card its own
+        raise BackendError(
+            f"the GPU cannot be reached through pycuda ({error}): it needs NVIDIA's driver, a card and "
+            "pip install 'hbaf-edge[tensorrt]'; provider='cpu' needs none of them"
+        ) from error
+    return cuda
+
+
+class Loaded:
+    """A kernel that the driver has taken."""
+
+    def __init__(self, kernel: Kernel, function: Any) -> None:
+        self.kernel, self.function = kernel, function
+
+
+class Device:
+    """The first GPU. Calls that reach it stand inside of `here`; one thread at a time.
+
+    Attributes:
+        capability: such as 87 for 8.7.
+        name: as the driver has it.
+        stream: its handle, for libraries that put work on it.
+
+    Raises:
+        BackendError: there is none, or nobody to ask.
+    """
+
+    def __init__(self) -> None:
+        self._cuda = cuda = driver()
+        card = cuda.Device(0)
+        major, minor = card.compute_capability()
+        self.capability, self.name = 10 * major + minor, str(card.name())
+        self._context = card.retain_primary_context()
+        self._bindings, self._graphs, self._memory = bindings(), dict[Hashable, Any](), list[Any]()
+        with self.here("while it was opened"):
+            self._stream = cuda.Stream(flags=1)  # does not wait for other programs' default stream
+            self.stream = int(self._stream.handle)
+
+    @contextmanager
+    def here(self, when: str) -> Iterator[None]:
+        """In the GPU's context; its errors in our words."""
+        self._context.push()
+        try:
+            yield
+        except self._cuda.Error as error:
+            raise BackendError(f"the GPU failed {when} ({error})") from error
+        finally:
+            self._context.pop()
+
+    def allocate(self, size: int) -> int:
+        """Address of so many zeroed bytes, aligned to 256."""
+        memory = self._cuda.mem_alloc(size)
+        self._memory.append(memory)
+        self._cuda.memset_d8_async(memory, 0, size, self._stream)
+        return int(memory)
+
+    def pinned(self, size: int) -> Array:
+        """(size,) bytes on the host that copies need not pass through another buffer for."""
+        found: Array = self._cuda.pagelocked_empty(size, np.uint8)
+        return found
+
+    def upload(self, target: int, host: Array) -> None:
+        """Host to device, on the stream."""
+        self._cuda.memcpy_htod_async(target, host, self._stream)
+
+    def download(self, host: Array, source: int) -> None:
+        """Device to host, on the stream."""
+        self._cuda.memcpy_dtoh_async(host, source, self._stream)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Device to device, on the stream."""
+        self._cuda.memcpy_dtod_async(target, source, size, self._stream)
+
+    def clear(self, target: int, size: int) -> None:
+        """Zeros, on the stream."""
+        self._cuda.memset_d8_async(target, 0, size, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._stream.synchronize()
+
+    def load(self, fitting: Sequence[Kernel]) -> Loaded:
+        """The first kernel that the driver takes.
+
+        Raises:
+            BackendError: it takes none.
+        """
+        cuda, refused = self._cuda, []
+        for kernel in fitting:
+            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
+            try:
+                function = cuda.module_from_buffer(content).get_function(kernel.name)
+                if kernel.shared > FREE_SHARED:
+                    function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
+            except cuda.Error as error:
+                refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+                continue
+            if refused:
+                log.warning("%s: taken is the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, refused)
+            return Loaded(kernel, function)
+        raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
+
+    def launch(self, loaded: Loaded, grid: tuple[int, int, int], values: Mapping[str, float]) -> None:
+        """A kernel, on the stream; arguments by name."""
+        kernel = loaded.kernel
+        block = (kernel.threads, 1, 1)
+        loaded.function._launch_kernel(grid, block, kernel.pack(values), kernel.shared, self._stream)
+
+    def replay(self, key: Hashable, enqueue: Callable[[], None]) -> None:
+        """What `enqueue` puts on the stream: by itself the first time, captured as a graph the second, then replayed.
+
+        What it launches, and with which addresses, may depend on the key alone.
+        """
+        graphs = self._bindings
+        if graphs is None or key not in self._graphs:
+            enqueue()
+            self._graphs.setdefault(key, None)
+            return
+        if self._graphs[key] is None:
+            self._graphs[key] = capture(graphs, self.stream, enqueue)
+        if self._graphs[key] is not False and not launched(graphs, self._graphs[key], self.stream):
+            log.warning("the graph of %s was refused; its kernels are launched one by one from now on", key)
+            self._graphs[key] = False
+        if self._graphs[key] is False:
+            enqueue()

@@ -1,0 +1,256 @@
+"""The dialogue scope and head on a GPU: rings and weights stay there, for up to `capacity` conversations.
+
+A turn is a copy in, 3 L + 2 launches (kernels/dialogue.py), replayed as a graph, and a copy out. What the last turn of
+a conversation left behind travels with its next one, so that a turn that was only tried leaves no trace; the whole
+state is always the host's (hbaf_edge/gpu/pool.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hbaf_edge.conversation import Conversation, Recall
+from hbaf_edge.gpu.device import Array, Device, Loaded
+from hbaf_edge.gpu.kernels import CUBINS, choose
+from hbaf_edge.gpu.packed import Packed, Parts
+from hbaf_edge.gpu.pool import Place, Pool
+from hbaf_edge.gpu.weights import DialogueWeights
+
+CAPACITY = 64  # conversations: 33 MB in half precision at the default sizes
+KERNELS = ("keep", "project", "gate_step", "finish", "head")
+CHUNK, TILE = 64, 16  # outputs of a program of `project`, and conversations of one (kernels/layer.py)
+FINISH = ("out", "out_bias", "norm", "shift", "up", "up_bias", "down", "down_bias", "feed_norm", "feed_shift")
+FINISHED = ("w_out", "b_out", "norm", "shift", "w_up", "b_up", "w_down", "b_down", "feed_norm", "feed_shift")
+GATE = ("bias", "w_r", "b_r", "w_g", "b_g")
+
+
+class DialogueScope:
+    """Kernels, weights and rings.
+
+    Args:
+        device: that computes.
+        weights: of a bundle.
+        dtype: float16 or float32, of weights and rings; states are float32 in either.
+        capacity: conversations whose rings are kept, and the most that are computed at once.
+        folder: of the kernels.
+
+    Raises:
+        BackendError: no kernel fits, the model has more labels than the kernels take, or memory is short.
+    """
+
+    def __init__(
+        self, device: Device, weights: DialogueWeights, dtype: str, capacity: int = CAPACITY, folder: Path = CUBINS
+    ) -> None:
+        self._device, self.kind, self.capacity = device, np.dtype(dtype), capacity
+        self.layers, self.window, self.heads, self.e = len(weights.layers), *weights[2:]
+        self.d, self.labels = self.heads * self.e, len(weights.head["down_bias"])
+        self.pool = Pool(capacity)
+        sizes = (self.window, self.heads, self.e)
+        with device.here(f"while {capacity} conversations' rings were made; give fewer"):
+            self._kernels: dict[str, Loaded] = {
+                name: device.load(choose(name, device.capability, dtype, *sizes, folder)) for name in KERNELS
+            }
+            self._layers = [{n: self._there(n, x) for n, x in layer.items()} for layer in weights.layers]
+            self._head = {n: self._there(n, x) for n, x in weights.head.items()}
+            self._row = self.layers * self.window * 2 * self.d  # elements
+            self._keys, self._values = (device.allocate(capacity * self._row * self.kind.itemsize) for _ in range(2))
+            self._states = [device.allocate(capacity * 2 * self.d * 4) for _ in range(2)]
+            self._asks, self._answers = (device.allocate(capacity * n * self.d * self.kind.itemsize) for n in (4, 2))
+            device.synchronize()
+
+    def _there(self, name: str, array: Array) -> int:
+        """A weight on the device; the order's bias is float32 in every dtype."""
+        host = np.ascontiguousarray(array, np.float32 if name == "bias" else self.kind)
+        address = self._device.allocate(host.nbytes)
+        self._device.upload(address, host)
+        self._device.synchronize()  # `host` goes away
+        return address
+
+    def inputs(self, batch: int) -> Parts:
+        """What a turn brings along, besides its codes."""
+        number = (batch,), np.int32
+        return {
+            "rows": number, "turns": number, "places": number, "slots": ((batch, self.window), np.uint8),
+            "nows": ((batch,), np.uint8), "kept": ((self.layers, batch, 2, 2, self.d), self.kind),
+        }  # fmt: skip
+
+    def outputs(self, batch: int) -> Parts:
+        """What a turn takes back."""
+        return {
+            "logits": ((batch, self.labels), np.float32), "embedding": ((batch, 2 * self.d), np.float32),
+            "news": ((self.layers, batch, 2, 2, self.d), self.kind),
+        }  # fmt: skip
+
+    def given(
+        self, chats: Sequence[Conversation], places: Sequence[Place], recall: Recall, present: Array
+    ) -> dict[str, Array]:
+        """`inputs`, by what the conversations hold.
+
+        Args:
+            chats: whose turn it is.
+            places: theirs in the pool.
+            recall: of all of them, one behind the other.
+            present: (B, 2) bool, the new turns' modalities.
+        """
+        both = np.array([1, 2])
+        kept = np.zeros((self.layers, len(chats), 2, 2, self.d), np.float32)
+        for b, (chat, place) in enumerate(zip(chats, places)):
+            if place.slot >= 0:
+                kept[:, b, :, 0], kept[:, b, :, 1] = chat._keys[:, place.slot], chat._values[:, place.slot]
+        # Slots and distances depend on a turn's number modulo the window; what is visible, the recall has settled.
+        turns = recall.distance[:, 0] % self.window + self.window
+        return {
+            "rows": np.array([p.row for p in places], np.int32), "turns": turns.astype(np.int32),
+            "places": np.array([p.slot for p in places], np.int32),
+            "slots": (recall.visible @ both + 4 * recall.relation).astype(np.uint8),
+            "nows": (present @ both + 4 * recall.own_relation[:, 0]).astype(np.uint8), "kept": self._cast(kept),
+        }  # fmt: skip
+
+    def write(self, chats: Sequence[Conversation], places: Sequence[Place]) -> None:
+        """Whole rings of those that lack them, on the stream."""
+        for chat, place in zip(chats, places):
+            if place.whole:
+                for rings, held in ((self._keys, chat._keys), (self._values, chat._values)):
+                    self._device.upload(rings + place.row * self._row * self.kind.itemsize, self._cast(held))
+                    self._device.synchronize()  # the cast copy goes away
+
+    def _cast(self, values: Array) -> Array:
+        """To the rings' dtype; what it cannot hold is kept at its limit rather than as infinity."""
+        limit = np.finfo(self.kind).max
+        return np.ascontiguousarray(np.clip(values, -limit, limit), self.kind)
+
+    def enqueue(self, batch: int, at: Mapping[str, int]) -> None:
+        """All launches of a turn, on the stream.
+
+        Args:
+            batch: conversations.
+            at: addresses of `codes` (B, 2, d) float32, and of all `inputs` and `outputs`.
+        """
+        self._device.replay(("dialogue", batch, *at.values()), lambda: self._launches(batch, at))
+
+    def _launches(self, batch: int, at: Mapping[str, int]) -> None:
+        rings = {"keys": self._keys, "values": self._values, "rows": at["rows"], "step_row": self._row}
+        self._launch("keep", (batch, self.layers), kept=at["kept"], places=at["places"], **rings)
+        step = {"turns": at["turns"], "slots": at["slots"], "nows": at["nows"], "batch": batch, "store": 0,
+                "scale": self.e**-0.5, "asks": self._asks, "out": self._answers}  # fmt: skip
+        states, tiles = at["codes"], -(-batch // TILE)
+        for index, weights in enumerate(self._layers):
+            news = at["news"] + index * batch * 4 * self.d * self.kind.itemsize
+            offset = index * self.window * 2 * self.d * self.kind.itemsize
+            held = {**rings, "keys": self._keys + offset, "values": self._values + offset}
+            last = index == self.layers - 1
+            result = at["embedding"] if last else self._states[index % 2]
+            self._launch("project", (tiles, -(-4 * self.d // CHUNK), 2), states=states, weight=weights["project"],
+                         bias=weights["project_bias"], asks=self._asks, news=news, batch=batch)  # fmt: skip
+            self._launch("gate_step", (batch, self.heads), news=news, **step, **held, **{n: weights[n] for n in GATE})
+            self._launch("finish", (tiles, 2), states=states, answers=self._answers, result=result, batch=batch,
+                         **{name: weights[key] for name, key in zip(FINISHED, FINISH)})  # fmt: skip
+            states = result
+        self._launch(
+            "head", (tiles,), states=states, logits=at["logits"], batch=batch, labels=self.labels, **self._head
+        )
+
+    def _launch(self, name: str, grid: tuple[int, ...], **values: Any) -> None:
+        x, y, z = (*grid, 1, 1)[:3]
+        self._device.launch(self._kernels[name], (x, y, z), values)
+
+
+class Exchange:
+    """Buffers through which turns come and go: pinned on the host, and on the device; they grow where they must."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._host: list[Array] = [np.empty(0, np.uint8)] * 2
+        self._there = [0, 0]
+
+    def bring(self, layout: Packed, given: Mapping[str, Array]) -> dict[str, int]:
+        """Copy in, in one; addresses of the parts."""
+        self._grow(0, layout.size)
+        layout.fill(self._host[0], given)
+        self._device.upload(self._there[0], self._host[0][: layout.size])
+        return layout.at(self._there[0])
+
+    def room(self, layout: Packed) -> dict[str, int]:
+        """Addresses for what will be taken back."""
+        self._grow(1, layout.size)
+        return layout.at(self._there[1])
+
+    def take(self, layout: Packed) -> dict[str, Array]:
+        """Copy out, in one, and wait for it; arrays of their own."""
+        self._device.download(self._host[1][: layout.size], self._there[1])
+        self._device.synchronize()
+        return {name: layout.view(self._host[1], name).copy() for name in layout.shapes}
+
+    def _grow(self, which: int, size: int) -> None:
+        if size > len(self._host[which]):
+            self._there[which] = self._device.allocate(2 * size)
+            self._host[which] = self._device.pinned(2 * size)
+
+
+class DialogueOnGpu:
+    """The dialogue graph's place in `hbaf_edge.backend.Backend`: codes come from the host. Thread-safe."""
+
+    def __init__(self, scope: DialogueScope, device: Device) -> None:
+        self._scope, self._device, self._exchange = scope, device, Exchange(device)
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, codes: Array, present: Array, chats: Sequence[Conversation], recall: Recall
+    ) -> tuple[Array, Array, Array, Array]:
+        """codes (B, 2, d), present (B, 2) -> logits, embedding, new keys and values, as the dialogue graph has them.
+
+        Raises:
+            BackendError: the GPU failed; no conversation has changed, and the next call starts from what they hold.
+        """
+        most = self._scope.capacity
+        parts = [slice(i, i + most) for i in range(0, len(chats), most)]
+        with self._lock:
+            found = [self._some(codes[p], present[p], chats[p], part_of(recall, p)) for p in parts]
+        logits, embedding, keys, values = (np.concatenate(x) for x in zip(*found))
+        return logits, embedding, keys, values
+
+    def _some(
+        self, codes: Array, present: Array, chats: Sequence[Conversation], recall: Recall
+    ) -> tuple[Array, Array, Array, Array]:
+        """As many as there are rows at most."""
+        scope, batch = self._scope, len(chats)
+        going = Packed.of({"codes": (codes.shape, np.float32), **scope.inputs(batch)})
+        coming = Packed.of(scope.outputs(batch))
+        places = scope.pool.place(chats)
+        try:
+            with self._device.here("in the middle of a turn; it was not committed"):
+                scope.write(chats, places)
+                at = self._exchange.bring(going, {"codes": codes, **scope.given(chats, places, recall, present)})
+                scope.enqueue(batch, {**at, **self._exchange.room(coming)})
+                found = self._exchange.take(coming)
+        except BaseException:
+            scope.pool.forget()  # nobody knows what was written
+            raise
+        scope.pool.confirm(chats, places)
+        return (found["logits"], found["embedding"], *split(found["news"]))
+
+
+def part_of(recall: Recall, part: slice) -> Recall:
+    """Of some of several conversations."""
+    parts: list[Any] = [x[part] for x in recall]
+    return Recall(*parts)
+
+
+def split(news: Array) -> tuple[Array, Array]:
+    """(L, B, 2, 2, d), key and value of each modality -> keys and values (B, L, 2, d) float32."""
+    keys, values = np.moveaxis(news.astype(np.float32), (1, 3), (0, 1)).swapaxes(0, 1)
+    return keys, values
+
+
+def dtype_of(precision: str) -> str:
+    """Of kernels, for a bundle's precision: as fine as the bundle's own arithmetic.
+
+    >>> dtype_of("float32"), dtype_of("int8")
+    ('float32', 'float16')
+    """
+    return "float32" if precision == "float32" else "float16"

@@ -1,0 +1,54 @@
+"""Opens our own back ends for NVIDIA GPUs.
+
+"cuda"       the encoders and the utterance scope on ONNX Runtime (its CUDA provider where it is there, else the
+             CPU), the dialogue scope by our kernels, with the rings on the GPU
+"tensorrt"   the first three as TensorRT engines too (hbaf_edge/gpu/engine_backend.py): everything stays on the GPU
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hbaf_edge.errors import BackendError
+from hbaf_edge.gpu.device import Device
+from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, dtype_of
+from hbaf_edge.gpu.weights import dialogue_weights
+
+if TYPE_CHECKING:
+    from hbaf_edge.backend import Runs
+    from hbaf_edge.bundle import Bundle
+
+log = logging.getLogger("hbaf_edge")
+
+
+def open_native(bundle: Bundle, provider: str, threads: int, device: Callable[[], Device] = Device) -> Runs:
+    """The back end of that name, on a device that is opened when it is needed.
+
+    Raises:
+        BackendError: there is no GPU, a package is missing, or a kernel or engine does not fit.
+    """
+    from hbaf_edge.backend import PROVIDERS, Backend
+
+    opened = device()
+    scope = DialogueScope(opened, dialogue_weights(bundle), dtype_of(bundle.manifest["precision"]))
+    if provider == "tensorrt":
+        from hbaf_edge.gpu.engine_backend import EngineBackend
+        from hbaf_edge.gpu.engine_runner import engines_of
+
+        return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened))
+    on_gpu = DialogueOnGpu(scope, opened)
+    import onnxruntime as ort
+
+    below = "ort-cuda" if PROVIDERS["ort-cuda"] in ort.get_available_providers() else "cpu"
+    try:
+        made = Backend(bundle, below, threads, on_gpu)
+    except BackendError as error:
+        if below == "cpu":
+            raise
+        log.warning("provider cuda: its encoders run on the CPU: %s", error)
+        made = Backend(bundle, "cpu", threads, on_gpu)
+    log.info("provider cuda: dialogue scope on %s, encoders on %s", opened.name, made.provider)
+    made.provider = f"cuda (encoders: {made.provider})"
+    return made
