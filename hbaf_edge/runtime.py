@@ -40,7 +40,8 @@ class HBAFRuntime:
     Args:
         bundle: path of a bundle (folder or `.hbaf` file); None loads the default model inside of the package.
         threads: CPU threads; None takes two (one on a single core).
-        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", or "auto" for the best that works, which is logged.
+        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt" (hbaf_edge/gpu), or
+            "auto" for the best of the first three that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
         on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
             what it raises is logged and changes nothing. It should not predict: that would call it again.

@@ -1,0 +1,225 @@
+"""TensorRT plugins for the exported node `hbaf_edge::BimodalAttentionGate`: one shipped kernel in either form.
+
+`register(trt)` adds a Python IPluginV3 (TensorRT 10.3 on, JetPack 6), which launches through cuda-bindings;
+`register_ahead_of_time(trt)` a quickly deployable plugin (late 10.x and 11), whose PTX becomes part of the engine.
+Without either TensorRT inlines the node's function of standard operators: the same ONNX builds with or without. Only
+logic that needs no card was run so far (tests/hbaf_edge/gpu/test_plugin.py). Argument order: kernels/node.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hbaf_edge.errors import BackendError
+from hbaf_edge.gpu.build import gpu_here
+from hbaf_edge.gpu.kernels import CUBINS, Kernel, choose
+
+NAMESPACE, NAME, VERSION, KERNEL = "hbaf_edge", "BimodalAttentionGate", "1", "gate_node"
+INPUTS, HALF = 20, 10  # query, q', keys, values, visible, bias and four weights of audio, then of text
+QUERY, KEYS, VISIBLE, BIAS = 0, 2, 4, 5
+QUERIES = 16  # of a program
+TYPES = {"P": ctypes.c_void_p, "i": ctypes.c_int}
+Shape = Sequence[int]
+
+
+def sizes(shapes: Sequence[Shape]) -> list[int]:
+    """What the kernel takes between inputs and outputs, by its inputs' shapes; also of TensorRT's symbolic ones.
+
+    Raises:
+        BackendError: they are not the node's.
+    """
+    if len(shapes) != INPUTS or any(
+        len(shapes[i]) != 4 for side in (0, HALF) for i in (side, side + KEYS, side + BIAS)
+    ):
+        raise BackendError(f"{NAME} has {INPUTS} inputs, queries, keys and biases of four axes; came {list(shapes)}")
+    found: list[int] = []
+    for side in (0, HALF):
+        found += [shapes[side + QUERY][2], shapes[side + KEYS][2], shapes[side + VISIBLE][1], *shapes[side + BIAS]]
+    return found
+
+
+def grid(shapes: Sequence[Shape]) -> tuple[int, int, int]:
+    """Programs along each axis."""
+    batch, heads, count, _ = shapes[QUERY]
+    return -(-max(count, shapes[HALF + QUERY][2]) // QUERIES), batch, 2 * heads
+
+
+def accepts(position: int, dtype: str, linear: bool) -> bool:
+    """Whether an input, or output 20 or 21, may come as that: masks as bool, all else as float32, contiguous.
+
+    >>> accepts(4, "BOOL", True), accepts(0, "HALF", True)
+    (True, False)
+    """
+    mask = position < INPUTS and position % HALF == VISIBLE
+    return linear and dtype == ("BOOL" if mask else "FLOAT")
+
+
+def portable(ptx: bytes) -> bytes:
+    """PTX without the two scratch pointers that Triton appends and this kernel never reads: TensorRT passes none.
+
+    Raises:
+        BackendError: they are read after all.
+    """
+    text = ptx.decode()
+    entry = re.search(rf"\.entry {KERNEL}\((.*?)\)", text, re.DOTALL)
+    names = re.findall(r"\w+_param_\d+", entry.group(1)) if entry else []
+    if len(names) < 3 or any(len(re.findall(rf"{name}\b", text)) != 1 for name in names[-2:]):
+        raise BackendError(f"{KERNEL} is not laid out as this version expects; run python -m kernels.build")
+    assert entry is not None
+    kept = ",".join(entry.group(1).split(",")[:-2]) + "\n"
+    return (text[: entry.start(1)] + kept + text[entry.end(1) :]).encode()
+
+
+def register(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -> Any:
+    """Make the node a plugin of TensorRT's registry; returns the creator, which has to be kept.
+
+    Args:
+        trt: the module tensorrt.
+        heads, e, window: of the model.
+        folder: of the kernels.
+
+    Raises:
+        BackendError: no kernel fits the GPU that is there, or cuda-bindings is not installed.
+    """
+    launch = Launch(choose(KERNEL, _capability(), "float32", window, heads, e, folder))
+    creator = creator_of(trt, launch)
+    trt.get_plugin_registry().register_creator(creator, NAMESPACE)
+    return creator
+
+
+def register_ahead_of_time(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -> None:
+    """The same as a quickly deployable plugin.
+
+    Raises:
+        BackendError: this TensorRT has none.
+    """
+    try:
+        quick = importlib.import_module(f"{trt.__name__}.plugin")
+    except ImportError as error:
+        raise BackendError(f"{trt.__name__} {trt.__version__} has no quickly deployable plugins ({error})") from error
+    fitting = [k for k in choose(KERNEL, _capability(), "float32", window, heads, e, folder) if k.form == "ptx"]
+    kernel, code = fitting[0], portable(fitting[0].content)
+    names = ", ".join(f"x{i}: quick.TensorDesc" for i in range(INPUTS))
+    given = ", ".join(f"x{i}" for i in range(INPUTS))
+
+    def compiled(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[bytes, bytes, Any, Any]:
+        shapes = [x.shape_expr for x in inputs]
+        extra = quick.SymIntExprs.from_tuple([quick.SymInt32(n) for n in sizes(shapes)])
+        launched = quick.KernelLaunchParams()
+        longest = shapes[QUERY][2] + shapes[HALF + QUERY][2]  # a bound of the longer: programs beyond it store nothing
+        launched.grid_x, launched.grid_y = quick.cdiv(longest, QUERIES), shapes[QUERY][0]
+        launched.grid_z = 2 * heads
+        launched.block_x, launched.shared_mem = kernel.threads, kernel.shared
+        return KERNEL.encode(), code, launched, extra
+
+    # TensorRT reads a plugin's inputs off its signature, which with twenty of them is written here.
+    source = (
+        f"def described({names}) -> tuple[quick.TensorDesc, quick.TensorDesc]:\n    return x0.like(), x{HALF}.like()\n"
+        f"def tuned({given}, outputs):\n    return [combination()]\n"
+        f"def built({given}, outputs, tactic):\n    return compiled([{given}], outputs)\n"
+    )
+    forms = ", ".join("BOOL" if i % HALF == VISIBLE and i < INPUTS else "FP32" for i in range(INPUTS + 2))
+    scope: dict[str, Any] = {
+        "quick": quick, "compiled": compiled, "combination": lambda: quick.AutoTuneCombination(forms, "LINEAR"),
+    }  # fmt: skip
+    exec(source, scope)  # noqa: S102 - of the constants above alone
+    identity = f"{NAMESPACE}::{NAME}"
+    quick.register(identity)(scope["described"])
+    quick.autotune(identity)(scope["tuned"])
+    quick.aot_impl(identity)(scope["built"])
+
+
+class Launch:
+    """The kernel through cuda-bindings, in whatever context and on whatever stream TensorRT is at.
+
+    Raises:
+        BackendError: cuda-bindings is not installed.
+    """
+
+    def __init__(self, fitting: Sequence[Kernel]) -> None:
+        try:
+            from cuda.bindings import driver  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise BackendError(
+                f"the plugin launches through cuda-bindings ({error}): pip install cuda-bindings"
+            ) from error
+        self._driver, self._kernel, self._function = driver, fitting[0], None
+
+    def __call__(self, shapes: Sequence[Shape], inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
+        kernel, values = self._kernel, [*inputs, *sizes(shapes), *outputs, 0, 0]
+        types = tuple(TYPES[code] for _, code in kernel.arguments)
+        if self._function is None:
+            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
+            module = self._checked(self._driver.cuModuleLoadData(content))
+            self._function = self._checked(self._driver.cuModuleGetFunction(module, KERNEL.encode()))
+        launched = self._driver.cuLaunchKernel(
+            self._function, *grid(shapes), kernel.threads, 1, 1, kernel.shared, stream, (tuple(values), types), 0
+        )
+        self._checked(launched)
+
+    def _checked(self, returned: Sequence[Any]) -> Any:
+        if returned[0] != self._driver.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"the GPU refused {KERNEL} ({returned[0]})")
+        return returned[1] if len(returned) > 1 else None
+
+
+def creator_of(trt: Any, launch: Any) -> Any:
+    """TensorRT's maker of the plugin; `launch` as `Launch` has it."""
+
+    class Gate(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
+        def __init__(self) -> None:
+            for base in Gate.__bases__:
+                base.__init__(self)
+            self.plugin_name, self.plugin_namespace, self.plugin_version = NAME, NAMESPACE, VERSION
+            self.num_outputs = 2
+
+        def get_capability_interface(self, _: Any) -> Any:
+            return self
+
+        def clone(self) -> Any:
+            return Gate()
+
+        def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
+            return [types[QUERY], types[HALF + QUERY]]
+
+        def get_output_shapes(self, inputs: Sequence[Any], *_: Any) -> list[Any]:
+            return [trt.DimsExprs(inputs[QUERY]), trt.DimsExprs(inputs[HALF + QUERY])]
+
+        def supports_format_combination(self, position: int, found: Sequence[Any], _: int) -> bool:
+            one = found[position].desc
+            return accepts(position, one.type.name, one.format == trt.TensorFormat.LINEAR)
+
+        def configure_plugin(self, *_: Any) -> None: ...
+
+        def on_shape_change(self, *_: Any) -> None: ...
+
+        def attach_to_context(self, _: Any) -> Any:
+            return self.clone()
+
+        def get_fields_to_serialize(self) -> Any:
+            return trt.PluginFieldCollection([])
+
+        def enqueue(self, given: Sequence[Any], _: Any, inputs: Any, outputs: Any, __: int, stream: int) -> None:
+            launch([tuple(one.dims) for one in given], inputs, outputs, stream)
+
+    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_namespace, self.plugin_version = NAME, NAMESPACE, VERSION
+            self.field_names = trt.PluginFieldCollection([])
+
+        def create_plugin(self, *_: Any) -> Any:
+            return Gate()
+
+    return Creator()
+
+
+def _capability() -> int:
+    """Of the GPU that is there, such as 87."""
+    major, minor = gpu_here().rsplit(" ", 1)[1].split(".")
+    return 10 * int(major) + int(minor)

@@ -1,0 +1,100 @@
+"""The plugin's logic of shapes, types and arguments; TensorRT itself runs none here."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hbaf_edge.errors import BackendError
+from hbaf_edge.gpu import plugin
+from hbaf_edge.gpu.kernels import choose
+from kernels import node
+from kernels.gate import DOMAIN, INPUTS, NAME
+from kernels.shipped import Sizes
+from tests.hbaf_edge.gpu.host import HostDevice
+from tests.kernels.test_node import inputs, reference
+
+KERNELS = [k for k in choose("gate_node", 90, "float32", 32, 4, 64) if k.form == "ptx"]
+
+
+def test_it_is_the_exported_nodes():
+    assert (DOMAIN, NAME, len(INPUTS), node.QUERIES) == (plugin.NAMESPACE, plugin.NAME, plugin.INPUTS, plugin.QUERIES)
+    for i, name in enumerate(INPUTS):
+        assert plugin.accepts(i, "BOOL", True) == name.endswith("visible")
+        assert plugin.accepts(i, "FLOAT", True) != name.endswith("visible")
+        assert not plugin.accepts(i, "FLOAT", False)
+    assert plugin.accepts(20, "FLOAT", True)
+    assert plugin.accepts(21, "FLOAT", True)
+
+
+@pytest.mark.parametrize("scope", ["utterance", "dialogue"])
+def test_sizes_are_what_the_kernel_takes(scope):
+    tensors = inputs(scope)
+    shapes = [tuple(x.shape) for x in tensors]
+    assert plugin.sizes(shapes) == node.sizes(dict(zip(INPUTS, shapes)))
+    with pytest.raises(BackendError, match="has 20 inputs"):
+        plugin.sizes(shapes[:-1])
+    with pytest.raises(BackendError, match="of four axes"):
+        plugin.sizes([shapes[0][:2], *shapes[1:]])
+
+
+@pytest.mark.parametrize("scope", ["utterance", "dialogue"])
+def test_launched_with_its_arguments_the_kernel_is_the_reference(scope):
+    """The shipped kernel's names, sizes and grid, on a host that interprets it."""
+    tensors = [x.cpu() for x in inputs(scope)]
+    device, shapes = HostDevice(Sizes(6, 2, 16)), [tuple(x.shape) for x in tensors]
+    addresses = []
+    for x in tensors:
+        host = np.ascontiguousarray(x.numpy())
+        addresses.append(device.allocate(host.nbytes))
+        device.upload(addresses[-1], host.view(np.uint8))
+    outputs = [tuple(tensors[i].shape) for i in (0, 10)]
+    addresses += [*plugin.sizes(shapes), *(device.allocate(int(np.prod(s)) * 4) for s in outputs)]
+    kernel = device.load(KERNELS)
+    names = [n for n, _ in kernel.kernel.arguments if not n.endswith("_scratch")]
+    device.launch(kernel, plugin.grid(shapes), dict(zip(names, addresses)))
+    for found, shape, expected in zip(addresses[-2:], outputs, reference(tensors, torch.float64)):
+        np.testing.assert_allclose(device.array(found, shape, np.float32), expected, atol=1e-5)
+
+
+def test_portable_code_has_the_arguments_that_tensorrt_passes(tmp_path):
+    """And still compiles."""
+    triton = pytest.importorskip("triton")
+    made = plugin.portable(KERNELS[0].content)
+    entry = re.search(rb"\.entry gate_node\((.*?)\)", made, re.DOTALL)
+    assert len(re.findall(rb"\.param", entry.group(1))) == 20 + 14 + 2
+    (tmp_path / "a.ptx").write_bytes(made)
+    tool = triton.knobs.nvidia.ptxas.path
+    subprocess.run([tool, "-arch=sm_90", tmp_path / "a.ptx", "-o", tmp_path / "a.cubin"], check=True)
+    with pytest.raises(BackendError, match="not laid out as this version expects"):
+        plugin.portable(made.replace(b"{", b"{ // gate_node_param_35", 1))
+
+
+def test_tensorrts_own_classes_take_it():
+    """TensorRT-RTX has the classes, though it runs no Python plugins: names, outputs and formats."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    calls = []
+    creator = plugin.creator_of(trt, lambda *given: calls.append(given))
+    assert (creator.name, creator.plugin_namespace, creator.plugin_version) == (NAME, DOMAIN, "1")
+    made = creator.create_plugin("gate", None, None).clone()
+    assert made.num_outputs == 2
+    kinds = list(range(20))
+    assert made.get_output_data_types(kinds) == [0, 10]
+
+    class Described:
+        dims = (1, 4, 2, 64)
+
+    made.enqueue([Described()] * 20, [], [1] * 20, [2, 3], 0, 7)
+    assert calls == [([(1, 4, 2, 64)] * 20, [1] * 20, [2, 3], 7)]
+
+
+def test_without_what_it_needs_it_says_so(monkeypatch):
+    trt = pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BackendError, match="has no quickly deployable plugins"):
+        plugin.register_ahead_of_time(trt, 4, 64, 32)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(BackendError, match="pip install cuda-bindings"):
+        plugin.Launch(KERNELS)
