@@ -1,6 +1,7 @@
 """Our GPU back ends against ONNX Runtime's, turn by turn, on a host that interprets the shipped kernels."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -207,3 +208,24 @@ def test_the_back_end_names_what_runs_where(tiny, cubins, monkeypatch):
     monkeypatch.setattr(native, "DialogueScope", made)
     backend = native.open_native(load_bundle(tiny.bundle), "cuda", 1, lambda: HostDevice(Sizes(5, 2, 16)))
     assert backend.provider == "cuda (encoders: cpu)"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_on_a_gpu_fifty_conversations_are_the_cpus(provider):
+    """The default model; engines are built of a float16 bundle of it, named by HBAF_GPU_BUNDLE."""
+    pytest.importorskip("pycuda.driver")
+    bundle = os.environ.get("HBAF_GPU_BUNDLE")
+    if provider == "tensorrt":
+        pytest.importorskip("tensorrt")
+        if bundle is None:
+            pytest.skip("HBAF_GPU_BUNDLE names no float16 bundle of the default model (python -m export.half)")
+    fast, plain = HBAFRuntime(bundle, provider=provider), HBAFRuntime(bundle)
+    flips = turns = 0
+    for seed in range(50):
+        ours, theirs = fast.conversation(), plain.conversation()
+        for said in SCRIPT:
+            a, b = (say(r, c, *said, seed=seed) for r, c in ((fast, ours), (plain, theirs)))
+            flips, turns = flips + (a.label != b.label), turns + 1
+            assert abs(a.confidence - b.confidence) < 0.15, "INT8 beside half precision"
+    assert flips <= 0.03 * turns
