@@ -46,6 +46,8 @@ class HBAFRuntime:
         on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
             what it raises is logged and changes nothing. It should not predict: that would call it again.
         public_key: PEM file of an Ed25519 key; the bundle must be signed with its private key (extra `sign`).
+        kernels: for "cuda" and "tensorrt", folder of `python -m kernels.build --bundle BUNDLE --out FOLDER`; None
+            takes the packaged ones, which fit models of the default sizes.
 
     A runtime is a context manager; `close` gives its memory back. It does not survive `os.fork`: make one in each
     process, and end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge"
@@ -70,6 +72,7 @@ class HBAFRuntime:
         min_confidence: float = 0.0,
         on_prediction: Callable[[Prediction], object] | None = None,
         public_key: str | os.PathLike[str] | None = None,
+        kernels: str | os.PathLike[str] | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
@@ -87,7 +90,7 @@ class HBAFRuntime:
         self._stats = Stats()
         self._worker: ThreadPoolExecutor | None = None
         self._worker_lock = threading.Lock()
-        backend = open_backend(loaded, provider, threads or default_threads())
+        backend = open_backend(loaded, provider, threads or default_threads(), kernels)
         self._judge: Judge | None = Judge(loaded, backend, self.min_confidence)
 
     def _ready(self) -> Judge:

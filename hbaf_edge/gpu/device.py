@@ -6,8 +6,9 @@ What runs on it (hbaf_edge/gpu/dialogue.py) asks for nothing else, so that tests
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.kernels import Kernel
-from hbaf_edge.gpu.replay import bindings, capture, launched
+from hbaf_edge.gpu.replay import bindings, capture, launched, released
 
 FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
 Array = NDArray[Any]
@@ -40,6 +41,22 @@ def driver() -> Any:
             "pip install 'hbaf-edge[tensorrt]'; provider='cpu' needs none of them"
         ) from error
     return cuda
+
+
+def _release(context: Any, stream: Any, graphs: Any, captured: dict[Hashable, Any], memory: list[Any]) -> None:
+    """Graphs and memory of a device, once its work is done; a device that was lost has none left."""
+    with suppress(Exception):
+        context.push()
+        try:
+            stream.synchronize()
+            for executable in captured.values():
+                if executable is not None and executable is not False:
+                    released(graphs, executable)
+            captured.clear()
+            while memory:
+                memory.pop().free()
+        finally:
+            context.pop()
 
 
 class Loaded:
@@ -71,6 +88,9 @@ class Device:
         with self.here("while it was opened"):
             self._stream = cuda.Stream(flags=1)  # does not wait for other programs' default stream
             self.stream = int(self._stream.handle)
+        # When nobody uses it any more, or Python ends: pycuda frees memory by itself, nobody frees graphs.
+        held = self._context, self._stream, self._bindings, self._graphs, self._memory
+        weakref.finalize(self, _release, *held)
 
     @contextmanager
     def here(self, when: str) -> Iterator[None]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from hbaf_edge.conversation import Conversation, Recall
+from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.device import Array, Device, Loaded
-from hbaf_edge.gpu.kernels import CUBINS, choose
+from hbaf_edge.gpu.kernels import CUBINS, choose, most_labels
 from hbaf_edge.gpu.packed import Packed, Parts
 from hbaf_edge.gpu.pool import Place, Pool
 from hbaf_edge.gpu.weights import DialogueWeights
@@ -49,6 +50,8 @@ class DialogueScope:
         self._device, self.kind, self.capacity = device, np.dtype(dtype), capacity
         self.layers, self.window, self.heads, self.e = len(weights.layers), *weights[2:]
         self.d, self.labels = self.heads * self.e, len(weights.head["down_bias"])
+        if self.labels > (most := most_labels(folder)):
+            raise BackendError(f"the model has {self.labels} labels, the GPU's kernels take {most}: use provider='cpu'")
         self.pool = Pool(capacity)
         sizes = (self.window, self.heads, self.e)
         with device.here(f"while {capacity} conversations' rings were made; give fewer"):
@@ -188,8 +191,8 @@ class Exchange:
 
     def _grow(self, which: int, size: int) -> None:
         if size > len(self._host[which]):
-            self._there[which] = self._device.allocate(2 * size)
-            self._host[which] = self._device.pinned(2 * size)
+            host, there = self._device.pinned(2 * size), self._device.allocate(2 * size)
+            self._host[which], self._there[which] = host, there  # both or, where memory was short, neither
 
 
 class DialogueOnGpu:
@@ -242,8 +245,13 @@ def part_of(recall: Recall, part: slice) -> Recall:
 
 
 def split(news: Array) -> tuple[Array, Array]:
-    """(L, B, 2, 2, d), key and value of each modality -> keys and values (B, L, 2, d) float32."""
-    keys, values = np.moveaxis(news.astype(np.float32), (1, 3), (0, 1)).swapaxes(0, 1)
+    """(L, B, 2, 2, d), key and value of each modality -> keys and values (B, L, 2, d) float32.
+
+    What float16 could not hold stays at its limit: an infinity that is committed spoils every later turn.
+    """
+    limit = np.finfo(news.dtype).max
+    found = np.clip(news, -limit, limit).astype(np.float32)
+    keys, values = np.moveaxis(found, (1, 3), (0, 1)).swapaxes(0, 1)
     return keys, values
 
 

@@ -20,7 +20,7 @@ from hbaf_edge.gpu.dialogue import DialogueScope, Exchange, split
 from hbaf_edge.gpu.engine_runner import Runner
 from hbaf_edge.gpu.engines import Reach
 from hbaf_edge.gpu.kernels import CUBINS, choose
-from hbaf_edge.gpu.packed import Packed
+from hbaf_edge.gpu.packed import ALIGNMENT, Packed
 from hbaf_edge.gpu.pool import Place
 
 if TYPE_CHECKING:
@@ -183,12 +183,27 @@ class EngineBackend:
             )
             ((output, shape),) = self._engines[name].outputs(dict.fromkeys(inputs, one.shape)).items()
             assert shape == (1, lengths[b], dim), (shape, lengths[b], dim)
-            self._engines[name].run({**inputs, output: address + b * longest * dim * 4})
+            self._run_into(address + b * longest * dim * 4, lengths[b] * dim * 4, name, inputs, output)
         return address
 
+    def _run_into(self, target: int, size: int, name: str, inputs: Mapping[str, int], output: str) -> None:
+        """An encoder's states to an address, by way of an aligned one where that is not: engines write to no other."""
+        aligned = target % ALIGNMENT == 0
+        there = target if aligned else self._work.room("one", size)
+        self._engines[name].run({**inputs, output: there})
+        if not aligned:
+            self._device.copy(target, there, size)
+
     def _write_context(self, chats: Sequence[Conversation], places: Sequence[Place]) -> None:
-        """Whole context rings of those that lack them."""
+        """Whole context rings of those that lack them; another conversation's are cleared.
+
+        What is masked is multiplied by zero, which leaves nothing of another's turns, unless they were not numbers.
+        """
         for chat, place in zip(chats, places):
+            if place.fresh:
+                for name in CONTEXT:
+                    size = chat._context_keys.nbytes
+                    self._device.clear(self._context[name] + place.row * size, size)
             if place.whole:
                 for name, held in zip(CONTEXT, (chat._context_keys, chat._context_values)):
                     self._device.upload(self._context[name] + place.row * held.nbytes, held)

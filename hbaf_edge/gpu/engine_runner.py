@@ -75,7 +75,8 @@ class Engine:
             BackendError: the engine failed.
         """
         for name in (*self._in, *self._out):
-            self._context.set_tensor_address(name, addresses[name])
+            if not self._context.set_tensor_address(name, addresses[name]):
+                raise BackendError(f"an engine takes no {name} at {addresses[name]:#x}")
         if not self._context.execute_async_v3(self._device.stream):
             raise BackendError("an engine failed to run")
 

@@ -105,7 +105,8 @@ def choose(
     if sizes != (window, heads, e):
         raise BackendError(
             f"{folder} holds kernels for a window of {sizes[0]} and {sizes[1]} heads of {sizes[2]}, the model has "
-            f"{window} and {heads} of {e}; build its own: python -m kernels.build --bundle BUNDLE --out FOLDER"
+            f"{window} and {heads} of {e}; build its own with python -m kernels.build --bundle BUNDLE --out FOLDER and "
+            "give HBAFRuntime that folder as `kernels`"
         )
     builds = [b for b in manifest["builds"] if b["kernel"] == name]
     if dtype not in {b["dtype"] for b in builds}:
@@ -119,6 +120,15 @@ def choose(
         )
     fitting.sort(key=lambda b: (b["form"] == "cubin", b["capability"]), reverse=True)
     return tuple(_verified(folder, manifest, build) for build in fitting)
+
+
+def most_labels(folder: Path = CUBINS) -> int:
+    """The most labels that the kernel `head` computes.
+
+    Raises:
+        BackendError: the folder holds no kernels.
+    """
+    return int(_manifest(folder)["labels"])
 
 
 def _verified(folder: Path, manifest: Mapping[str, Any], build: Mapping[str, Any]) -> Kernel:

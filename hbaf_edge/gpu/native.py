@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hbaf_edge.errors import BackendError
+from hbaf_edge.errors import BackendError, BundleError
 from hbaf_edge.gpu.device import Device
 from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, dtype_of
+from hbaf_edge.gpu.kernels import CUBINS
 from hbaf_edge.gpu.weights import dialogue_weights
 
 if TYPE_CHECKING:
@@ -23,28 +25,37 @@ if TYPE_CHECKING:
 log = logging.getLogger("hbaf_edge")
 
 
-def open_native(bundle: Bundle, provider: str, threads: int, device: Callable[[], Device] = Device) -> Runs:
+def open_native(
+    bundle: Bundle, provider: str, threads: int, kernels: Path | None = None, device: Callable[[], Device] = Device
+) -> Runs:
     """The back end of that name, on a device that is opened when it is needed.
+
+    Args:
+        bundle: a verified bundle.
+        provider: "cuda" or "tensorrt".
+        threads: of what runs on the CPU.
+        kernels: their folder; None for the packaged ones.
+        device: opens the GPU.
 
     Raises:
         BackendError: there is no GPU, a package is missing, or a kernel or engine does not fit.
     """
     from hbaf_edge.backend import PROVIDERS, Backend
 
-    opened = device()
-    scope = DialogueScope(opened, dialogue_weights(bundle), dtype_of(bundle.manifest["precision"]))
+    opened, folder = device(), kernels or CUBINS
+    scope = DialogueScope(opened, dialogue_weights(bundle), dtype_of(bundle.manifest["precision"]), folder=folder)
     if provider == "tensorrt":
         from hbaf_edge.gpu.engine_backend import EngineBackend
         from hbaf_edge.gpu.engine_runner import engines_of
 
-        return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened))
+        return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened), folder)
     on_gpu = DialogueOnGpu(scope, opened)
     import onnxruntime as ort
 
     below = "ort-cuda" if PROVIDERS["ort-cuda"] in ort.get_available_providers() else "cpu"
     try:
         made = Backend(bundle, below, threads, on_gpu)
-    except BackendError as error:
+    except (BackendError, BundleError) as error:  # the latter where CUDA's provider lacks an operator or memory
         if below == "cpu":
             raise
         log.warning("provider cuda: its encoders run on the CPU: %s", error)

@@ -127,7 +127,8 @@ def register_ahead_of_time(trt: Any, heads: int, e: int, window: int, folder: Pa
     scope: dict[str, Any] = {
         "quick": quick, "compiled": compiled, "combination": lambda: quick.AutoTuneCombination(forms, "LINEAR"),
     }  # fmt: skip
-    exec(source, scope)  # noqa: S102 - of the constants above alone
+    # Of the constants above alone. With this file's `annotations` it would leave strings where TensorRT reads types.
+    exec(compile(source, "<plugin>", "exec", dont_inherit=True), scope)  # noqa: S102
     identity = f"{NAMESPACE}::{NAME}"
     quick.register(identity)(scope["described"])
     quick.autotune(identity)(scope["tuned"])
@@ -148,19 +149,39 @@ class Launch:
             raise BackendError(
                 f"the plugin launches through cuda-bindings ({error}): pip install cuda-bindings"
             ) from error
-        self._driver, self._kernel, self._function = driver, fitting[0], None
+        self._driver, self._fitting, self._loaded = driver, tuple(fitting), dict[int, tuple[Kernel, Any]]()
 
     def __call__(self, shapes: Sequence[Shape], inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
-        kernel, values = self._kernel, [*inputs, *sizes(shapes), *outputs, 0, 0]
+        kernel, function = self.loaded()
+        values = (*inputs, *sizes(shapes), *outputs, 0, 0)
         types = tuple(TYPES[code] for _, code in kernel.arguments)
-        if self._function is None:
-            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
-            module = self._checked(self._driver.cuModuleLoadData(content))
-            self._function = self._checked(self._driver.cuModuleGetFunction(module, KERNEL.encode()))
         launched = self._driver.cuLaunchKernel(
-            self._function, *grid(shapes), kernel.threads, 1, 1, kernel.shared, stream, (tuple(values), types), 0
+            function, *grid(shapes), kernel.threads, 1, 1, kernel.shared, stream, (values, types), 0
         )
         self._checked(launched)
+
+    def loaded(self) -> tuple[Kernel, Any]:
+        """The first kernel that the driver takes, in the current context; called when TensorRT makes a context, since
+        a stream that is being captured takes no module.
+
+        Raises:
+            BackendError: it takes none.
+        """
+        context = int(self._checked(self._driver.cuCtxGetCurrent()))
+        if context not in self._loaded:
+            self._loaded[context] = self._load()
+        return self._loaded[context]
+
+    def _load(self) -> tuple[Kernel, Any]:
+        refused: list[str] = []
+        for kernel in self._fitting:
+            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
+            try:
+                module = self._checked(self._driver.cuModuleLoadData(content))
+                return kernel, self._checked(self._driver.cuModuleGetFunction(module, KERNEL.encode()))
+            except BackendError as error:
+                refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+        raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
 
     def _checked(self, returned: Sequence[Any]) -> Any:
         if returned[0] != self._driver.CUresult.CUDA_SUCCESS:
@@ -199,6 +220,7 @@ def creator_of(trt: Any, launch: Any) -> Any:
         def on_shape_change(self, *_: Any) -> None: ...
 
         def attach_to_context(self, _: Any) -> Any:
+            launch.loaded()
             return self.clone()
 
         def get_fields_to_serialize(self) -> Any:

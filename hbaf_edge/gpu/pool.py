@@ -21,11 +21,13 @@ class Place(NamedTuple):
         row: of the rings.
         whole: they have to be written whole.
         slot: the one slot that they lack, or −1.
+        fresh: the row was another's, and is not written whole: what it holds may be anything.
     """
 
     row: int
     whole: bool
     slot: int
+    fresh: bool = False
 
 
 class _Row:
@@ -71,7 +73,7 @@ class Pool:
     def _new(self, chat: Conversation) -> Place:
         row = self._free()
         self._rows[row] = _Row(chat, -1)
-        return Place(row, chat.turn > 0, -1)  # before the first turn nothing of a ring is read
+        return Place(row, chat.turn > 0, -1, chat.turn == 0)
 
     def _free(self) -> int:
         """A row that nobody has, or whose conversation is gone, or was not used for longest."""

@@ -23,20 +23,27 @@ def bindings() -> Any:
 
 def capture(graphs: Any, stream: int, enqueue: Callable[[], None]) -> Any:
     """What `enqueue` puts on a stream as an executable graph; False where that cannot be had, which is logged."""
-    mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    mode, graph = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, None
     try:
         _checked(graphs, graphs.cuStreamBeginCapture(stream, mode))
         try:
             enqueue()
         finally:  # a stream that stays in capture takes no more work
-            ended = graphs.cuStreamEndCapture(stream)
-        (graph,) = _checked(graphs, ended)
+            ended, graph = graphs.cuStreamEndCapture(stream)
+        _checked(graphs, (ended,))
         (executable,) = _checked(graphs, graphs.cuGraphInstantiate(graph, 0))
-        graphs.cuGraphDestroy(graph)
-    except RuntimeError as error:  # BackendError is one, and so is what cuda-bindings raises on an older driver
+    except Exception as error:  # ours, pycuda's of a launch, cuda-bindings' on an older driver: no common base
         log.warning("turns are launched one by one, not as a graph: %s", error)
         return False
+    finally:
+        if graph is not None:
+            graphs.cuGraphDestroy(graph)
     return executable
+
+
+def released(graphs: Any, executable: Any) -> None:
+    """An executable graph is needed no more."""
+    graphs.cuGraphExecDestroy(executable)
 
 
 def launched(graphs: Any, executable: Any, stream: int) -> bool:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from hbaf_edge.conversation import Conversation, Slot
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Device, driver
+from hbaf_edge.gpu.device import Device, _release, driver
 from hbaf_edge.gpu.packed import ALIGNMENT, Packed
 from hbaf_edge.gpu.pool import Place, Pool
+from hbaf_edge.gpu.replay import capture
 
 KINDS = [np.float32, np.float16, np.int32, np.uint8, np.bool_]
 PART = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple), st.sampled_from(KINDS))
@@ -58,7 +59,7 @@ def placed(pool, *chats):
 
 def test_a_row_follows_its_conversation():
     pool, one = Pool(2), chat()
-    assert placed(pool, one) == [Place(0, False, -1)], "an empty ring has nothing to write"
+    assert placed(pool, one) == [Place(0, False, -1, fresh=True)], "an empty ring has nothing to write"
     assert placed(pool, one) == [Place(0, False, -1)], "a turn that was only tried"
     commit(one)
     assert placed(pool, one) == [Place(0, False, 0)]
@@ -95,6 +96,57 @@ def test_a_conversation_that_is_gone_leaves_its_row():
     del b
     gc.collect()
     assert placed(pool, chat())[0].row == 1, "a is older, and still there"
+
+
+class Bindings:
+    """cuda-bindings' answers; `failing` names the calls that fail."""
+
+    class CUresult:
+        CUDA_SUCCESS = 0
+
+    class CUstreamCaptureMode:
+        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+    def __init__(self, *failing):
+        self.failing, self.called = failing, []
+
+    def __getattr__(self, name):
+        def call(*given):
+            self.called.append((name, *given))
+            return (719 if name in self.failing else 0, f"{name}'s")
+
+        return call
+
+
+def refused():
+    raise type("Error", (Exception,), {})("launch failed")  # as pycuda's, which is no RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("bindings", "enqueue"),
+    [(Bindings(), refused), (Bindings("cuGraphInstantiate"), list), (Bindings("cuStreamEndCapture"), list)],
+)
+def test_a_graph_that_cannot_be_had_leaves_nothing_behind(bindings, enqueue, caplog):
+    assert capture(bindings, 7, enqueue) is False
+    assert [name for name, *_ in bindings.called].count("cuStreamEndCapture") == 1
+    assert bindings.called[-1] == ("cuGraphDestroy", "cuStreamEndCapture's")
+    assert "one by one" in caplog.text
+
+
+def test_a_device_that_nobody_uses_gives_back_what_it_held():
+    class Held:
+        done = ()
+
+        def __getattr__(self, name):
+            return lambda: setattr(self, "done", (*self.done, name))
+
+    context, stream, memory, bindings = Held(), Held(), Held(), Bindings()
+    graphs, kept = {"a": "graph", "b": False, "c": None}, [memory]
+    _release(context, stream, bindings, graphs, kept)
+    assert (context.done, stream.done, memory.done) == (("push", "pop"), ("synchronize",), ("free",))
+    assert bindings.called == [("cuGraphExecDestroy", "graph")]
+    assert not graphs
+    assert not kept
 
 
 SAID = r"cannot be reached through pycuda \(.+\): .*hbaf-edge\[tensorrt\].*provider='cpu'"

@@ -11,7 +11,7 @@ from hbaf_edge.backend import Backend
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu import native
-from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, Exchange
+from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, Exchange, split
 from hbaf_edge.gpu.engine_backend import EngineBackend
 from hbaf_edge.gpu.weights import dialogue_weights
 from kernels.shipped import Sizes
@@ -51,6 +51,7 @@ class ByOrt:
 
     def run(self, addresses):
         given = {n: self.device.array(addresses[n], *of).copy() for n, of in self.shapes.items()}
+        assert all(address % 256 == 0 for address in addresses.values()), "TensorRT takes no other"
         for output, value in zip(self.session.get_outputs(), self.session.run(None, given)):
             self.device.array(addresses[output.name], value.shape, np.float32)[...] = value
 
@@ -164,6 +165,35 @@ def test_a_gpu_that_fails_loses_no_turn(tiny, cubins, provider):
     close(say(runtime, ours, *SCRIPT[3]), say(plain, theirs, *SCRIPT[3]))
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_row_taken_over_brings_nothing_along(tiny, cubins, provider):
+    """Not even what is not a number: masked, it may still spoil a sum, and does in an INT8 graph."""
+    runtime, device, _ = opened(tiny, cubins, provider, capacity=1)
+    plain = HBAFRuntime(tiny.bundle, threads=1)
+    for said in SCRIPT[:2]:
+        say(runtime, runtime.conversation(), *said)
+    held = getattr(runtime._ready().backend, "_context", {})
+    for address in held.values():
+        device.array(address, (5, 2, 32), np.float32)[...] = np.nan
+    ours, theirs = runtime.conversation(), plain.conversation()
+    for said in SCRIPT[:2]:
+        close(say(runtime, ours, *said), say(plain, theirs, *said))
+    for address in held.values():
+        assert np.isfinite(device.array(address, (5, 2, 32), np.float32)).all()
+
+
+def test_what_half_precision_cannot_hold_is_kept_at_its_limit():
+    keys, values = split(np.full((2, 1, 2, 2, 4), np.inf, np.float16))
+    assert np.abs(keys).max() == np.abs(values).max() == 65504
+
+
+def test_more_labels_than_the_kernels_compute_are_refused(tiny, cubins):
+    weights = dialogue_weights(load_bundle(tiny.bundle))
+    head = {n: np.resize(x, (33, *x.shape[1:])) if n.startswith("down") else x for n, x in weights.head.items()}
+    with pytest.raises(BackendError, match="33 labels, the GPU's kernels take 32"):
+        DialogueScope(HostDevice(Sizes(5, 2, 16)), weights._replace(head=head), "float32", 2, cubins)
+
+
 def test_half_precision_stays_near(tiny, cubins):
     runtime, *_ = opened(tiny, cubins, "cuda", dtype="float16")
     plain = HBAFRuntime(tiny.bundle, threads=1)
@@ -203,11 +233,23 @@ def test_without_a_gpu_the_runtime_says_so(tiny, provider):
         HBAFRuntime(tiny.bundle, provider=provider)
 
 
-def test_the_back_end_names_what_runs_where(tiny, cubins, monkeypatch):
-    made = lambda device, weights, dtype: DialogueScope(device, weights, dtype, 2, cubins)  # noqa: E731
-    monkeypatch.setattr(native, "DialogueScope", made)
-    backend = native.open_native(load_bundle(tiny.bundle), "cuda", 1, lambda: HostDevice(Sizes(5, 2, 16)))
+def test_the_back_end_names_what_runs_where(tiny, cubins):
+    backend = native.open_native(load_bundle(tiny.bundle), "cuda", 1, cubins, lambda: HostDevice(Sizes(5, 2, 16)))
     assert backend.provider == "cuda (encoders: cpu)"
+
+
+def test_kernels_of_its_own_are_for_a_gpu_alone(tiny, cubins):
+    with pytest.raises(BackendError, match="kernels are for the providers 'cuda' and 'tensorrt', not for 'cpu'"):
+        HBAFRuntime(tiny.bundle, kernels=cubins)
+    with pytest.raises(BackendError, match="give HBAFRuntime that folder as `kernels`"):
+        native.open_native(load_bundle(tiny.bundle), "cuda", 1, None, lambda: HostDevice(Sizes(5, 2, 16)))
+
+
+def test_a_gpu_that_fails_while_it_is_opened_is_not_the_bundles_fault(tiny, cubins):
+    device = HostDevice(Sizes(5, 2, 16))
+    device.broken = True
+    with pytest.raises(BackendError, match="in the middle of a turn"):
+        native.open_native(load_bundle(tiny.bundle), "cuda", 1, cubins, lambda: device)
 
 
 @pytest.mark.gpu

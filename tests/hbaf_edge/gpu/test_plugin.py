@@ -1,8 +1,11 @@
 """The plugin's logic of shapes, types and arguments; TensorRT itself runs none here."""
 
+import inspect
 import re
 import subprocess
 import sys
+import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +92,62 @@ def test_tensorrts_own_classes_take_it():
 
     made.enqueue([Described()] * 20, [], [1] * 20, [2, 3], 0, 7)
     assert calls == [([(1, 4, 2, 64)] * 20, [1] * 20, [2, 3], 7)]
+
+
+def test_the_next_kernel_is_taken_where_the_driver_refuses_one(monkeypatch):
+    """An older driver: once a context, and before the first launch."""
+
+    class Driver:
+        class CUresult:
+            CUDA_SUCCESS = 0
+
+        launched, loads = (), 0
+
+        @staticmethod
+        def cuCtxGetCurrent():
+            return 0, 5
+
+        def cuModuleLoadData(self, content):
+            self.loads += 1
+            return (0, "module") if content == b"good" else (209, None)
+
+        @staticmethod
+        def cuModuleGetFunction(module, name):
+            return 0, (module, name)
+
+        def cuLaunchKernel(self, *given):
+            self.launched = given
+            return (0,)
+
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(driver=driver))
+    cubins = [replace(KERNELS[0], form="cubin", content=content) for content in (b"bad", b"good")]
+    launch, shapes = plugin.Launch(cubins), [tuple(x.shape) for x in inputs("dialogue")]
+    for _ in range(2):
+        assert launch.loaded()[0].content == b"good"
+        launch(shapes, range(20), (20, 21), 3)
+    assert driver.loads == 2
+    assert driver.launched[:4] == (("module", b"gate_node"), *plugin.grid(shapes))
+    values, kinds = driver.launched[-2]
+    assert len(values) == len(kinds) == len(KERNELS[0].arguments)
+    with pytest.raises(BackendError, match="takes none of the kernels"):
+        plugin.Launch(cubins[:1]).loaded()
+
+
+def test_the_quick_plugin_has_a_signature_that_tensorrt_can_read(monkeypatch):
+    """Its types stand in the annotations, not their names."""
+    quick, made = types.ModuleType("trt.plugin"), {}
+    quick.TensorDesc = type("TensorDesc", (), {})
+    for name in ("register", "autotune", "aot_impl"):
+        setattr(quick, name, lambda identity, name=name: lambda function: made.setdefault(name, (identity, function)))
+    monkeypatch.setitem(sys.modules, "trt.plugin", quick)
+    monkeypatch.setattr(plugin, "_capability", lambda: 90)
+    plugin.register_ahead_of_time(types.SimpleNamespace(__name__="trt", __version__="11"), 4, 64, 32)
+    assert {identity for identity, _ in made.values()} == {"hbaf_edge::BimodalAttentionGate"}
+    signature = inspect.signature(made["register"][1])
+    assert [p.annotation for p in signature.parameters.values()] == [quick.TensorDesc] * 20
+    assert signature.return_annotation == tuple[quick.TensorDesc, quick.TensorDesc]
 
 
 def test_without_what_it_needs_it_says_so(monkeypatch):
