@@ -11,6 +11,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -101,8 +102,14 @@ class Runs(Protocol):
     ) -> list[tuple[Array, Array, Slot]]: ...  # fmt: skip
 
 
-def open_backend(bundle: Bundle, provider: str, threads: int) -> Runs:
+def open_backend(bundle: Bundle, provider: str, threads: int, kernels: str | os.PathLike[str] | None = None) -> Runs:
     """The back end asked for; with "auto" the best that works here, which is logged and which it names.
+
+    Args:
+        bundle: a verified bundle.
+        provider: name.
+        threads: of each operator.
+        kernels: folder of the GPU's kernels, of the native back ends; None for the packaged ones.
 
     Raises:
         BackendError: the one asked for by name cannot run; nothing else is taken in its place.
@@ -110,7 +117,9 @@ def open_backend(bundle: Bundle, provider: str, threads: int) -> Runs:
     if provider in NATIVE:
         from hbaf_edge.gpu.native import open_native
 
-        return open_native(bundle, provider, threads)
+        return open_native(bundle, provider, threads, Path(kernels) if kernels is not None else None)
+    if kernels is not None:
+        raise BackendError(f"kernels are for the providers {' and '.join(map(repr, NATIVE))}, not for {provider!r}")
     if provider != "auto":
         return Backend(bundle, provider, threads)
     for name in FASTER:
@@ -147,7 +156,8 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        options = options_of(bundle, self.threads)
+        # The dialogue scope's products are so small that handing them to another thread takes longer than they do.
+        options = options_of(bundle, 1 if name == "dialogue" else self.threads)
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
@@ -176,6 +186,8 @@ class Backend:
             tokens = self.text([np.array([1], np.int64)])
             ((logits, _, slot),) = self.turns([None], tokens, [chat], [chat.recall(None)], lambda stage: None)
             chat.commit(slot, None)
+        except BackendError:  # a GPU that failed says nothing about the bundle
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"{bundle.path}: the graphs do not fit the manifest's sizes: {error}") from error
         if logits.shape != (len(bundle.labels),):
