@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.incremental import WINDOW, alternately, talked, timed
 from benchmarks.report import finish, show
-from benchmarks.speech import RATE, WORDS, sound
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backend import Backend, options_of
+from hbaf_edge.bench.speech import RATE, WORDS, sound
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import machine
 

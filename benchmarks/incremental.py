@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.many import memory, threads_on_one
 from benchmarks.report import finish, percentiles, show
-from benchmarks.speech import RATE, WORDS, sound
 from hbaf_edge import Conversation, HBAFRuntime
+from hbaf_edge.bench.speech import RATE, WORDS, sound
 from hbaf_edge.features import extract
 from hbaf_edge.judge import Clock
 from hbaf_edge.live import LiveTurn

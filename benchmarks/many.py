@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
-from benchmarks.speech import RATE, sound
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.bench.speech import RATE, sound
 from hbaf_edge.stats import resident_mb
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hbaf_edge import __version__
+from hbaf_edge.bench.command import advise, benchmark, compare
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import NOTICE, describe
 from hbaf_edge.display import turn_bars, turns_table
@@ -116,6 +117,11 @@ def demo(bundle: BundleOption = None, threads: ThreadsOption = None) -> None:
     middle = sorted(times)[len(times) // 2]
     console.print(f"\n{chat.turn} turns, {middle:.0f} ms for a turn (median), {chat.nbytes / 1024:.0f} KiB of state.")
     console.print(NOTICE, style="dim")
+
+
+app.command()(benchmark)
+app.command()(compare)
+app.command()(advise)
 
 
 def read_dialogue(path: Path) -> Iterator[dict[str, Any]]:

@@ -60,8 +60,17 @@ def resident_mb() -> float | None:
         import resource
 
         return round(int(status.read_text().split()[1]) * resource.getpagesize() / 1e6, 1)
-    if sys.platform == "darwin":
-        import resource
+    return peak_mb()  # macOS tells no more
 
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)  # its peak: the present is not told
-    return None
+
+def peak_mb() -> float | None:
+    """The most memory of this process that was ever resident, in MB; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would tell the peak of the process that started this one, if that was larger
+        held = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        return None if held is None else round(int(held.split()[1]) * 1024 / 1e6, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -25,6 +25,16 @@ def main() -> None:
     command = [sys.executable, "-m", "hbaf_edge", "demo"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "8 turns" in shown, shown
+    advised = subprocess.run(
+        [*command[:-1], "advise", "--as-recorded"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "HBAFRuntime(" in advised, advised
+    refused = subprocess.run([*command[:-1], "benchmark", "--report", "out"], capture_output=True, text=True)
+    assert refused.returncode == 2, "a report's pictures need matplotlib"
+    assert "hbaf-edge[bench]" in refused.stderr, refused.stderr
+    measured = subprocess.run([*command[:-1], "benchmark", "--quick", "--repeats", "6"], capture_output=True, text=True)
+    assert measured.returncode == 0, measured.stderr
+    assert "A turn, stage by stage" in measured.stdout
     assert not {"torch", "transformers", "tensorrt"} & set(sys.modules)
     versions = {"python": sys.version.split()[0], "onnxruntime": onnxruntime.__version__}
     print(json.dumps({**versions, "label": happy.label}))

@@ -1,0 +1,199 @@
+"""A benchmark's report: sections of rows, which become JSON, tables on a terminal, Markdown and a page.
+
+The JSON's form is `schema.json`, beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hbaf_edge import __version__
+from hbaf_edge.bench.series import Series, rounded
+from hbaf_edge.errors import InputError
+from hbaf_edge.machine import machine
+
+FORMAT = 1
+MAX_REPORT = 16 << 20  # bytes that `load` reads at most
+Cell = str | int | float | None
+
+
+@dataclass
+class Section:
+    """One question and its answer.
+
+    Attributes:
+        name: for machines, such as "stages".
+        title: for people.
+        head: names of the columns.
+        rows: a cell for each column.
+        text: what the figures mean, and what they do not.
+        measures: by name, what `hbaf-edge compare` compares: `Series.to_json()`, or p50, low and high of a ratio.
+        unit: of the measures.
+        better: "lower" or "higher" measures; "" where neither is. A measure may say otherwise of itself.
+        figure: what to draw (hbaf_edge/bench/figures.py), or None.
+    """
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    text: str = ""
+    measures: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    unit: str = "ms"
+    better: str = "lower"
+    figure: dict[str, Any] | None = None
+
+
+@dataclass
+class Report:
+    """All sections, and what they were measured on and with.
+
+    Attributes:
+        title: of the page.
+        settings: bundle, threads, provider and so on.
+        machine: `hbaf_edge.machine.machine()`.
+        sections: in the order to be shown.
+        warnings: what speaks against the figures.
+        stopped: why the run ended early; empty where it did not.
+        failed: a section could not be measured; warnings say which.
+        created: when, in UTC.
+        version: of hbaf-edge.
+        commit: of the checkout; empty outside of one.
+    """
+
+    title: str
+    settings: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=machine)
+    sections: list[Section] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    stopped: str = ""
+    failed: bool = False
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    version: str = __version__
+    commit: str = field(default_factory=lambda: commit_here())
+
+    def to_json(self) -> dict[str, Any]:
+        """As `schema.json` has it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def section(self, name: str) -> Section | None:
+        """By name; None where the run has none of it."""
+        return next((s for s in self.sections if s.name == name), None)
+
+
+def commit_here() -> str:
+    """Of the checkout that this package lies in; with "+" where files were changed; empty outside of one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def load(path: str | os.PathLike[str]) -> Report:
+    """A report's JSON.
+
+    Raises:
+        InputError: it is missing, or none.
+    """
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_REPORT:
+            raise InputError(f"{path} is larger than {MAX_REPORT:,} bytes: it is no report of hbaf-edge benchmark")
+        return _report(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no report of hbaf-edge benchmark ({error}); make one with hbaf-edge benchmark --report DIR"
+        ) from None
+
+
+def _report(found: Any) -> Report:
+    """Raises ValueError, TypeError or KeyError where it is none."""
+    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}")
+    made = Report(sections=[Section(**section) for section in found.pop("sections")], **found)
+    texts = [made.title, made.stopped, made.created, made.version, made.commit]
+    texts += [getattr(s, name) for s in made.sections for name in ("name", "title", "text", "unit", "better")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text is none")
+    if not isinstance(made.settings, dict) or not isinstance(made.machine, dict):
+        raise ValueError("settings or machine is no object")
+    for section in made.sections:
+        for name, measure in section.measures.items():
+            numbers = [measure[key] for key in ("p50", "low", "high")]
+            if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers if x is not None):
+                raise ValueError(f"{name} of {section.name} holds what is no number")
+            if numbers[0] is None:
+                raise ValueError(f"{name} of {section.name} has no median")
+    return made
+
+
+def percentile_rows(measured: Mapping[str, Series]) -> list[Sequence[Cell]]:
+    """A row for each: name, p50, p90, p99, max, samples."""
+    return [(name, *(rounded(x) for x in (s.p50, s.p90, s.p99, s.most)), s.n) for name, s in measured.items()]
+
+
+def measures_of(measured: Mapping[str, Series]) -> dict[str, Mapping[str, Any]]:
+    """For `Section.measures`."""
+    return {name: s.to_json() for name, s in measured.items()}
+
+
+def shown(cell: Cell) -> str:
+    """A cell for people.
+
+    >>> shown(3.14159), shown(None), shown(1234.5), shown(12), shown(0.01234)
+    ('3.14', '–', '1,234', '12', '0.012')
+    """
+    if cell is None:
+        return "–"
+    if not isinstance(cell, float):
+        return f"{cell:,}" if isinstance(cell, int) else cell
+    for least, form in ((100, ",.0f"), (10, ".1f"), (1, ".2f"), (0.001, ".3f")):
+        if abs(cell) >= least:
+            return format(cell, form)
+    return f"{cell:.2g}"
+
+
+def print_section(console: Console, section: Section) -> None:
+    """A table for people."""
+    # As Text, all of it: a bundle's name must not be read as markup.
+    caption = Text(section.text) if section.text else None
+    table = Table(title=Text(section.title), title_justify="left", caption=caption, caption_justify="left")
+    for i, name in enumerate(section.head):
+        table.add_column(Text(name), justify="left" if i == 0 else "right")
+    for row in section.rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    console.print(table)
+
+
+def markdown(report: Report) -> str:
+    """The report's tables for a README or an issue."""
+    parts = [f"# {report.title}", *([f"**Incomplete: {report.stopped}.**"] if report.stopped else []), about(report)]
+    parts += [f"> {warning}" for warning in report.warnings]
+    for s in report.sections:
+        rows = [s.head, ["---", *["---:"] * (len(s.head) - 1)], *([shown(c) for c in row] for row in s.rows)]
+        table = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows)
+        parts.append(f"## {s.title}\n\n{s.text}\n\n{table}" if s.text else f"## {s.title}\n\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def about(report: Report) -> str:
+    """Machine, versions and settings in one paragraph."""
+    said = [f"{k.replace('_', ' ')}: {v}" for k, v in {**report.settings, **report.machine}.items() if v is not None]
+    return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *said])

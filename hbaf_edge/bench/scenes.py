@@ -1,0 +1,358 @@
+"""What `hbaf-edge benchmark` measures: a section of the report from each function, light scenes only.
+
+Sides of a comparison take turns, so that a busy machine slows all alike. A turn is 3 s of speech and twelve words as
+turn 11 of a conversation, unless a section says otherwise; it runs on a fork, so that every one is the same turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+
+from hbaf_edge import Conversation, HBAFRuntime
+from hbaf_edge.bench.compare import YARDSTICK
+from hbaf_edge.bench.document import Cell, Section, measures_of, percentile_rows
+from hbaf_edge.bench.energy import measured, readers
+from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
+from hbaf_edge.bench.speech import RATE, WORDS, sound
+from hbaf_edge.bundle import load_bundle
+from hbaf_edge.given import TurnInput
+from hbaf_edge.mel import log_mel
+
+LENGTHS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0)
+TOGETHER = (1, 2, 4, 8, 16, 32, 64)
+PERCENTILES = ("p50", "p90", "p99", "max", "samples")
+FRESH = (
+    "import json, sys, time; t = time.perf_counter(); import hbaf_edge; a = time.perf_counter(); "
+    "bundle, threads, provider, seconds, words = json.loads(sys.argv[1]); "
+    "r = hbaf_edge.HBAFRuntime(bundle, threads=threads, provider=provider); b = time.perf_counter(); "
+    "from hbaf_edge.bench.speech import *; x = {'audio': sound(seconds), 'sample_rate': RATE} if seconds else {}; "
+    "c = time.perf_counter(); r.predict(**x, text=WORDS if words else None); d = time.perf_counter(); "
+    "from hbaf_edge.stats import peak_mb, resident_mb; "
+    "print(json.dumps([1e3 * (a - t), 1e3 * (b - a), 1e3 * (d - c), resident_mb(), peak_mb()]))"
+)
+
+
+@dataclass
+class Bench:
+    """What is measured, and how often.
+
+    Attributes:
+        bundles: paths; the first is what most sections measure, None the default model.
+        threads: CPU threads of an operator.
+        provider: of `HBAFRuntime`.
+        repeats: samples of a turn.
+        quick: fewer of what takes long.
+        step: told of every bit of work that is done.
+        yardstick: milliseconds of a fixed piece of arithmetic during the run.
+    """
+
+    bundles: list[Path | None]
+    threads: int
+    provider: str
+    repeats: int
+    quick: bool = False
+    step: Callable[[], object] = lambda: None
+    yardstick: list[float] = field(default_factory=list)
+    _runtimes: dict[tuple[Any, ...], HBAFRuntime] = field(default_factory=dict)
+
+    def runtime(self, threads: int | None = None, bundle: int = 0) -> HBAFRuntime:
+        """Loaded once, and warm."""
+        key = threads or self.threads, bundle
+        if key not in self._runtimes:
+            made = HBAFRuntime(self.bundles[bundle], threads=key[0], provider=self.provider)
+            made.warmup()
+            self._runtimes[key] = made
+        return self._runtimes[key]
+
+    def some(self, share: float, least: int = 6) -> int:
+        """A share of the repeats, if there are so many."""
+        return min(self.repeats, max(least, round(self.repeats * share)))
+
+
+def talked(runtime: HBAFRuntime, turns: int) -> Conversation:
+    """A conversation of so many turns of words."""
+    chat = runtime.conversation()
+    for n in range(turns):
+        runtime.observe(text=f"And then we went home, {n} times.", speaker="ab"[n % 2], conversation=chat)
+    return chat
+
+
+def turn_of(runtime: HBAFRuntime, seconds: float | None = 3.0, words: str | None = WORDS, past: int = 10,
+            rate: int = RATE) -> Callable[[], dict[str, float]]:  # fmt: skip
+    """A turn that can be repeated: its stages' milliseconds."""
+    chat, voice = talked(runtime, past), None if seconds is None else sound(seconds)
+    given: dict[str, Any] = {} if voice is None else {"audio": voice, "sample_rate": rate}
+
+    def turn() -> dict[str, float]:
+        return runtime.predict(text=words, speaker="a", conversation=chat.fork(), **given).timing
+
+    return turn
+
+
+def total(turn: Callable[[], dict[str, float]]) -> Callable[[], float]:
+    """Its milliseconds as a whole."""
+    return lambda: turn()["total"]
+
+
+def fresh_start(bench: Bench) -> Section:
+    """Import, load and first turn, each in a fresh interpreter."""
+    found = []
+    for _ in range(6 if bench.quick else 11):
+        found.append(fresh(bench)[:3])
+        bench.step()
+    names = ("import hbaf_edge", "load (hashes checked, sessions made)", "first turn, without warmup()")
+    series = {name: Series.of(values) for name, values in zip(names, zip(*found))}
+    return Section("start", "From nothing to the first result, ms", ("what", *PERCENTILES), percentile_rows(series),
+                   "Fresh interpreters; files are in the system's cache.", measures_of(series))  # fmt: skip
+
+
+def fresh(bench: Bench, seconds: float | None = 3.0, words: bool = True) -> list[float]:
+    """In an interpreter of its own: milliseconds of import, load and first turn, resident and peak MB."""
+    bundle = bench.bundles[0]
+    argument = json.dumps([None if bundle is None else str(bundle), bench.threads, bench.provider, seconds, words])
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", FRESH, argument]
+    found: list[float] = json.loads(
+        subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path})  # noqa: S603 - ourselves
+    )
+    return found
+
+
+def stages(bench: Bench) -> Section:
+    """Where a turn's time goes."""
+    turn, found = turn_of(bench.runtime()), dict[str, list[float]]()
+    spare = {"mel": _mel(), "resample": _resampling(), "yardstick": arithmetic()}
+    turn()
+    for _ in range(bench.repeats):
+        for stage, ms in turn().items():
+            found.setdefault(stage, []).append(ms)
+        for name, part in spare.items():
+            found.setdefault(name, []).append(timed(part))
+        bench.step()
+    bench.yardstick = found["yardstick"]
+    series = {shown: Series.of(found[name]) for name, shown in STAGES.items()}
+    speed = 3000 / series["a turn"].p50
+    parts = {s: rounded(series[STAGES[s]].p50) for s in ("features", "audio", "text", "utterance", "dialogue")}
+    return Section(
+        "stages", "A turn, stage by stage, ms", ("stage", *PERCENTILES), percentile_rows(series),
+        f"3 s of speech and twelve words: {speed:.0f} times as fast as they are spoken. The turn's features are the "
+        "log-mel spectrum and word pieces; sound at 16 kHz is not resampled.",
+        measures_of(series), figure={"kind": "stack", "title": "A turn of 3 s and twelve words, ms",
+                                      "parts": {STAGES[s]: ms for s, ms in parts.items()}},
+    )  # fmt: skip
+
+
+STAGES = {
+    "resample": "(before it: resample from 44.1 kHz)", "features": "features", "mel": "(of these: log-mel)",
+    "audio": "encoder: audio", "text": "encoder: text", "utterance": "fusion: utterance scope",
+    "dialogue": "fusion: dialogue scope and head", "total": "a turn",
+}  # fmt: skip
+
+
+def arithmetic() -> Callable[[], object]:
+    """A fixed piece of work on one thread, without anything of ours: how fast the machine was during this run."""
+    x = np.random.default_rng(0).standard_normal(1 << 15)
+    return lambda: np.fft.rfft(x)
+
+
+def yardstick(bench: Bench) -> Section:
+    """What `hbaf-edge compare` tells the machine's own part by; measured between the stages."""
+    s = Series.of(bench.yardstick)
+    return Section(YARDSTICK, "A fixed piece of arithmetic, ms", ("what", *PERCENTILES),
+                   percentile_rows({YARDSTICK: s}), "A Fourier transform of 32,768 numbers, for comparing runs.",
+                   measures_of({YARDSTICK: s}))  # fmt: skip
+
+
+def _resampling() -> Callable[[], object]:
+    voice = np.resize(sound(3.0), 3 * 44_100)
+    return lambda: soxr.resample(voice, 44_100, RATE)
+
+
+def _mel() -> Callable[[], object]:
+    voice = sound(3.0)
+    return lambda: log_mel(voice)
+
+
+def varied(bench: Bench, name: str, title: str, column: str, sides: dict[str, Callable[[], float]], repeats: int,
+           text: str = "", figure: dict[str, Any] | None = None) -> Section:  # fmt: skip
+    """Turns of several kinds, taking turns."""
+    found = {side: Series.of(values) for side, values in in_turn(repeats, sides, bench.step).items()}
+    if figure is not None:
+        lines = {q: [rounded(getattr(s, q)) for s in found.values()] for q in ("p50", "p90")}
+        figure = {**figure, "lines": {q: y for q, y in lines.items() if None not in y}, "y_title": "ms"}
+    return Section(name, title, (column, *PERCENTILES), percentile_rows(found), text, measures_of(found), figure=figure)
+
+
+def thread_counts(bench: Bench) -> Section:
+    """The same turn with one thread, two, and so on to all cores."""
+    most = min(os.cpu_count() or 1, 16)
+    counts = sorted({1, bench.threads, most, *(2**i for i in range(1, 5) if 2**i < most)})
+    sides = {f"{n}": total(turn_of(bench.runtime(n))) for n in counts}
+    return varied(bench, "threads", "A turn by threads, ms", "threads", sides, bench.some(0.25, 29))
+
+
+def context(bench: Bench) -> Section:
+    """The same turn after few turns and after many: what state costs."""
+    runtime = bench.runtime()
+    window = int(runtime.manifest["window"])
+    depths = sorted({0, window // 4, window // 2, window, 3 * window})
+    sides = {f"{n}": total(turn_of(runtime, past=n)) for n in depths}
+    return varied(bench, "context", "A turn by earlier turns, ms", "earlier turns", sides, bench.some(0.25, 29),
+                  f"The window holds {window}: what a turn costs does not grow with the conversation.",
+                  {"kind": "lines", "x": depths, "x_title": "earlier turns",
+                   "title": "A turn by earlier turns"})  # fmt: skip
+
+
+def lengths(bench: Bench) -> Section:
+    """By seconds of speech."""
+    sides = {f"{s:g}": total(turn_of(bench.runtime(), seconds=s)) for s in LENGTHS}
+    found = varied(bench, "lengths", "A turn by its length, ms", "seconds of speech", sides, bench.some(0.12),
+                   "Twelve words with each. Real-time factor: milliseconds of work for a millisecond of speech.",
+                   {"kind": "lines", "x": list(LENGTHS), "x_title": "seconds of speech",
+                    "title": "A turn by its length"})  # fmt: skip
+    found.head = (*found.head, "real-time factor")
+    found.rows = [(*row, rounded(float(row[1] or 0) / (1e3 * s))) for row, s in zip(found.rows, LENGTHS)]
+    return found
+
+
+def modalities(bench: Bench) -> Section:
+    """Words alone, sound alone, both."""
+    runtime = bench.runtime()
+    sides = {
+        "audio and text": total(turn_of(runtime)),
+        "audio alone": total(turn_of(runtime, words=None)),
+        "text alone": total(turn_of(runtime, seconds=None)),
+    }
+    return varied(bench, "modalities", "A turn by what is given, ms", "given", sides, bench.some(0.25, 29))
+
+
+def precisions(bench: Bench) -> Section | None:
+    """Bundles beside each other; None where there is one."""
+    if len(bench.bundles) < 2:
+        return None
+    named = {_name(i, path): i for i, path in enumerate(bench.bundles)}
+    found = in_turn(bench.some(0.5), {n: total(turn_of(bench.runtime(bundle=i))) for n, i in named.items()}, bench.step)
+    first = next(iter(named))
+    rows, measures = [], dict[str, Mapping[str, Any]]()
+    for name, i in named.items():
+        loaded, s = load_bundle(bench.bundles[i]), Series.of(found[name])
+        size = sum(map(len, loaded.files.values())) / 1e6
+        times = ratio(found[name], found[first])
+        rows.append((name, loaded.manifest.get("precision"), rounded(size), *percentile_rows({name: s})[0][1:],
+                     rounded(times["p50"])))  # fmt: skip
+        measures[name] = s.to_json()
+    head = ("bundle", "precision", "MB", *PERCENTILES, f"÷ {first}")
+    return Section("bundles", "Bundles beside each other, ms", head, rows, "", measures)  # fmt: skip
+
+
+def _name(i: int, path: Path | None) -> str:
+    return "default" if path is None else f"{path.parent.name}/{path.name}" if i else path.name
+
+
+def together(bench: Bench) -> Section:
+    """Several conversations a call."""
+    runtime = bench.runtime()
+    sizes = [n for n in TOGETHER if not bench.quick or n in (1, 8, 64)]
+    voice, repeats = sound(3.0), 6 if bench.quick else bench.some(0.12)
+    pasts = [talked(runtime, 10) for _ in range(max(sizes))]
+
+    def call(n: int) -> float:
+        turns = [
+            TurnInput(audio=voice, sample_rate=RATE, text=WORDS, speaker="a", conversation=chat.fork())
+            for chat in pasts[:n]
+        ]
+        return timed(lambda: runtime.predict_many(turns))
+
+    found = in_turn(repeats, {f"{n}": partial(call, n) for n in sizes}, bench.step)
+    rates = {name: Series.of([int(name) * 1e3 / ms for ms in values]) for name, values in found.items()}
+    series = {name: Series.of(values) for name, values in found.items()}
+    rows = [(name, rounded(rates[name].p50), rounded(s.p50), rounded(s.most), s.n) for name, s in series.items()]
+    return Section(
+        "together", "Conversations at once", ("conversations a call", "turns/s", "p50, ms", "max, ms", "samples"), rows,
+        "predict_many: every conversation's turn comes back when the last is done.",
+        {name: {**rates[name].to_json(), "unsteady": s.unsteady()} for name, s in series.items()}, "turns/s", "higher",
+        {"kind": "lines", "x": sizes, "x_title": "conversations a call", "y_title": "turns/s", "log": True,
+         "lines": {"turns a second": [rounded(r.p50) for r in rates.values()]}, "title": "Conversations at once"},
+    )  # fmt: skip
+
+
+def memory(bench: Bench) -> Section:
+    """Resident memory, state of a conversation, processor time of a turn."""
+    runtime = bench.runtime()
+    turn, n = turn_of(runtime), bench.some(0.25)
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(n):
+        turn()
+        bench.step()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    chat = talked(runtime, 2)
+    size = sum(map(len, load_bundle(bench.bundles[0]).files.values())) / 1e6
+    resident, peak = fresh(bench)[3:]
+    rows: list[Sequence[Cell]] = [
+        ("resident after a first turn of 3 s", rounded(resident), "MB"), ("peak until then", rounded(peak), "MB"),
+        ("bundle", rounded(size), "MB"), ("state of a conversation", rounded(chat.nbytes / 1024), "KiB"),
+        ("processor time of a turn", rounded(cpu / n * 1e3), "CPU ms"),
+        ("cores busy meanwhile", rounded(cpu / wall), "cores"), ("GPU memory", _gpu_mb(), "MB"),
+    ]  # fmt: skip
+    return Section("memory", "Memory and processor time", ("what", "value", "unit"), rows,
+                   "The state's size is the same after two turns and after two million.")  # fmt: skip
+
+
+def _gpu_mb() -> float | None:
+    """Of this process; None without a card, or without nvidia-ml-py."""
+    try:
+        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        pynvml.nvmlInit()
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0))
+        return float(round(next(p.usedGpuMemory for p in running if p.pid == os.getpid()) / 1e6, 1))
+    except Exception:  # its errors are its own
+        return None
+
+
+def energy(bench: Bench) -> Section:
+    """Millijoules of a turn, where the machine tells."""
+    found, refused = readers()
+    turn, turns = turn_of(bench.runtime()), bench.some(1.0)
+    rows: list[Sequence[Cell]] = []
+    for reader in found:
+        e = measured(reader, turn, turns, 2.0 if bench.quick else 10.0)
+        shown = f"{rounded(e.millijoules)} ± {rounded(e.error)}" if e.millijoules > e.error else f"below {e.error:.1f}"
+        rows.append((e.source, rounded(e.idle_watts), rounded(e.watts), shown))
+        bench.step()
+    text = (
+        f"Turns one after the other, {turns} of them in five parts; what the machine takes idle, before and after, is "
+        "subtracted from mJ. ± is the parts' standard error. "
+    )
+    if not rows:
+        text = "Not measurable on this machine: it shows no power rail, no NVIDIA card and no RAPL counter. "
+    if refused:
+        text += f"Not readable: {'; '.join(refused)} (RAPL: sudo chmod a+r /sys/class/powercap/*/energy_uj). "
+    return Section("energy", "Energy", ("source", "idle, W", "running, W", "mJ a turn"), rows, text.strip())
+
+
+def scenes() -> Iterable[tuple[str, Callable[[Bench], Section | None]]]:
+    """All, in the order to be shown, with what is said meanwhile."""
+    yield "stages of a turn", stages
+    yield "yardstick", yardstick
+    yield "fresh starts", fresh_start
+    yield "bundles", precisions
+    yield "threads", thread_counts
+    yield "context", context
+    yield "lengths", lengths
+    yield "modalities", modalities
+    yield "conversations at once", together
+    yield "memory", memory
+    yield "energy", energy
