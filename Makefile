@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types encoders bench gpu model clean
+.PHONY: demo test lint types encoders bench report guard gpu model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -25,8 +25,18 @@ encoders: .venv/test.done
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look
 
+# The whole report on one page, beside its peers: about fifteen minutes on two cores, a few more the first time.
+REPORT ?= runs/report
+report: .venv/test.done
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.whole --report $(REPORT)
+
+# What a turn costs, counted, against recorded budgets; valgrind, where installed, counts instructions too.
+guard: .venv/test.done
+	$(BIN)/python -m benchmarks.guard
+
 # What needs an NVIDIA GPU: the kernels' numerics on hardware (under compute-sanitizer too, where CUDA's tools are), the
-# launcher, and the benchmark. GPU_PYTHON is an interpreter whose PyTorch sees the card, with pytest and hypothesis.
+# launcher, the kernels' benchmark and whole turns. GPU_PYTHON is an interpreter whose PyTorch sees the card, with
+# pytest, hypothesis, matplotlib and pycuda; HBAF_GPU_BUNDLE a float16 bundle (python -m export.half) for TensorRT.
 GPU_PYTHON ?= $(BIN)/python
 gpu:
 	$(GPU_PYTHON) -m pytest -m gpu tests
@@ -35,6 +45,11 @@ gpu:
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	  $(GPU_PYTHON) -m pytest tests/kernels -k "every_place or share_a_program or more_conversations" || exit 1; done; fi
 	$(GPU_PYTHON) -m benchmarks.kernels --save
+	if $(GPU_PYTHON) -c "import pycuda.driver"; then \
+	  $(GPU_PYTHON) -m hbaf_edge benchmark --provider cuda --report benchmarks/results/gpu-cuda && \
+	  if [ -n "$(HBAF_GPU_BUNDLE)" ]; then $(GPU_PYTHON) -m hbaf_edge benchmark --provider tensorrt \
+	    --bundle "$(HBAF_GPU_BUNDLE)" --report benchmarks/results/gpu-tensorrt; fi; \
+	  else echo "no pycuda here: whole turns on the GPU were not timed"; fi
 
 # The default recipe, about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
 # commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go, BUNDLE where

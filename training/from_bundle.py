@@ -89,7 +89,8 @@ def main(bundle: Path = DEFAULT, /, out: Path = Path("runs/base")) -> None:
     """
     found = load_bundle(bundle)
     model, text, audio = restore(found)
-    about = {"train": found.manifest.get("training", {}), "corpora": lineage(found), "tuned": ["text", "audio"]}
+    kept = {"temperatures": found.manifest["temperatures"]}  # of the same weights; evaluating it fits them anew
+    about = {**kept, "train": found.manifest.get("training", {}), "corpora": lineage(found), "tuned": ["text", "audio"]}
     checkpoint.save(out, model, text, about, audio)
     print(out)
 

