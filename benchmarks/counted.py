@@ -50,6 +50,8 @@ def operations(name: str, inputs: list[Shape], output: Shape) -> tuple[int, int]
     ((0, 240), (0, 0))
     >>> operations("Conv", [[1, 80, 300], [384, 80, 3]], [1, 384, 300])
     (0, 55296000)
+    >>> operations("MultiHeadAttention", [[1, 7, 64], [1, 9, 64], [1, 9, 64]], [1, 7, 64])
+    (0, 16128)
     """
     if name in INTEGERS:
         return 2 * prod(output) * inputs[0][-1], 0
@@ -57,6 +59,8 @@ def operations(name: str, inputs: list[Shape], output: Shape) -> tuple[int, int]
         return 0, 2 * prod(output) * inputs[0][-1]
     if name in CONVOLUTIONS:
         return 0, 2 * prod(output) * prod(inputs[1][1:])
+    if name == "MultiHeadAttention":  # queries by keys, and what comes of that by values
+        return 0, 4 * prod(output) * inputs[1][1]
     return 0, 0
 
 

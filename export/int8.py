@@ -18,6 +18,7 @@ from export.bundle import rewritten
 from export.calibrate import Calibration
 from export.place import check_place, workplace
 from export.qdq import Profile, Recipe, insert
+from export.rewrite import fuse_attention
 from hbaf_edge.backend import INT8, default_threads, session_options
 from hbaf_edge.bundle import GRAPHS, Bundle
 
@@ -36,7 +37,12 @@ def quantised(bundle: Bundle, calibration: Calibration, recipe: Recipe, out: Pat
         "quantisation": {**asdict(recipe), "calibration": calibration.sha256, **calibration.about,
                          "float_graphs": stored},
     }  # fmt: skip
-    return converted(bundle, out, lambda graph, model: insert(graph, model, recipe, ranges, channels), about, stored)
+
+    def convert(graph: str, model: ModelProto) -> ModelProto:
+        made = insert(graph, model, recipe, ranges, channels)
+        return fuse_attention(made) if recipe.profile == "cpu" else made  # TensorRT does not know the operator
+
+    return converted(bundle, out, convert, about, stored)
 
 
 def with_int8_weights(bundle: Bundle, out: Path) -> Path:
@@ -76,7 +82,7 @@ def converted(
                 what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
                 raise SystemExit(f"{what}; keep float32")
             mixed = graph in stored and about["precision"] in metadata.MIXED
-            metadata.converted(after, bundle.graph(graph), WEIGHTS_ONLY if mixed else about["precision"])
+            metadata.converted(after, bundle.graph(graph), WEIGHTS_ONLY if mixed else about.get("precision"))
             onnx.save(after, Path(folder) / f"{graph}.onnx")
         return rewritten(bundle, Path(folder), out, about)
 
@@ -86,13 +92,16 @@ def weights_only(model: ModelProto) -> ModelProto:
     return insert("", model, Recipe(), {}, {})
 
 
-def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0) -> float:
-    """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis."""
+def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0, integers: bool = False) -> float:
+    """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis.
+
+    With `integers`, what stands between Q/DQ is computed in INT8.
+    """
     rng = np.random.default_rng(seed)
     inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
     results = [
         ort.InferenceSession(
-            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
+            m.SerializeToString(), session_options(default_threads(), integers), providers=["CPUExecutionProvider"]
         ).run(None, inputs)
         for m in (before, after)
     ]

@@ -43,12 +43,12 @@ def describe(model: ModelProto, graph: str, labels: Sequence[str], model_sha256:
     onnx.helper.set_model_props(model, {PREFIX + key: value for key, value in entries.items()})
 
 
-def converted(model: ModelProto, before: bytes, precision: str) -> None:
-    """Give a graph that was made from another file that file's entries and hash, in place."""
+def converted(model: ModelProto, before: bytes, precision: str | None) -> None:
+    """Give a graph that was made from another file that file's entries and hash, in place; None keeps its precision."""
     entries = {
         **entries_of(onnx.load_from_string(before)),
         "version": __version__,
-        "precision": precision,
+        **({"precision": precision} if precision else {}),
         "made_from_sha256": hashlib.sha256(before).hexdigest(),
     }
     onnx.helper.set_model_props(model, {PREFIX + key: value for key, value in entries.items()})

@@ -28,6 +28,7 @@ from export.command import run
 from export.gate_function import add_function
 from export.graphs import Graph, graphs
 from export.place import check_place, workplace
+from export.rewrite import mix_layers
 from hbaf_edge.backend import default_threads, session_options
 from training import checkpoint
 from training.config import ModelConfig
@@ -95,6 +96,7 @@ def _write(scope: str, graph: Graph, path: Path, config: ModelConfig, sha256: st
     for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
     name_weights(proto, graph.module)
+    proto = mix_layers(proto)
     add_function(proto, scope, config, OPSET)
     del proto.graph.metadata_props[:]
     metadata.describe(proto, scope, config.labels, sha256)

@@ -73,6 +73,8 @@ def session_options(threads: int, integers: bool = False, narrow: bool = False) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Weights that are stored as INT8 and computed in float32 are unpacked once, on load, not at every turn.
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
+    # Fused, a sum and its norm take twice as long as the two by themselves (ONNX Runtime 1.32; 1.23 does not mind).
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, which saturate at 8-bit weights: ONNX
     # Runtime's exact kernels are slower, but right. With VNNI they are slower and no better.
     exact = integers and not narrow and saturates_here()
@@ -140,7 +142,7 @@ class Backend:
     Args:
         bundle: a verified bundle.
         provider: "cpu", "ort-cuda" or "ort-tensorrt".
-        threads: of each operator.
+        threads: of each of the audio encoder's operators; all others run on the caller's.
         scope: in the dialogue graph's place: codes (B, 2, d), present (B, 2), conversations, and what all may recall
             -> logits, embedding, new keys and values.
     """
@@ -156,8 +158,8 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        # The dialogue scope's products are so small that handing them to another thread takes longer than they do.
-        options = options_of(bundle, 1 if name == "dialogue" else self.threads)
+        # The others' products are so small that handing a part to another thread takes longer than it saves.
+        options = options_of(bundle, self.threads if name == "audio" else 1)
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ from hbaf_edge.conversation import Conversation, Slot, Turn
 from hbaf_edge.errors import BackendError, BundleError
 from hbaf_edge.features import Features, Tokeniser
 from hbaf_edge.prediction import Prediction, softmax
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Judge:
         self._temperatures = bundle.manifest["temperatures"]
         self._min_confidence = min_confidence
         self._process = os.getpid()
+        self._beside = Beside() if backend.provider == "cpu" and backend.threads > 1 else None
         try:
             self.tokeniser = Tokeniser(bundle.files["tokenizer.json"])
         except Exception as error:  # tokenizers raises bare Exception
@@ -75,18 +80,26 @@ class Judge:
         Whisper's encoder has no mask for lengths and its convolutions carry a bias, so a shorter sound beside a longer
         one would hear other things than it does alone.
         """
-        frames: dict[int, NDArray[np.float32]] = {}
+        said = {i: f.tokens for i, f in enumerate(features) if f.tokens is not None}
         lengths: dict[int, list[int]] = {}
         for i, f in enumerate(features):
             if f.mel is not None:
                 lengths.setdefault(f.mel.shape[1], []).append(i)
+
+        def read() -> tuple[dict[int, NDArray[np.float32]], float]:
+            begun = time.perf_counter()
+            found = dict(zip(said, self.backend.text(list(said.values())))) if said else {}
+            return found, (time.perf_counter() - begun) * 1e3
+
+        # The audio encoder takes four times as long, and alone can hardly use a second thread.
+        texts = self._beside.start(read) if self._beside is not None and said and lengths else read
+        frames: dict[int, NDArray[np.float32]] = {}
         for rows in lengths.values():
             states = self.backend.audio(np.stack([m for i in rows if (m := features[i].mel) is not None]))
             frames |= {i: states[j : j + 1] for j, i in enumerate(rows)}
         clock("audio")
-        said = {i: f.tokens for i, f in enumerate(features) if f.tokens is not None}
-        tokens = dict(zip(said, self.backend.text(list(said.values())))) if said else {}
-        clock("text")
+        tokens, took = texts()
+        clock("text", took)
         return [Encoded(frames.get(i), tokens.get(i), f.warnings) for i, f in enumerate(features)]
 
     def estimate(
@@ -167,6 +180,26 @@ def _noted(result: Prediction) -> tuple[str | None, float, tuple[str, ...]]:
     return result.label, result.confidence, result.modalities
 
 
+class Beside:
+    """One thread that does something beside its caller; who finds it busy does that himself, later."""
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hbaf_edge_beside")
+        self._free = threading.Lock()
+
+    def start(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """Begin; what is returned waits for the end and gives the result, or raises what the work raised."""
+        if not self._free.acquire(blocking=False):
+            return work
+        try:
+            future = self._worker.submit(work)
+        except RuntimeError:  # Python is ending and starts no threads
+            self._free.release()
+            return work
+        future.add_done_callback(lambda _: self._free.release())
+        return future.result
+
+
 class Clock:
     """Milliseconds per stage; calling it ends the stage of that name."""
 
@@ -174,11 +207,12 @@ class Clock:
         self._start = self._last = time.perf_counter()
         self._stages: dict[str, float] = {}
 
-    def __call__(self, stage: str) -> None:
+    def __call__(self, stage: str, took: float | None = None) -> None:
+        """End a stage that began with the last one's end, or that `took` so long beside others."""
         now = time.perf_counter()
-        self._stages[stage] = (now - self._last) * 1e3
+        self._stages[stage] = (now - self._last) * 1e3 if took is None else took
         self._last = now
 
     def stages(self) -> dict[str, float]:
-        """Those that have ended, and the total."""
+        """Those that have ended, and the total, to which stages that ran beside each other add less than their sum."""
         return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3}

@@ -21,7 +21,8 @@ class Prediction:
         turn: 0-based number of the turn in its conversation.
         speaker: as given.
         warnings: what was done to the input that the caller should know.
-        timing: milliseconds per stage, and "total".
+        timing: milliseconds per stage, and "total"; on two threads and more a CPU reads while it hears, so that the
+            stages "audio" and "text" overlap.
         embedding: (2d,) float32, the fused vector.
     """
 

@@ -39,7 +39,8 @@ class HBAFRuntime:
 
     Args:
         bundle: path of a bundle (folder or `.hbaf` file); None loads the default model inside of the package.
-        threads: CPU threads; None takes two (one on a single core).
+        threads: CPU threads of the audio encoder, which takes most of a turn; None takes two (one on a single core).
+            From two on the text encoder runs beside it; what follows runs on one.
         provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt" (hbaf_edge/gpu), or
             "auto" for the best of the first three that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
@@ -108,7 +109,7 @@ class HBAFRuntime:
 
     @property
     def threads(self) -> int:
-        """CPU threads of each operator."""
+        """CPU threads of the audio encoder's operators."""
         return self._ready().backend.threads
 
     def close(self) -> None:

@@ -1,0 +1,146 @@
+"""Rewritten graphs compute the same in fewer operators; what they do not know they leave alone."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from export import renew, to_onnx
+from export.int8 import converted, fidelity
+from export.qdq import Recipe, insert
+from export.rewrite import fuse_attention, mix_layers
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.backend import session_options
+from hbaf_edge.bundle import load_bundle
+from hbaf_edge.gpu.weights import weights
+
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def older(tiny, tmp_path_factory):
+    """The tiny model's graphs as the exporter writes them."""
+    folder = tmp_path_factory.mktemp("older")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "mix_layers", lambda model: model)
+        to_onnx.export(tiny.model, tiny.audio, tiny.text, folder)
+    return {name: onnx.load(folder / f"{name}.onnx") for name in ("audio", "text", "utterance", "dialogue")}
+
+
+def kinds(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("name", ["audio", "text"])
+def test_layers_are_summed_without_a_stack(older, name):
+    made = mix_layers(older[name])
+    assert "Einsum" in kinds(older[name])
+    assert "Einsum" not in kinds(made)
+    assert kinds(made).count("Sum") == 1
+    assert fidelity(older[name], made) > 110
+    assert mix_layers(made) == made, "once is enough"
+
+
+@pytest.mark.parametrize("name", ["audio", "text"])
+def test_whoever_loads_it_computes_the_shares_once(older, name, tmp_path):
+    options = session_options(1)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    made = mix_layers(older[name])
+    ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    ran = onnx.load(tmp_path / "optimised.onnx")
+    stored = {t.name for t in ran.graph.initializer}
+    assert not [n.op_type for n in ran.graph.node if set(n.input) <= stored]
+    assert kinds(made).count("Split") == 1
+
+
+@pytest.mark.parametrize("name", ["audio", "text"])
+def test_weights_keep_their_names(older, name):
+    before, after = (
+        weights(older[name].SerializeToString()),
+        weights(fuse_attention(mix_layers(older[name])).SerializeToString()),
+    )
+    named = {n for n in before if n.startswith(("encoder.", "mix."))}
+    assert "mix.logits|softmax" in named
+    lost = {n for n in named if n not in after}
+    assert not lost
+    assert all(np.array_equal(before[n], after[n]) for n in named)
+
+
+@pytest.mark.parametrize("name", ["audio", "text"])
+def test_an_attention_is_one_operator(older, name):
+    made = fuse_attention(older[name])
+    assert kinds(made).count("MultiHeadAttention") == LAYERS
+    assert "Softmax" not in kinds(made)
+    assert len(kinds(made)) < len(kinds(older[name])) - 10 * LAYERS
+    assert fidelity(older[name], made) > 100
+    assert fuse_attention(made) == made
+
+
+def test_padding_is_masked_as_before(older):
+    """Texts of unequal length beside each other, of which the longest alone fills its row."""
+    lengths = [9, 4, 1]
+    mask = (np.arange(9) < np.array(lengths)[:, None]).astype(np.int64)
+    given = {"tokens": np.random.default_rng(0).integers(5, 100, (3, 9)) * mask, "token_mask": mask}
+    found = [
+        ort.InferenceSession(m.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"])
+        .run(None, given)[0] for m in (older["text"], fuse_attention(older["text"]))
+    ]  # fmt: skip
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(found[1][row, :length], found[0][row, :length], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["utterance", "dialogue"])
+def test_the_fusion_s_own_attention_is_left_as_it_is(older, name):
+    """Its masks, biases and gates are none of MultiHeadAttention's."""
+    assert mix_layers(older[name]) == older[name]
+    assert kinds(fuse_attention(older[name])) == kinds(older[name])
+
+
+def test_an_attention_of_another_scale_is_left_as_it_is(older):
+    strange = onnx.ModelProto()
+    strange.CopyFrom(older["audio"])
+    ((scale,),) = {tuple(n.input[1] for n in strange.graph.node if n.op_type == "Mul")[:1]}
+    stored = next(t for t in strange.graph.initializer if t.name == scale)
+    stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) * np.float32(1.1), scale))
+    assert "MultiHeadAttention" not in kinds(fuse_attention(strange))
+
+
+def test_an_older_bundle_is_renewed(tiny, older, calibrated, tmp_path):
+    bundle, old = load_bundle(tiny.bundle), tmp_path / "old"
+    ranges, channels = calibrated.ranges["minmax"], calibrated.channels
+    converted(bundle, old, lambda name, _: insert(name, older[name], Recipe(), ranges, channels), {"precision": "int8"})
+    ratios = renew.renewed(load_bundle(old), tmp_path / "new")
+    assert min(ratios.values()) > renew.LEAST_DB
+    made = onnx.load(tmp_path / "new" / "text.onnx")
+    assert {"MultiHeadAttention", "Sum", "QuantizeLinear"} <= set(kinds(made))
+    assert "Einsum" not in kinds(made)
+    before, after = (
+        HBAFRuntime(path, threads=1).predict(text="Well, that is that.") for path in (old, tmp_path / "new")
+    )
+    for label, p in before.probabilities.items():
+        assert after.probabilities[label] == pytest.approx(p, abs=0.02)
+
+
+def test_renewing_refuses_what_it_would_break(tiny, tmp_path, monkeypatch, capsys):
+    def broken(model):
+        made = mix_layers(model)
+        for tensor in made.graph.initializer:
+            if tensor.name.endswith("norm.weight"):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+        return made
+
+    monkeypatch.setattr(renew, "mix_layers", broken)
+    with pytest.raises(SystemExit, match="dB are left of its outputs"):
+        renew.renewed(load_bundle(tiny.bundle), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_default_model_is_written_so(runtime):
+    bundle = load_bundle()
+    for name, layers in (("audio", 4), ("text", 6)):
+        found = kinds(onnx.load_from_string(bundle.graph(name)))
+        assert found.count("MultiHeadAttention") == layers
+        assert "Einsum" not in found
+    assert "before its graphs were rewritten" in json.dumps(bundle.manifest["headline"])
