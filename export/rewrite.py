@@ -1,4 +1,4 @@
-"""What PyTorch's exporter writes in many small operators, in fewer: a CPU's turn is shorter by a third.
+"""What PyTorch's exporter writes in many small operators, in fewer.
 
 `mix_layers`: a stack of an encoder's states, normalised and summed by an Einsum, becomes a LayerNormalization of each,
 whose weight is the layer's share, and one Sum: no stack is written. Standard operators, for every precision.

@@ -1,7 +1,8 @@
 """A report's pictures, by matplotlib (extra `bench`), which is imported when one is drawn.
 
 A section's `figure` is a dictionary: `kind`, `title`, and for
-    stack      parts {name: value}: one bar of several parts
+    stack      parts {name: value}: one bar of several parts; optional beside [names]: those run below, while the part
+               before them does
     bars       parts {name: value}, optional x_title, log: a bar each
     lines      x, lines {name: values}, x_title, y_title, log
     scatter    points [{name, x, y, group, label}], x_title, y_title, log, front [names in order]
@@ -51,13 +52,16 @@ def _canvas(tall: float) -> tuple[Any, Any]:
 
 
 def _stack(axes: Any, figure: dict[str, Any]) -> None:
-    left, whole = 0.0, sum(figure["parts"].values())
+    beside = figure.get("beside", ())
+    left, begun, whole = 0.0, 0.0, sum(value for name, value in figure["parts"].items() if name not in beside)
     for (name, value), colour in zip(figure["parts"].items(), COLOURS):
-        axes.barh([0], [value], left=left, color=colour, label=f"{name}  {value:.1f}")
+        lane, start = (-0.9, begun) if name in beside else (0.0, left)
+        axes.barh([lane], [value], left=start, color=colour, label=f"{name}  {value:.1f}")
         if value > 0.06 * whole:
-            axes.text(left + value / 2, 0, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
-        left += value
-    axes.set(yticks=[], xlim=(0, left), ylim=(-0.5, 0.5))
+            axes.text(start + value / 2, lane, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
+        if name not in beside:
+            begun, left = left, left + value
+    axes.set(yticks=[], xlim=(0, left), ylim=(-1.4 if beside else -0.5, 0.5))
     axes.spines["left"].set_visible(False)
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, fontsize=9)
 

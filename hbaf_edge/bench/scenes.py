@@ -132,7 +132,8 @@ def fresh(bench: Bench, seconds: float | None = 3.0, words: bool = True) -> list
 
 def stages(bench: Bench) -> Section:
     """Where a turn's time goes."""
-    turn, found = turn_of(bench.runtime()), dict[str, list[float]]()
+    runtime = bench.runtime()
+    turn, found = turn_of(runtime), dict[str, list[float]]()
     spare = {"mel": _mel(), "resample": _resampling(), "yardstick": arithmetic()}
     turn()
     for _ in range(bench.repeats):
@@ -145,12 +146,15 @@ def stages(bench: Bench) -> Section:
     series = {shown: Series.of(found[name]) for name, shown in STAGES.items()}
     speed = 3000 / series["a turn"].p50
     parts = {s: rounded(series[STAGES[s]].p50) for s in ("features", "audio", "text", "utterance", "dialogue")}
+    beside = runtime.provider == "cpu" and runtime.threads > 1
+    overlap = " The words are read while the sound is heard: the whole is less than the parts' sum." if beside else ""
     return Section(
         "stages", "A turn, stage by stage, ms", ("stage", *PERCENTILES), percentile_rows(series),
         f"3 s of speech and twelve words: {speed:.0f} times as fast as they are spoken. The turn's features are the "
-        "log-mel spectrum and word pieces; sound at 16 kHz is not resampled.",
+        f"log-mel spectrum and word pieces; sound at 16 kHz is not resampled.{overlap}",
         measures_of(series), figure={"kind": "stack", "title": "A turn of 3 s and twelve words, ms",
-                                      "parts": {STAGES[s]: ms for s, ms in parts.items()}},
+                                      "parts": {STAGES[s]: ms for s, ms in parts.items()},
+                                      "beside": [STAGES["text"]] if beside else []},
     )  # fmt: skip
 
 
