@@ -171,10 +171,10 @@ def _attention(softmax: NodeProto, wiring: Wiring) -> Attention | None:
         return None
     found = [side for side in sides if side is not None]
     size, scale = found[0].size, found[0].factor * found[1].factor
-    stacked = len({side.tensor for side in found}) == 1
-    if size < 1 or abs(scale - size**-0.5) > 1e-4 or found[2].factor != 1:
+    tensors = len({side.tensor for side in found})
+    if tensors == 2 or size < 1 or abs(scale - size**-0.5) > 1e-4 or found[2].factor != 1:
         return None
-    chosen = found[:1] if stacked else found
+    chosen = found[:tensors]
     width = sum(wiring.stored[side.bias].dims[0] for side in chosen) // 3
     return Attention(tuple(side.tensor for side in chosen), tuple(side.bias for side in chosen), width // size, masked,
                      joined.output[0])  # fmt: skip

@@ -11,12 +11,15 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hbaf_edge.beside import Beside
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.conversation import Conversation, Recall, Slot
 from hbaf_edge.errors import BackendError, BundleError
@@ -51,17 +54,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def default_threads() -> int:
-    """Two, or one on a single core: enough for a turn in tens of milliseconds, and leaves a robot its other cores."""
+    """Two, or one on a single core: a turn in tens of milliseconds, and a robot keeps its other cores.
+
+    While words are read beside a sound a third one runs, for some milliseconds.
+    """
     return min(2, os.cpu_count() or 1)
 
 
-def session_options(threads: int, integers: bool = False, narrow: bool = False) -> onnxruntime.SessionOptions:
+def session_options(
+    threads: int, integers: bool = False, narrow: bool = False, cpu: bool = True
+) -> onnxruntime.SessionOptions:
     """ONNX Runtime's settings for a shared edge CPU; exports and benchmarks are checked under the same ones.
 
     Args:
         threads: of each operator.
         integers: compute what stands between Q/DQ in INT8. Without it Q/DQ is run as it is written, in float32.
         narrow: its weights have 7 bits, so that no CPU's products saturate.
+        cpu: a CPU runs all of it.
     """
     import onnxruntime as ort
 
@@ -73,8 +82,8 @@ def session_options(threads: int, integers: bool = False, narrow: bool = False) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Weights that are stored as INT8 and computed in float32 are unpacked once, on load, not at every turn.
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
-    # Fused, a sum and its norm take twice as long as the two by themselves (ONNX Runtime 1.32; 1.23 does not mind).
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    if cpu:  # fused, a sum and its norm take twice as long as the two by themselves (ONNX Runtime 1.32, not yet 1.23)
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     # x86 without VNNI adds products of unsigned and signed bytes in 16 bits, which saturate at 8-bit weights: ONNX
     # Runtime's exact kernels are slower, but right. With VNNI they are slower and no better.
     exact = integers and not narrow and saturates_here()
@@ -82,10 +91,10 @@ def session_options(threads: int, integers: bool = False, narrow: bool = False) 
     return options
 
 
-def options_of(bundle: Bundle, threads: int) -> onnxruntime.SessionOptions:
+def options_of(bundle: Bundle, threads: int, cpu: bool = True) -> onnxruntime.SessionOptions:
     """`session_options` as a bundle's precision needs them."""
     narrow = bool(bundle.manifest.get("quantisation", {}).get("narrow"))
-    return session_options(threads, bundle.manifest["precision"] == INT8, narrow)
+    return session_options(threads, bundle.manifest["precision"] == INT8, narrow, cpu)
 
 
 class Runs(Protocol):
@@ -93,6 +102,7 @@ class Runs(Protocol):
 
     provider: str
     threads: int
+    beside: Beside | None  # where encoders run on a CPU, and on more than one thread
 
     def audio(self, mel: Array) -> Array: ...
 
@@ -142,7 +152,8 @@ class Backend:
     Args:
         bundle: a verified bundle.
         provider: "cpu", "ort-cuda" or "ort-tensorrt".
-        threads: of each of the audio encoder's operators; all others run on the caller's.
+        threads: of each of the audio encoder's operators; the other graphs take one for a turn, and as many for a
+            batch.
         scope: in the dialogue graph's place: codes (B, 2, d), present (B, 2), conversations, and what all may recall
             -> logits, embedding, new keys and values.
     """
@@ -151,6 +162,7 @@ class Backend:
         self.provider, self.threads, self._scope = provider, threads, scope
         self._stack = int(bundle.manifest["stack"])
         self._providers = _available(provider)
+        self.beside = Beside(threads - 1) if provider == "cpu" and threads > 1 else None
         self._sessions = {n: self._session(bundle, n) for n in GRAPHS if scope is None or n != "dialogue"}
         self._dims = {i.name: i.shape[-1] for i in self._sessions["utterance"].get_inputs()}
         self._check(bundle)
@@ -158,8 +170,9 @@ class Backend:
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
 
-        # The others' products are so small that handing a part to another thread takes longer than it saves.
-        options = options_of(bundle, self.threads if name == "audio" else 1)
+        # The others' products are so small that handing a part to another thread takes longer than it saves; of a
+        # batch each thread takes some rows (`_rows_beside`).
+        options = options_of(bundle, self.threads if name == "audio" else 1, self.provider == "cpu")
         try:
             session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
@@ -199,6 +212,16 @@ class Backend:
         result: list[Array] = self._sessions[graph].run(None, inputs)
         return result
 
+    def _rows_beside(self, graph: str, **inputs: Array) -> list[Array]:
+        """Run a graph of one thread, rows of a batch beside each other."""
+        rows = len(next(iter(inputs.values())))
+        if self.beside is None or rows == 1:
+            return self._run(graph, **inputs)
+        cuts = np.linspace(0, rows, min(self.threads, rows) + 1).astype(int)
+        parts = [{name: value[a:b] for name, value in inputs.items()} for a, b in pairwise(cuts)]
+        found = self.beside.all([partial(self._run, graph, **part) for part in parts])
+        return [np.concatenate(outputs) for outputs in zip(*found)]
+
     def audio(self, mel: Array) -> Array:
         """(B, 80, frames) log-mel at 100 Hz, all as long -> (B, frames at 50 Hz, dim) encoder states, layers summed."""
         return self._run("audio", mel=mel)[0]
@@ -208,7 +231,7 @@ class Backend:
         longest = max(map(len, tokens))
         ids = np.stack([np.pad(t, (0, longest - len(t))) for t in tokens])
         mask = np.stack([(np.arange(longest) < len(t)).astype(np.int64) for t in tokens])
-        states = self._run("text", tokens=ids, token_mask=mask)[0]
+        states = self._rows_beside("text", tokens=ids, token_mask=mask)[0]
         return [states[i : i + 1, : len(t)] for i, t in enumerate(tokens)]
 
     def turns(
@@ -235,7 +258,7 @@ class Backend:
         heard, heard_mask = _masked(frames, self._dims["frames"], self._stack)
         said, said_mask = _masked(tokens, self._dims["tokens"], 1)
         seen = {name: getattr(recall, name) for name in ("visible", "distance", "relation")}
-        codes, context_key, context_value = self._run(
+        codes, context_key, context_value = self._rows_beside(
             "utterance",
             frames=heard,
             frame_mask=heard_mask,
@@ -296,4 +319,6 @@ def _available(provider: str) -> list[str]:
             f"provider {provider!r} needs {wanted}, which this ONNX Runtime {ort.__version__} was built without; "
             "install onnxruntime-gpu in place of onnxruntime (on a Jetson: NVIDIA's wheel), or use provider='cpu'"
         )
-    return [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    below = [PROVIDERS["ort-cuda"]] if provider == "ort-tensorrt" else []  # for what TensorRT does not know
+    below = [name for name in below if name in ort.get_available_providers()]
+    return list(dict.fromkeys([wanted, *below, PROVIDERS["cpu"]]))

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +21,6 @@ from hbaf_edge.conversation import Conversation, Slot, Turn
 from hbaf_edge.errors import BackendError, BundleError
 from hbaf_edge.features import Features, Tokeniser
 from hbaf_edge.prediction import Prediction, softmax
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ class Judge:
         self._temperatures = bundle.manifest["temperatures"]
         self._min_confidence = min_confidence
         self._process = os.getpid()
-        self._beside = Beside() if backend.provider == "cpu" and backend.threads > 1 else None
         try:
             self.tokeniser = Tokeniser(bundle.files["tokenizer.json"])
         except Exception as error:  # tokenizers raises bare Exception
@@ -92,7 +87,8 @@ class Judge:
             return found, (time.perf_counter() - begun) * 1e3
 
         # The audio encoder takes four times as long, and alone can hardly use a second thread.
-        texts = self._beside.start(read) if self._beside is not None and said and lengths else read
+        beside = self.backend.beside
+        texts = beside.start(read) if beside is not None and said and lengths else read
         frames: dict[int, NDArray[np.float32]] = {}
         for rows in lengths.values():
             states = self.backend.audio(np.stack([m for i in rows if (m := features[i].mel) is not None]))
@@ -178,26 +174,6 @@ class Judge:
 def _noted(result: Prediction) -> tuple[str | None, float, tuple[str, ...]]:
     """What a conversation remembers of a prediction."""
     return result.label, result.confidence, result.modalities
-
-
-class Beside:
-    """One thread that does something beside its caller; who finds it busy does that himself, later."""
-
-    def __init__(self) -> None:
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hbaf_edge_beside")
-        self._free = threading.Lock()
-
-    def start(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """Begin; what is returned waits for the end and gives the result, or raises what the work raised."""
-        if not self._free.acquire(blocking=False):
-            return work
-        try:
-            future = self._worker.submit(work)
-        except RuntimeError:  # Python is ending and starts no threads
-            self._free.release()
-            return work
-        future.add_done_callback(lambda _: self._free.release())
-        return future.result
 
 
 class Clock:

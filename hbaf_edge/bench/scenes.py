@@ -146,7 +146,7 @@ def stages(bench: Bench) -> Section:
     series = {shown: Series.of(found[name]) for name, shown in STAGES.items()}
     speed = 3000 / series["a turn"].p50
     parts = {s: rounded(series[STAGES[s]].p50) for s in ("features", "audio", "text", "utterance", "dialogue")}
-    beside = runtime.provider == "cpu" and runtime.threads > 1
+    beside = runtime._ready().backend.beside is not None
     overlap = " The words are read while the sound is heard: the whole is less than the parts' sum." if beside else ""
     return Section(
         "stages", "A turn, stage by stage, ms", ("stage", *PERCENTILES), percentile_rows(series),

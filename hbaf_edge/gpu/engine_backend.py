@@ -24,6 +24,7 @@ from hbaf_edge.gpu.packed import ALIGNMENT, Packed
 from hbaf_edge.gpu.pool import Place
 
 if TYPE_CHECKING:
+    from hbaf_edge.beside import Beside
     from hbaf_edge.bundle import Bundle
 
 CONTEXT = ("context_keys", "context_values")
@@ -40,6 +41,8 @@ class EngineBackend:
         engines: audio, text and utterance.
         folder: of the kernels.
     """
+
+    beside: Beside | None = None
 
     def __init__(
         self, bundle: Bundle, threads: int, scope: DialogueScope, device: Device, engines: Mapping[str, Runner],

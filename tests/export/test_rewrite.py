@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from export import renew, to_onnx
-from export.int8 import converted, fidelity
-from export.qdq import Recipe, insert
+from export.int8 import attends_plainly, converted, fidelity
+from export.qdq import Recipe, insert, sort
 from export.rewrite import fuse_attention, mix_layers
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backend import session_options
@@ -123,6 +123,48 @@ def test_an_older_bundle_is_renewed(tiny, older, calibrated, tmp_path):
         assert after.probabilities[label] == pytest.approx(p, abs=0.02)
 
 
+def test_an_encoder_with_another_mask_keeps_its_attention(older, capsys):
+    """A decoder's: what comes later is masked too, which MultiHeadAttention would not be told."""
+    made = onnx.ModelProto()
+    made.CopyFrom(older["text"])
+    node = next(n for n in made.graph.node if n.op_type == "Softmax")
+    (scores,) = node.input
+    later = np.triu(np.full((16, 16), -1e4, np.float32), 1)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(later, "later"))
+    (mask,) = {n.input[1] for n in made.graph.node if n.op_type == "Add" and scores in n.output}
+    for adding in [n for n in made.graph.node if n.op_type == "Add" and n.input[1] == mask]:
+        adding.input[1] = "both"
+    made.graph.node.append(onnx.helper.make_node("Add", [mask, "later"], ["both"]))
+    nodes = sort(list(made.graph.node))
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    assert attends_plainly("text", older["text"])
+    assert not capsys.readouterr().err
+    assert not attends_plainly("text", made)
+    assert "stays in single operators" in capsys.readouterr().err
+
+
+def test_swapped_keys_and_values_are_found_out(older):
+    swapped = onnx.ModelProto()
+    swapped.CopyFrom(older["audio"])
+    stored = {t.name: onnx.numpy_helper.to_array(t).ravel() for t in swapped.graph.initializer}
+    parts = [n for n in swapped.graph.node if n.op_type == "Slice" and n.input[0].startswith("permute")]
+    keys, values = ([n for n in parts if stored[n.input[1]][0] == which] for which in (1, 2))
+    assert len(keys) == len(values) == LAYERS
+    for one, other in zip(keys, values):
+        one.output[0], other.output[0] = other.output[0], one.output[0]
+    nodes = sort(list(swapped.graph.node))
+    del swapped.graph.node[:]
+    swapped.graph.node.extend(nodes)
+    assert not attends_plainly("audio", swapped)
+
+
+def test_there_must_be_something_to_renew(tiny, tmp_path):
+    with pytest.raises(SystemExit, match="nothing to rewrite"):
+        renew.renewed(load_bundle(tiny.bundle), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_renewing_refuses_what_it_would_break(tiny, tmp_path, monkeypatch, capsys):
     def broken(model):
         made = mix_layers(model)
@@ -132,7 +174,7 @@ def test_renewing_refuses_what_it_would_break(tiny, tmp_path, monkeypatch, capsy
         return made
 
     monkeypatch.setattr(renew, "mix_layers", broken)
-    with pytest.raises(SystemExit, match="dB are left of its outputs"):
+    with pytest.raises(SystemExit, match="its outputs keep"):
         renew.renewed(load_bundle(tiny.bundle), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -143,4 +185,4 @@ def test_the_default_model_is_written_so(runtime):
         found = kinds(onnx.load_from_string(bundle.graph(name)))
         assert found.count("MultiHeadAttention") == layers
         assert "Einsum" not in found
-    assert "before its graphs were rewritten" in json.dumps(bundle.manifest["headline"])
+    assert "against what it was before" in json.dumps(bundle.manifest["headline"])

@@ -26,7 +26,7 @@ def test_default_bundle_is_small_and_says_what_it_is():
     assert sum(map(len, bundle.files.values())) <= 60e6
     assert bundle.manifest["licence"]["commercial"] is False
     assert bundle.manifest["precision"] == "int8"
-    assert bundle.manifest["scores"]["against_float32"]["turns"] > 1000
+    assert bundle.manifest["scores"]["against_float32_before_rewriting"]["turns"] > 1000
     assert {p.name for p in DEFAULT.iterdir()} == {*bundle.files, "manifest.json"}
 
 
