@@ -216,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--note", default="", help="a sentence on these bundles, for the report")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=51)
     parser.add_argument("--turns", type=int, default=1500)
@@ -233,6 +234,7 @@ def main() -> None:
     def default() -> Section:
         section, found = default_model([None, *given.bundle], given.threads, given.repeats, given.turns)
         choices.extend(found)
+        section.text += f" {given.note}" if given.note else ""
         return section
 
     work: list[tuple[str, Callable[[], Measured]]] = [
