@@ -244,7 +244,8 @@ def main() -> None:
     ]
     measure(made, work, None, Console(), folder)
     if folder is not None and choices:
-        stored = {"format": FORMAT, "machine": machine(), "score": made.sections[0].text, "choices": choices}
+        score = made.sections[0].text.removesuffix(given.note).rstrip()
+        stored = {"format": FORMAT, "machine": machine(), "score": score, "choices": choices}
         CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
     finish(made, folder, Console())
 
