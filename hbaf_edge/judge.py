@@ -189,6 +189,10 @@ class Clock:
         self._stages[stage] = (now - self._last) * 1e3 if took is None else took
         self._last = now
 
+    def waited(self) -> None:
+        """What passed until now is of no stage, but of the total."""
+        self._last = time.perf_counter()
+
     def stages(self) -> dict[str, float]:
         """Those that have ended, and the total, to which stages that ran beside each other add less than their sum."""
         return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3}

@@ -91,6 +91,8 @@ class HBAFRuntime:
         self._stats = Stats()
         self._worker: ThreadPoolExecutor | None = None
         self._worker_lock = threading.Lock()
+        # More turns at once than cores take each other's caches: 16 callers get a tenth more done if most of them wait.
+        self._room = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         backend = open_backend(loaded, provider, threads or default_threads(), kernels)
         self._judge: Judge | None = Judge(loaded, backend, self.min_confidence)
 
@@ -280,9 +282,11 @@ class HBAFRuntime:
     def _turn(self, given: TurnInput) -> Prediction:
         """`predict` without what is kept about it."""
         clock, judge = Clock(), self._ready()
-        turn = self._prepared(given)
-        clock("features")
-        return judge.estimate(judge.encode(turn.features, clock), turn.chat, turn.speaker, clock)[0]
+        with self._room:
+            clock.waited()
+            turn = self._prepared(given)
+            clock("features")
+            return judge.estimate(judge.encode(turn.features, clock), turn.chat, turn.speaker, clock)[0]
 
     def _many(self, turns: Sequence[Prepared]) -> list[Prediction]:
         """Turns of different conversations together."""

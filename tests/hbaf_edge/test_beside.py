@@ -2,12 +2,14 @@
 
 import logging
 import threading
+import time
 from functools import partial
 
 import pytest
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.beside import Beside
+from hbaf_edge.errors import InputError
 from tests.conftest import speech
 
 SAID = "Well, I never thought that you would do that."
@@ -138,3 +140,28 @@ def test_an_interrupt_leaves_the_thread_to_the_next(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             beside.start(list)
     assert beside.start(threading.current_thread)() is not threading.current_thread()
+
+
+def test_no_more_turns_compute_at_once_than_there_are_cores_and_one(tiny, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    runtime = HBAFRuntime(tiny.bundle, threads=1)
+    backend, here, most = runtime._ready().backend, [], []
+    read = backend.text
+
+    def watched(tokens):
+        here.append(None)
+        most.append(len(here))
+        time.sleep(0.02)
+        here.pop()
+        return read(tokens)
+
+    backend.text = watched
+    callers = [threading.Thread(target=lambda: runtime.predict(text=SAID)) for _ in range(8)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join()
+    assert (len(most), max(most)) == (8, 2)
+    with pytest.raises(InputError):
+        runtime.predict(text="")
+    assert runtime._room._value == 2
