@@ -32,7 +32,7 @@ from benchmarks.counted import count
 from benchmarks.graphs import kept_feeds, stored_nodes
 from benchmarks.report import show
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench.scenes import turn_of
+from hbaf_edge.bench.turns import turn_of
 from hbaf_edge.bundle import DEFAULT, GRAPHS, load_bundle
 
 BUDGETS = Path(__file__).parent / "budgets.json"

@@ -25,8 +25,8 @@ from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench import page
 from hbaf_edge.bench.command import finish, measure
 from hbaf_edge.bench.document import Cell, Report, Section
-from hbaf_edge.bench.scenes import turn_of
 from hbaf_edge.bench.series import Series, certain, in_turn, rounded, timed
+from hbaf_edge.bench.turns import turn_of
 from hbaf_edge.bundle import load_bundle
 
 STAGES = {"audio": "encoder: audio", "text": "encoder: text", "utterance": "fusion: utterance scope",

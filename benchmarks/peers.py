@@ -30,9 +30,9 @@ from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench import page
 from hbaf_edge.bench.command import finish, measure
 from hbaf_edge.bench.document import Report, Section
-from hbaf_edge.bench.scenes import talked
 from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
 from hbaf_edge.bench.speech import RATE, WORDS, sound
+from hbaf_edge.bench.turns import talked, total, turn_of
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from hbaf_edge.features import extract
 from hbaf_edge.judge import Clock
@@ -68,10 +68,7 @@ class Side(NamedTuple):
 
 def ours(runtime: HBAFRuntime) -> Callable[[], float]:
     """A whole turn as number 33."""
-    chat, voice = talked(runtime, WINDOW), sound(3.0)
-    return lambda: runtime.predict(
-        voice, text=WORDS, speaker="a", conversation=chat.fork(), sample_rate=RATE
-    ).timing["total"]  # fmt: skip
+    return total(turn_of(runtime, past=WINDOW))
 
 
 def stateless(runtime: HBAFRuntime) -> Callable[[], float]:

@@ -34,9 +34,9 @@ from hbaf_edge.bench import page
 from hbaf_edge.bench.advise import CHOICES, FORMAT
 from hbaf_edge.bench.command import Measured, finish, measure
 from hbaf_edge.bench.document import Cell, Report, Section, measures_of
-from hbaf_edge.bench.scenes import Bench, fresh, total, turn_of
 from hbaf_edge.bench.series import Series, certain, in_turn, rounded
 from hbaf_edge.bench.speech import WORDS
+from hbaf_edge.bench.turns import Bench, fresh, total, turn_of
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.machine import machine
 from training.config import Use
@@ -126,7 +126,7 @@ def default_model(bundles: list[Path | None], threads: int, repeats: int, turns:
 
 def size_of(bundle: Path | None) -> float | None:
     """MB of all files of a bundle."""
-    return rounded(sum(len(content) for content in load_bundle(bundle).files.values()) / 1e6)
+    return rounded(load_bundle(bundle).megabytes)
 
 
 def pareto(choices: Sequence[dict[str, Any]]) -> list[str]:

@@ -24,7 +24,8 @@ from benchmarks.report import RESULTS
 from hbaf_edge.bench import page
 from hbaf_edge.bench.command import Measured, begun, finish, measure
 from hbaf_edge.bench.document import Section, load
-from hbaf_edge.bench.scenes import Bench, scenes
+from hbaf_edge.bench.scenes import scenes
+from hbaf_edge.bench.turns import Bench
 
 RECORDED = RESULTS / "tradeoff" / "report.json"
 

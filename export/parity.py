@@ -115,7 +115,7 @@ def in_runtime(bundle: Bundle, dialogues: Sequence[Dialogue], threads: int) -> O
         np.array([list(p.probabilities.values()) for p in found]),
         np.array([p.embedding for p in found]),
         float(np.median([p.timing["total"] for p in found])),
-        sum(map(len, bundle.files.values())) / 1e6,
+        bundle.megabytes,
     )
 
 

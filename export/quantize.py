@@ -115,7 +115,7 @@ def main() -> None:
     recipe, steps = search(held, calibration, recipe_of(given, given.keep), budget)
     out = quantised(bundle, calibration, recipe, given.out)
     Console().print(table(steps, f"INT8 against float32 on {data['turns']} held-out turns"))
-    sizes = [sum(len(content) for content in load_bundle(path).files.values()) / 1e6 for path in (given.bundle, out)]
+    sizes = [load_bundle(path).megabytes for path in (given.bundle, out)]
     Console().print(f"{out}: {sizes[1]:.1f} MB, {sizes[1] / sizes[0]:.2f} of float32")
     print(json.dumps({"out": str(out), "recipe": asdict(recipe), "data": data, "steps": [*map(asdict, steps)]}))
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import ModelProto
 
 from export.command import run
 from export.int8 import converted, fidelity
@@ -39,25 +38,20 @@ def renewed(bundle: Bundle, out: Path, about: dict[str, Any] | None = None) -> d
     Raises:
         SystemExit: a graph's outputs are no longer the same, or nothing is to be done.
     """
-    ratios: dict[str, float] = {}
     integers = bundle.manifest["precision"] == INT8
-
-    def convert(before: ModelProto) -> ModelProto:
-        after = mix_layers(before)
-        return fuse_attention(after) if integers else after
-
-    def compared(graph: str, before: ModelProto) -> ModelProto:
-        after = convert(before)
-        if after != before:
-            ratios[graph] = round(fidelity(before, after, integers=integers), 1)
-            if ratios[graph] < LEAST_DB:
-                raise SystemExit(f"{graph}: its outputs keep {ratios[graph]} dB; they should stay the same")
-        return after
-
-    files = [onnx.load_from_string(bundle.graph(graph)) for graph in GRAPHS]
-    if all(convert(file) == file for file in files):
+    files = {graph: onnx.load_from_string(bundle.graph(graph)) for graph in GRAPHS}
+    mixed = {graph: mix_layers(file) for graph, file in files.items()}
+    made = {graph: fuse_attention(file) for graph, file in mixed.items()} if integers else mixed
+    ratios = {
+        graph: round(fidelity(files[graph], made[graph], integers=integers), 1)
+        for graph in GRAPHS if made[graph] != files[graph]
+    }  # fmt: skip
+    if not ratios:
         raise SystemExit(f"{bundle.path}: there is nothing to rewrite; nothing was written")
-    converted(bundle, out, compared, about or {})
+    for graph, ratio in ratios.items():
+        if ratio < LEAST_DB:
+            raise SystemExit(f"{graph}: its outputs keep {ratio} dB of at least {LEAST_DB}; nothing was written")
+    converted(bundle, out, lambda graph, _: made[graph], about or {})
     return ratios
 
 
@@ -89,13 +83,16 @@ def main() -> None:
     given = parser.parse_args()
     check_place(given.out)
     bundle = load_bundle(given.bundle)
+    known = bundle.manifest.get("scores", {})
+    if given.score and "against_float32" not in known:
+        raise SystemExit(f"{given.bundle} does not say how far it is from float32; leave --score out")
     about: dict[str, Any] = {}
     if "parity" in bundle.manifest:
         about["parity"] = noted(bundle.manifest["parity"], bundle.manifest["precision"])
     if given.score:
         with workplace(given.out) as folder:
             renewed(bundle, Path(folder) / "bundle")
-            about |= scored(Path(folder) / "bundle", given.bundle, bundle.manifest["scores"])
+            about |= scored(Path(folder) / "bundle", given.bundle, known)
     print(json.dumps({"out": str(given.out), "db": renewed(bundle, given.out, about)}))
 
 

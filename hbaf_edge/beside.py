@@ -24,18 +24,21 @@ class Beside:
 
     def __init__(self, threads: int) -> None:
         self._free = threading.Semaphore(threads)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hbaf_edge_beside")
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="hbaf_edge_beside")
 
     def start(self, work: Callable[[], Result]) -> Callable[[], Result]:
         """Begin; what is returned waits for the end and gives the result, or raises what the work raised."""
-        if not self._free.acquire(blocking=False):
+        pool = self._pool
+        if pool is None or not self._free.acquire(blocking=False):
             return work
         try:
-            future = self._pool.submit(work)
+            future = pool.submit(work)
         except RuntimeError as error:  # Python is ending, or the system gives no more threads
-            # None is freed again: a pool that failed may hold the work, and would do it for nobody.
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            log.warning("a thread could not be had (%s): what ran beside each other runs one after another", error)
+            # Never asked again: a pool that failed may hold the work, and would do it for nobody.
+            pool.shutdown(wait=False, cancel_futures=True)
+            if self._pool is not None:
+                log.warning("a thread could not be had (%s): what ran beside each other runs one after another", error)
+            self._pool = None
             return work
         except BaseException:  # such as Ctrl-C
             self._free.release()

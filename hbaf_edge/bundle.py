@@ -59,6 +59,11 @@ class Bundle:
         """Class names in the order of the logits."""
         return tuple(self.manifest["labels"])
 
+    @property
+    def megabytes(self) -> float:
+        """Of all files together."""
+        return sum(map(len, self.files.values())) / 1e6
+
     def graph(self, name: str) -> bytes:
         """The ONNX file of one graph: audio, text, utterance or dialogue."""
         return self.files[self.manifest["graphs"][name]["file"]]

@@ -92,7 +92,7 @@ def info(
         print(json.dumps(loaded.manifest, indent=1))
         return
     console = Console()
-    size = sum(len(content) for content in loaded.files.values()) / 1e6
+    size = loaded.megabytes
     console.print(f"[bold]{escape(loaded.path)}[/], {len(loaded.files)} files, {size:.1f} MB, every SHA-256 right")
     for line in describe(loaded.manifest):
         console.print(f"  {line}", markup=False)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hbaf_edge.bench.document import Cell, Section
-from hbaf_edge.bench.scenes import Bench, turn_of
 from hbaf_edge.bench.series import Series, in_turn, rounded
 from hbaf_edge.bench.speech import WORDS
+from hbaf_edge.bench.turns import Bench, turn_of
 from hbaf_edge.errors import InputError
 
 CHOICES = Path(__file__).with_name("choices.json")

@@ -21,7 +21,8 @@ from hbaf_edge.bench.advise import Limits, here, quantity, recipe, recorded
 from hbaf_edge.bench.advise import advise as advised
 from hbaf_edge.bench.compare import as_section, differing
 from hbaf_edge.bench.document import Report, Section, load, print_section
-from hbaf_edge.bench.scenes import Bench, scenes
+from hbaf_edge.bench.scenes import scenes
+from hbaf_edge.bench.turns import Bench
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import InputError

@@ -1,18 +1,13 @@
 """What `hbaf-edge benchmark` measures: a section of the report from each function, light scenes only.
 
-Sides of a comparison take turns, so that a busy machine slows all alike. A turn is 3 s of speech and twelve words as
-turn 11 of a conversation, unless a section says otherwise; it runs on a fork, so that every one is the same turn.
+Sides of a comparison take turns, so that a busy machine slows all alike; the turn itself is that of turns.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +15,12 @@ from typing import Any
 import numpy as np
 import soxr
 
-from hbaf_edge import Conversation, HBAFRuntime
 from hbaf_edge.bench.compare import YARDSTICK
 from hbaf_edge.bench.document import Cell, Section, measures_of, percentile_rows
 from hbaf_edge.bench.energy import measured, readers
 from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
 from hbaf_edge.bench.speech import RATE, WORDS, sound
+from hbaf_edge.bench.turns import Bench, fresh, talked, total, turn_of
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.given import TurnInput
 from hbaf_edge.mel import log_mel
@@ -33,77 +28,6 @@ from hbaf_edge.mel import log_mel
 LENGTHS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0)
 TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 PERCENTILES = ("p50", "p90", "p99", "max", "samples")
-FRESH = (
-    "import json, sys, time; t = time.perf_counter(); import hbaf_edge; a = time.perf_counter(); "
-    "bundle, threads, provider, seconds, words = json.loads(sys.argv[1]); "
-    "r = hbaf_edge.HBAFRuntime(bundle, threads=threads, provider=provider); b = time.perf_counter(); "
-    "from hbaf_edge.bench.speech import *; x = {'audio': sound(seconds), 'sample_rate': RATE} if seconds else {}; "
-    "c = time.perf_counter(); r.predict(**x, text=WORDS if words else None); d = time.perf_counter(); "
-    "from hbaf_edge.stats import peak_mb, resident_mb; "
-    "print(json.dumps([1e3 * (a - t), 1e3 * (b - a), 1e3 * (d - c), resident_mb(), peak_mb()]))"
-)
-
-
-@dataclass
-class Bench:
-    """What is measured, and how often.
-
-    Attributes:
-        bundles: paths; the first is what most sections measure, None the default model.
-        threads: CPU threads of an operator.
-        provider: of `HBAFRuntime`.
-        repeats: samples of a turn.
-        quick: fewer of what takes long.
-        step: told of every bit of work that is done.
-        yardstick: milliseconds of a fixed piece of arithmetic during the run.
-    """
-
-    bundles: list[Path | None]
-    threads: int
-    provider: str
-    repeats: int
-    quick: bool = False
-    step: Callable[[], object] = lambda: None
-    yardstick: list[float] = field(default_factory=list)
-    _runtimes: dict[tuple[Any, ...], HBAFRuntime] = field(default_factory=dict)
-
-    def runtime(self, threads: int | None = None, bundle: int = 0) -> HBAFRuntime:
-        """Loaded once, and warm."""
-        key = threads or self.threads, bundle
-        if key not in self._runtimes:
-            made = HBAFRuntime(self.bundles[bundle], threads=key[0], provider=self.provider)
-            made.warmup()
-            self._runtimes[key] = made
-        return self._runtimes[key]
-
-    def some(self, share: float, least: int = 6) -> int:
-        """A share of the repeats, if there are so many."""
-        return min(self.repeats, max(least, round(self.repeats * share)))
-
-
-def talked(runtime: HBAFRuntime, turns: int) -> Conversation:
-    """A conversation of so many turns of words."""
-    chat = runtime.conversation()
-    for n in range(turns):
-        runtime.observe(text=f"And then we went home, {n} times.", speaker="ab"[n % 2], conversation=chat)
-    return chat
-
-
-def turn_of(runtime: HBAFRuntime, seconds: float | None = 3.0, words: str | None = WORDS, past: int = 10,
-            rate: int = RATE) -> Callable[[], dict[str, float]]:  # fmt: skip
-    """A turn that can be repeated: its stages' milliseconds."""
-    chat, voice = talked(runtime, past), None if seconds is None else sound(seconds)
-    given: dict[str, Any] = {} if voice is None else {"audio": voice, "sample_rate": rate}
-
-    def turn() -> dict[str, float]:
-        return runtime.predict(text=words, speaker="a", conversation=chat.fork(), **given).timing
-
-    return turn
-
-
-def total(turn: Callable[[], dict[str, float]]) -> Callable[[], float]:
-    """Its milliseconds as a whole."""
-    return lambda: turn()["total"]
 
 
 def fresh_start(bench: Bench) -> Section:
@@ -116,18 +40,6 @@ def fresh_start(bench: Bench) -> Section:
     series = {name: Series.of(values) for name, values in zip(names, zip(*found))}
     return Section("start", "From nothing to the first result, ms", ("what", *PERCENTILES), percentile_rows(series),
                    "Fresh interpreters; files are in the system's cache.", measures_of(series))  # fmt: skip
-
-
-def fresh(bench: Bench, seconds: float | None = 3.0, words: bool = True) -> list[float]:
-    """In an interpreter of its own: milliseconds of import, load and first turn, resident and peak MB."""
-    bundle = bench.bundles[0]
-    argument = json.dumps([None if bundle is None else str(bundle), bench.threads, bench.provider, seconds, words])
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", FRESH, argument]
-    found: list[float] = json.loads(
-        subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path})  # noqa: S603 - ourselves
-    )
-    return found
 
 
 def stages(bench: Bench) -> Section:
@@ -252,10 +164,9 @@ def precisions(bench: Bench) -> Section | None:
     rows, measures = [], dict[str, Mapping[str, Any]]()
     for name, i in named.items():
         loaded, s = load_bundle(bench.bundles[i]), Series.of(found[name])
-        size = sum(map(len, loaded.files.values())) / 1e6
         times = ratio(found[name], found[first])
-        rows.append((name, loaded.manifest.get("precision"), rounded(size), *percentile_rows({name: s})[0][1:],
-                     rounded(times["p50"])))  # fmt: skip
+        rows.append((name, loaded.manifest.get("precision"), rounded(loaded.megabytes),
+                     *percentile_rows({name: s})[0][1:], rounded(times["p50"])))  # fmt: skip
         measures[name] = s.to_json()
     head = ("bundle", "precision", "MB", *PERCENTILES, f"÷ {first}")
     return Section("bundles", "Bundles beside each other, ms", head, rows, "", measures)  # fmt: skip
@@ -302,8 +213,8 @@ def memory(bench: Bench) -> Section:
         bench.step()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     chat = talked(runtime, 2)
-    size = sum(map(len, load_bundle(bench.bundles[0]).files.values())) / 1e6
     resident, peak = fresh(bench)[3:]
+    size = load_bundle(bench.bundles[0]).megabytes
     rows: list[Sequence[Cell]] = [
         ("resident after a first turn of 3 s", rounded(resident), "MB"), ("peak until then", rounded(peak), "MB"),
         ("bundle", rounded(size), "MB"), ("state of a conversation", rounded(chat.nbytes / 1024), "KiB"),

@@ -127,6 +127,7 @@ def test_without_a_thread_work_is_done_once_and_that_is_said(monkeypatch, caplog
         result()
     assert sorted(done) == [0, 1, 2, 3]
     assert "can't start new thread" in caplog.text
+    assert caplog.text.count("one after another") == 1
 
 
 def test_an_interrupt_leaves_the_thread_to_the_next(monkeypatch):
