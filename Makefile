@@ -1,5 +1,10 @@
 # Two commands: `make demo` and `make test`. Each makes .venv if it is not there and installs what it needs into it.
 PYTHON ?= python3
+# Which ONNX Runtime .venv gets: an extra of pyproject.toml (cpu, gpu, openvino).
+ONNX_RUNTIME ?= cpu
+# Where torch comes from. Empty: the package registry, whose Linux build brings CUDA (3 GB to download). A CPU build
+# (200 MB): make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -81,13 +86,13 @@ model: .venv/test.done
 
 .venv/demo.done: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "== installing hbaf-edge and its runtime dependencies into .venv (no torch)"
-	@$(PIP) -e .
+	@$(PIP) -e ".[$(ONNX_RUNTIME)]"
 	@touch $@
 
 .venv/test.done: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "== installing hbaf-edge with everything the tests need into .venv (CPU torch, about 1.7 GB)"
-	@$(PIP) torch
-	@$(PIP) -e ".[dev]"
+	@echo "== installing hbaf-edge with everything the tests need into .venv"
+	@$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
+	@$(PIP) -e ".[$(ONNX_RUNTIME),dev]"
 	@touch $@ .venv/demo.done
 
 clean:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from benchmarks.graphs import kept_feeds
 from hbaf_edge.backend import options_of, session_options
 from hbaf_edge.bench.series import timed
 from hbaf_edge.bundle import GRAPHS, Bundle
+from hbaf_edge.ort import onnxruntime as ort
 
 INTEGERS = ("MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
 FLOATS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "GemmFastGelu")

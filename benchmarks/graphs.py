@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.incremental import WINDOW, alternately, talked, timed
@@ -28,6 +27,7 @@ from hbaf_edge.backend import Backend, options_of
 from hbaf_edge.bench.speech import RATE, WORDS, sound
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import machine
+from hbaf_edge.ort import onnxruntime as ort
 
 Feeds = dict[str, dict[str, NDArray[Any]]]
 UNPACKING = {"DequantizeLinear"}  # of weights: folded on load

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from benchmarks.counted import count
 from benchmarks.graphs import kept_feeds, stored_nodes
@@ -34,6 +33,7 @@ from benchmarks.report import show
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench.turns import turn_of
 from hbaf_edge.bundle import DEFAULT, GRAPHS, load_bundle
+from hbaf_edge.ort import onnxruntime as ort
 
 BUDGETS = Path(__file__).parent / "budgets.json"
 SLACK = 1.03

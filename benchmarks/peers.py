@@ -139,7 +139,7 @@ def usual(precision: str, threads: int) -> tuple[Callable[[], float], Callable[[
 
 
 def _usual(suffix: str, threads: int) -> tuple[Callable[[], float], Callable[[], float], float]:
-    import onnxruntime as ort
+    from hbaf_edge.ort import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

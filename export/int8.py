@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from rich.console import Console
@@ -23,6 +22,7 @@ from export.qdq import Profile, Recipe, insert
 from export.rewrite import fuse_attention
 from hbaf_edge.backend import INT8, default_threads, session_options
 from hbaf_edge.bundle import GRAPHS, Bundle
+from hbaf_edge.ort import onnxruntime as ort
 
 LEAST_DB = 15.0
 SAME_DB = 80.0  # of float32 graphs that should compute the same

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -30,6 +29,7 @@ from export.graphs import Graph, graphs
 from export.place import check_place, workplace
 from export.rewrite import mix_layers
 from hbaf_edge.backend import default_threads, session_options
+from hbaf_edge.ort import onnxruntime as ort
 from training import checkpoint
 from training.config import ModelConfig
 from training.model import HBAF

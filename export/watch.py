@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backend import Backend, options_of
 from hbaf_edge.bundle import Bundle
+from hbaf_edge.ort import onnxruntime as ort
 
 See = Callable[[str, dict[str, NDArray[Any]]], None]
 

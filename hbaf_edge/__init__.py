@@ -17,6 +17,7 @@ from hbaf_edge.gather import Gatherer
 from hbaf_edge.live import LiveTurn
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
+from hbaf_edge.telemetry import disable_telemetry
 
 __all__ = [
     "BackendError",
@@ -32,3 +33,5 @@ __all__ = [
     "Turn",
     "__version__",
 ]
+
+disable_telemetry()  # nothing above loads ONNX Runtime, which reads the switch once, while it loads

@@ -72,7 +72,7 @@ def session_options(
         narrow: its weights have 7 bits, so that no CPU's products saturate.
         cpu: a CPU runs all of it.
     """
-    import onnxruntime as ort
+    from hbaf_edge.ort import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -168,7 +168,7 @@ class Backend:
         self._check(bundle)
 
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
-        import onnxruntime as ort
+        from hbaf_edge.ort import onnxruntime as ort
 
         # The others' products are so small that handing a part to another thread takes longer than it saves; of a
         # batch each thread takes some rows (`_rows_beside`).
@@ -306,8 +306,19 @@ def _masked(states: Sequence[Array | None], dim: int, multiple: int) -> tuple[Ar
     return padded, mask
 
 
+def _how_to_get_a_gpu_build() -> str:
+    from hbaf_edge.ort import installed_builds
+
+    builds = installed_builds()
+    if len(builds) > 1:
+        return f"{' and '.join(builds)} overwrote each other's files: uninstall them all, then install the one you need"
+    return (
+        "pip uninstall onnxruntime, then pip install 'hbaf-edge[gpu]' (on a Jetson: NVIDIA's own onnxruntime-gpu wheel)"
+    )
+
+
 def _available(provider: str) -> list[str]:
-    import onnxruntime as ort
+    from hbaf_edge.ort import onnxruntime as ort
 
     if not isinstance(provider, str) or provider not in PROVIDERS:
         raise BackendError(
@@ -317,7 +328,7 @@ def _available(provider: str) -> list[str]:
     if wanted not in ort.get_available_providers():
         raise BackendError(
             f"provider {provider!r} needs {wanted}, which this ONNX Runtime {ort.__version__} was built without; "
-            "install onnxruntime-gpu in place of onnxruntime (on a Jetson: NVIDIA's wheel), or use provider='cpu'"
+            f"{_how_to_get_a_gpu_build()}, or use provider='cpu'"
         )
     below = [PROVIDERS["ort-cuda"]] if provider == "ort-tensorrt" else []  # for what TensorRT does not know
     below = [name for name in below if name in ort.get_available_providers()]

@@ -38,7 +38,7 @@ def saturates_here() -> bool:
 
 def machine() -> dict[str, Any]:
     """Hardware, versions and flags that a figure depends on."""
-    import onnxruntime
+    from hbaf_edge.ort import onnxruntime
 
     lines = _cpuinfo().splitlines()
     flags = " ".join(line.split(":", 1)[-1] for line in lines if line.startswith(("flags", "Features"))).split()

@@ -50,7 +50,7 @@ def open_native(
 
         return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened), folder)
     on_gpu = DialogueOnGpu(scope, opened)
-    import onnxruntime as ort
+    from hbaf_edge.ort import onnxruntime as ort
 
     below = "ort-cuda" if PROVIDERS["ort-cuda"] in ort.get_available_providers() else "cpu"
     try:
