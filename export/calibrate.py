@@ -34,10 +34,9 @@ from export.linears import Linear, linears
 from export.migrate import Channels
 from export.watch import watched
 from hbaf_edge import HBAFRuntime, __version__
-from hbaf_edge.audio import SAMPLE_RATE
+from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from training.corpora.records import Dialogue, Utterance
-from training.sound import hear
 
 FORMAT = 1
 SAVE_EVERY = 10  # conversations
@@ -208,7 +207,7 @@ def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Any]:
 
 def _sound(u: Utterance) -> NDArray[np.float32]:
     assert u.audio is not None
-    return hear(u.audio).samples
+    return load_audio(u.audio).samples
 
 
 def _entry(histogram: Histogram) -> dict[str, Any]:

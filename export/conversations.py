@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hbaf_edge.audio import load_audio
 from hbaf_edge.errors import HBAFError
 from hbaf_edge.features import normalise_text
 from training import corpora
@@ -20,7 +21,6 @@ from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, CorpusError, Dialogue, Utterance
 from training.evaluate import own_corpus, settings
 from training.pairs import Partner
-from training.sound import hear
 
 BOTH, WORDS = 0.5, 0.25  # shares of turns that show both modalities, and words alone; the others sound alone
 LONG = 80  # turns: half of the conversations are joined from dialogues until they have up to so many
@@ -126,7 +126,7 @@ def _shown(dialogue: Dialogue, rng: random.Random) -> Dialogue:
 def _heard(u: Utterance) -> Utterance | None:
     """A turn without what the runtime would hear or read nothing in; None where nothing is left."""
     try:
-        sound = hear(u.audio) if u.audio is not None else None
+        sound = load_audio(u.audio) if u.audio is not None else None
     except HBAFError as error:
         raise CorpusError(
             f"{u.audio}: {error}; mend it or take it out of the data (python -m training.check lists such clips)"

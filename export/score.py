@@ -18,11 +18,10 @@ from rich.progress import track
 from export.command import run
 from export.compare import drift
 from hbaf_edge import HBAFRuntime, Prediction
-from hbaf_edge.audio import SAMPLE_RATE
+from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from training.corpora.records import UNLABELLED
 from training.evaluate import Trial, held_out
 from training.metrics import scores
-from training.sound import hear
 
 
 def judged_turns(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
@@ -32,7 +31,7 @@ def judged_turns(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Pr
         chat = runtime.conversation()
         for u in dialogue.turns:
             text = u.text if "text" in trial.use else None
-            sound = hear(u.audio).samples if u.audio and "audio" in trial.use else None
+            sound = load_audio(u.audio).samples if u.audio and "audio" in trial.use else None
             if not text and sound is None:
                 continue
             rate = SAMPLE_RATE if sound is not None else None

@@ -95,15 +95,15 @@ def from_sound(
     heard: Audio, spectrum: Callable[[], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
     """The spectrum of a sound, or None where nothing can be heard in it, and what to warn of."""
-    why = unheard(heard.seconds, heard.is_too_short, heard.is_silent)
+    why = unheard(heard.seconds, heard.is_too_short, heard.silence)
     return (None, (*heard.warnings, why)) if why else (spectrum(), heard.warnings)
 
 
-def unheard(seconds: float, too_short: bool, silent: bool) -> str:
-    """Why nothing can be heard in a sound; empty where something can."""
+def unheard(seconds: float, too_short: bool, silence: str) -> str:
+    """What the caller is told of a sound in which nothing can be heard; empty where something can."""
     if too_short:
         return f"audio of {seconds:.3f} s is shorter than 0.1 s: treated as no audio"
-    return "audio is digital silence: treated as no audio" if silent else ""
+    return f"{silence}: treated as no audio" if silence else ""
 
 
 def something(mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None, warnings: tuple[str, ...]) -> Features:
@@ -118,7 +118,9 @@ def something(mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None,
     return Features(mel, tokens, warnings)
 
 
-def extract(audio: Any, sample_rate: int | None, text: str | None, tokeniser: Tokeniser) -> Features:
+def extract(
+    audio: Any, sample_rate: int | None, text: str | None, tokeniser: Tokeniser, sample_format: str | None = None
+) -> Features:
     """Front end of `HBAFRuntime.predict`: audio and text as a caller holds them -> `Features`.
 
     Audio shorter than 0.1 s or digitally silent counts as absent, with a warning, since nothing can be heard in it.
@@ -128,9 +130,10 @@ def extract(audio: Any, sample_rate: int | None, text: str | None, tokeniser: To
     """
     tokens, warnings = from_text(text, tokeniser)
     if audio is None:
-        if sample_rate is not None:
-            raise InputError(f"sample_rate={sample_rate!r} was given without audio; leave both out, or give both")
+        for name, value in (("sample_rate", sample_rate), ("sample_format", sample_format)):
+            if value is not None:
+                raise InputError(f"{name}={value!r} was given without audio; leave both out, or give both")
         return something(None, tokens, warnings)
-    heard = load_audio(audio, sample_rate)
+    heard = load_audio(audio, sample_rate, sample_format)
     mel, more = from_sound(heard, lambda: log_mel(heard.samples))
     return something(mel, tokens, warnings + more)

@@ -21,6 +21,7 @@ class TurnInput(TypedDict, total=False):
     speaker: str | None
     conversation: Conversation | None
     sample_rate: int | None
+    sample_format: str | None
 
 
 class Prepared(NamedTuple):
@@ -52,7 +53,9 @@ def prepare(given: TurnInput, tokeniser: Tokeniser, own: Callable[[Conversation 
         raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
     check_speaker(given.get("speaker"))
     chat = own(given.get("conversation"))
-    features = extract(given.get("audio"), given.get("sample_rate"), given.get("text"), tokeniser)
+    features = extract(
+        given.get("audio"), given.get("sample_rate"), given.get("text"), tokeniser, given.get("sample_format")
+    )
     return Prepared(features, chat, given.get("speaker"), begun)
 
 

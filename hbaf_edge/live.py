@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Audio, load_chunk, too_long
+from hbaf_edge.audio import (
+    MAX_SECONDS,
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    Audio,
+    Downmix,
+    Level,
+    load_chunk,
+    silent_end,
+    too_long,
+)
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import InputError
 from hbaf_edge.features import Features, from_sound, from_text, something, unheard
@@ -48,14 +58,15 @@ class LiveTurn:
         self._runtime, self._chat, self._speaker = runtime, chat, speaker
         self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
         self._busy = threading.Lock()
-        self._waiting: deque[NDArray[np.float32]] = deque()
+        self._waiting: deque[tuple[NDArray[np.float32], bool]] = deque()  # chunks; whether to look back after each
         self._asked = False  # whether the runtime's thread is to take in what waits
         self._ended = ""  # why nothing can be fed any more
         self._rate: int | None = None
-        self._frames = 0  # at that rate, all that was fed
-        self._loud = 0  # frames fed up to the end of the last chunk that was not silent
+        self._mix: Downmix | None = None
+        self._level = Level()
         self._resampler: soxr.ResampleStream | None = None
         self._mel = MelStream()
+        self._spoken: tuple[NDArray[np.float32], float] | None = None  # log-mel before a silence, and seconds to there
         self._noted: tuple[str, ...] = ()  # what the sound gave cause to warn of
         self._encoded: Encoded | None = None
         self._turn: Turn | None = None
@@ -63,36 +74,37 @@ class LiveTurn:
     @property
     def seconds(self) -> float:
         """Length of what was fed."""
-        return self._frames / self._rate if self._rate else 0.0
+        return self._level.frames / self._rate if self._rate else 0.0
 
     def __repr__(self) -> str:
         return f"<LiveTurn, {self.seconds:.1f} s, {self._ended or 'being spoken'}>"
 
-    def feed(self, samples: Any, sample_rate: int) -> None:
+    def feed(self, samples: Any, sample_rate: int, sample_format: str | None = None) -> None:
         """Take in the next samples; returns at once, also from an audio callback.
 
         There is no back-pressure: what is fed faster than it can be taken in (some hundred times real time) waits in
         memory.
 
         Args:
-            samples: numpy array (samples,) or (samples, channels) of float32, float64, int16 or int32; any length.
+            samples: numpy array (samples,) or (samples, channels) of float32, float64, int16 or int32, or bytes of
+                mono samples with `sample_format`; any length.
             sample_rate: Hz, 8,000 to 192,000, the same for the whole turn.
+            sample_format: of bytes, such as "s16le" (hbaf_edge/audio/raw.py).
 
         Raises:
             InputError: they are no sound, of another rate, or the turn is finished; what was fed before stays.
         """
-        chunk, rate = load_chunk(samples, sample_rate)
+        block, rate, widened = load_chunk(samples, sample_rate, sample_format)
         self._runtime._ready()
         with self._gate:
             if self._ended:
                 raise InputError(f"this turn is {self._ended} and hears no more; begin another with runtime.begin()")
             if self._rate not in (None, rate):
                 raise InputError(f"this turn was begun at {self._rate} Hz, this chunk has {rate}; keep to one rate")
-            self._rate = rate
-            self._frames += len(chunk)
-            self._waiting.append(chunk)
-            if len(chunk) and max(chunk.max(), -chunk.min()) >= SILENCE_PEAK:
-                self._loud = self._frames
+            mix = self._mix or Downmix(rate)
+            chunk = mix(block)  # refuses what is no sound
+            self._rate, self._mix = rate, mix
+            self._waiting.append((chunk, self._level.feed(chunk, rate, widened)))
         self._ask()
 
     def provisional(self, text: str | None = None) -> Prediction:
@@ -182,30 +194,37 @@ class LiveTurn:
 
     def _features(self, words: Words, spectrum: Callable[[], NDArray[np.float32]]) -> Features:
         """What was heard so far and what was said, one of them at least."""
-        mel, self._noted = from_sound(self._heard(), spectrum) if self._frames else (None, ())
+        mel, self._noted = from_sound(self._heard(), spectrum) if self._level.frames else (None, ())
+        if self._spoken is not None and self._level.ends_in_silence(self._rate or 1):
+            mel, heard_until = self._spoken
+            self._noted = (*self._mixed(), silent_end(self.seconds, heard_until))
         return something(mel, words[0], words[1] + self._noted)
 
     def _check_audible(self) -> None:
         """Refuse what nothing can be heard in, judged by what was fed: a resampler holds back its last samples.
 
         Raises:
-            InputError: it is too short, or nothing but silence in the part that counts.
+            InputError: it is too short, or nothing but silence.
         """
-        silent = self._loud == 0 or self._frames - self._loud > MAX_SECONDS * (self._rate or 1)
-        why = unheard(self.seconds, self.seconds < MIN_SECONDS, silent)
+        why = unheard(self.seconds, self.seconds < MIN_SECONDS, self._level.silence)
         if why:
-            something(None, None, (why,) if self._frames else ())
+            something(None, None, (why,) if self._level.frames else ())
 
     def _heard(self) -> Audio:
         """What was taken in so far, as `load_audio` would give it."""
         seconds = self.seconds if self._ended else self._mel.heard / SAMPLE_RATE
-        warnings = (too_long(seconds),) if seconds > MAX_SECONDS else ()
-        return Audio(self._mel.samples, seconds, warnings)
+        warnings = (*self._mixed(), *((too_long(seconds),) if seconds > MAX_SECONDS else ()))
+        return Audio(self._mel.samples, seconds, warnings, self._level.silence)
+
+    def _mixed(self) -> tuple[str, ...]:
+        """What mixing the channels gave cause to warn of."""
+        return self._mix.warnings if self._mix else ()
 
     def _forget(self) -> None:
         """Give back what only an open turn needs."""
         self._waiting.clear()
         self._mel.clear()
+        self._spoken = None
         self._resampler = None
 
     def _ask(self) -> None:
@@ -228,8 +247,11 @@ class LiveTurn:
     def _absorb(self, last: bool = False) -> None:
         """Resample what waits and hand it to the spectrogram."""
         while self._waiting:
-            self._mel.feed(self._resampled(self._waiting[0]))
+            chunk, silence_began = self._waiting[0]
+            self._mel.feed(self._resampled(chunk))
             self._waiting.popleft()
+            if silence_began:
+                self._spoken = self._mel.spectrum(), self._mel.heard / SAMPLE_RATE
         if last and self._resampler is not None:
             self._mel.feed(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             self._resampler = None

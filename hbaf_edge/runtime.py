@@ -182,16 +182,19 @@ class HBAFRuntime:
         speaker: str | None = None,
         conversation: Conversation | None = None,
         sample_rate: int | None = None,
+        sample_format: str | None = None,
     ) -> Prediction:
         """Estimate the emotion expressed in one turn and commit the turn to its conversation.
 
         Args:
-            audio: a path, bytes or binary file object (WAV, FLAC, OGG, MP3), or a numpy array (samples,) or
-                (samples, channels) of float32, float64, int16 or int32; None where there is none.
+            audio: a path, bytes or binary file object, also one that cannot seek (WAV, FLAC, OGG, MP3 and whatever
+                else libsndfile reads; with the extra `av` WebM, MP4, M4A, AMR and others too), or a numpy array
+                (samples,) or (samples, channels) of float32, float64, int16 or int32; None where there is none.
             text: what was said; None or empty where it is not known. Either modality may be absent, not both.
             speaker: any name that is the same for the same person within the conversation; None means unknown.
             conversation: the turns before this one; without it the call stands alone.
-            sample_rate: Hz, 8,000 to 192,000; required with an array, left out otherwise.
+            sample_rate: Hz, 8,000 to 192,000; required with an array and with raw bytes, left out otherwise.
+            sample_format: of raw bytes without a header, mono: "s16le", "f32le", "mulaw" and others.
 
         Raises:
             InputError: for unusable input; the conversation is as it was before.
@@ -200,7 +203,10 @@ class HBAFRuntime:
         >>> p.label, p.modalities, p.warnings
         ('anger', ('text',), ('audio is digital silence: treated as no audio',))
         """
-        given = TurnInput(audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate)
+        given = TurnInput(
+            audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
+            sample_format=sample_format,
+        )  # fmt: skip
         return self._finished(self._counted(lambda: self._turn(given)))
 
     async def apredict(
@@ -211,6 +217,7 @@ class HBAFRuntime:
         speaker: str | None = None,
         conversation: Conversation | None = None,
         sample_rate: int | None = None,
+        sample_format: str | None = None,
     ) -> Prediction:
         """`predict` for asyncio; the loop goes on meanwhile. Cancelling the wait does not take the turn back.
 
@@ -219,8 +226,9 @@ class HBAFRuntime:
         ('text',)
         """
         return await asyncio.to_thread(
-            self.predict, audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate
-        )
+            self.predict, audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
+            sample_format=sample_format,
+        )  # fmt: skip
 
     def predict_many(self, turns: Sequence[TurnInput]) -> list[Prediction]:
         """One turn of each of several conversations, computed together: more turns a second, all as `predict` has them.
@@ -308,12 +316,16 @@ class HBAFRuntime:
         audio: Any = None,
         speaker: str | None = "robot",
         sample_rate: int | None = None,
+        sample_format: str | None = None,
     ) -> None:
         """Commit a turn as context and return nothing: the robot's own words, or anyone's that need no estimate.
 
         Arguments and errors are those of `predict`.
         """
-        self.predict(audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate)
+        self.predict(
+            audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
+            sample_format=sample_format,
+        )  # fmt: skip
 
     def _own(self, conversation: Conversation | None) -> Conversation:
         """The conversation, found to be of this bundle, or one of its own for a turn that stands alone."""

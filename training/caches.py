@@ -25,11 +25,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from hbaf_edge import audio as runtime_audio
 from hbaf_edge import features as runtime_features
 from hbaf_edge import mel
-from training import augment, encode, encoders, hub, sound
-from training.sound import hear
+from hbaf_edge.audio import decode as audio_decode
+from hbaf_edge.audio import load_audio
+from hbaf_edge.audio import samples as audio_samples
+from training import augment, encode, encoders, hub
 from training.words import Tokens
 
 States = NDArray[np.float16]
@@ -133,7 +134,7 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [inspect.getsource(m) for m in (runtime_audio, runtime_features, mel, augment, sound, hub)]
+    code = [inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, mel, augment, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 
@@ -184,7 +185,7 @@ class AudioCache:
         return f"{self._hash[path]}+{copy}"
 
     def _samples(self, path: Path, copy: int) -> torch.Tensor:
-        samples = torch.from_numpy(hear(path).samples)
+        samples = torch.from_numpy(load_audio(path).samples)
         if not copy:
             return samples
         with torch.random.fork_rng(devices=[]):

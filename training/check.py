@@ -22,12 +22,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hbaf_edge.audio import MAX_SECONDS
+from hbaf_edge.audio import MAX_SECONDS, load_audio
 from hbaf_edge.errors import InputError
 from training import corpora
 from training.command import cli
 from training.corpora.records import SPLITS, UNLABELLED, Corpus
-from training.sound import hear
 
 UNUSABLE = ("missing", "broken", "silent", "short", "double")
 WORDS = {
@@ -57,7 +56,7 @@ def decode(path: Path) -> Clip:
     if not path.is_file():
         return Clip(path, fault="missing", detail=WORDS["missing"])
     try:
-        heard = hear(path)
+        heard = load_audio(path)
     except InputError as error:
         return Clip(path, fault="broken", detail=str(error))
     digest = hashlib.sha256(heard.samples.tobytes()).hexdigest()

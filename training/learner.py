@@ -14,12 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hbaf_edge.audio import SAMPLE_RATE
+from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from training import augment, batches, checkpoint, encode, losses
 from training.batches import Turn
 from training.config import LossWeights, TrainConfig
 from training.model import HBAF, Batch, Output
-from training.sound import hear
 from training.words import Tokens
 
 LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
@@ -88,7 +87,7 @@ class Learner(nn.Module):
         return encode.clips(self.audio, prepared)
 
     def _heard(self, path: Path) -> Tensor:
-        samples = torch.from_numpy(hear(path).samples)
+        samples = torch.from_numpy(load_audio(path).samples)
         if not self.training:
             return samples
         if self.augment:

@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbaf_edge.audio import CROP, load_audio
+from hbaf_edge.audio import CROP, load_audio, pyav
 from hbaf_edge.errors import InputError
 from tests.conftest import speech
 
@@ -130,7 +130,7 @@ def test_bad_files(tmp_path):
         assert message in str(error.value)
 
 
-def test_mp3_that_lost_its_length_is_refused_and_a_truncated_one_read():
+def test_mp3_that_lost_its_length_is_refused_without_pyav_and_a_truncated_one_read(monkeypatch):
     """Without the header that holds its length libsndfile guesses, short, and would read on in silence."""
     whole = wav(np.concatenate([speech(6.0) * 3, speech(24.0) * 0.001, speech(1.0)]), kind="MP3")
     heard = load_audio(whole)
@@ -138,6 +138,8 @@ def test_mp3_that_lost_its_length_is_refused_and_a_truncated_one_read():
     assert 320_000 - CROP < heard.samples.size <= 320_000
     silenced = whole.replace(b"Xing", b"____", 1).replace(b"Info", b"____", 1)
     assert silenced != whole
+    assert load_audio(silenced).seconds == pytest.approx(heard.seconds, abs=0.2)  # PyAV reads it to its end
+    monkeypatch.setattr(pyav, "is_installed", lambda: False)
     with pytest.raises(InputError, match=r"only its first .* re-encode it"):
         load_audio(silenced)
     assert 1 < load_audio(whole[: len(whole) // 3]).seconds < 25

@@ -1,0 +1,122 @@
+"""Any audio a caller holds -> mono 16 kHz float32, with bounded work and a clear word on what was done to it.
+
+Training and runtime both read audio through this package, so that a model never hears anything else than it learned.
+`source` opens what was given, `headers` mends the sizes in it, `decode` reads its tail, `samples` makes it mono 16 kHz.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.audio.decode import tail_of_array, tail_of_file
+from hbaf_edge.audio.level import Level
+from hbaf_edge.audio.raw import decode_raw
+from hbaf_edge.audio.samples import (
+    CROP,
+    MAX_SAMPLES,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    Audio,
+    Downmix,
+    check_array,
+    crop_start,
+    int32_peak,
+    resample,
+    resampled_length,
+    silence_reason,
+    silent_end,
+    too_long,
+)
+from hbaf_edge.errors import InputError
+
+__all__ = [
+    "CROP",
+    "MAX_SAMPLES",
+    "MAX_SECONDS",
+    "MIN_SECONDS",
+    "SAMPLE_RATE",
+    "Audio",
+    "Downmix",
+    "Level",
+    "crop_start",
+    "load_audio",
+    "load_chunk",
+    "silent_end",
+    "too_long",
+]
+
+
+def load_audio(source: Any, sample_rate: int | None = None, sample_format: str | None = None) -> Audio:
+    """Decode, mix to mono, keep the last 20 s and resample to 16 kHz.
+
+    Args:
+        source: a path, bytes or a binary file object (also one that cannot seek) holding WAV, FLAC, OGG, MP3 or
+            another file that libsndfile reads, with the extra `av` also WebM, MP4, M4A, ADTS, AMR, 3GP, MPEG-TS or
+            WMA; or a numpy array of float32, float64, int16 or int32 shaped (samples,) or (samples, channels).
+        sample_rate: Hz, 8,000 to 192,000. Required with an array and with `sample_format`; a file carries its own.
+        sample_format: of bytes without a header: s8, u8, s16le, s24le, s32le, f32le, f64le (or be), mulaw, alaw.
+
+    Raises:
+        InputError: for anything that cannot be read as audio; the text says what is accepted.
+
+    >>> tone = np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
+    >>> load_audio(tone, sample_rate=48_000).samples.shape
+    (16000,)
+    >>> load_audio(bytes(3_200), sample_rate=16_000, sample_format="s16le").silence
+    'audio is digital silence'
+    """
+    scale, widened = 1.0, 0
+    if isinstance(source, np.ndarray):
+        if sample_format is not None:
+            raise InputError(f"sample_format={sample_format!r} is for bytes; the type of an array says it already")
+        array, scale, rate = check_array(source, sample_rate)
+        tail = tail_of_array(array, rate, scale)
+        widened = int32_peak(tail.block)
+    else:
+        tail = tail_of_file(source, sample_rate, sample_format)
+    if len(tail.block) == 0:
+        raise InputError("the audio holds no samples; give at least 0.1 s, or None where there is no audio")
+    mix = Downmix(tail.rate)
+    mono = mix(tail.block if scale == 1.0 else tail.block.astype(np.float64) * scale)
+    counted = mono[_first_counted(len(mono), tail.end, tail.rate) :]
+    silence = silence_reason(float(counted.min()), float(counted.max()), widened)
+    warnings = (*tail.warnings, *mix.warnings, *_lengths(tail.end, tail.frames, tail.rate))
+    return Audio(resample(mono, tail.rate, tail.end), tail.frames / tail.rate, warnings, silence)
+
+
+def load_chunk(chunk: Any, sample_rate: int | None, sample_format: str | None = None) -> tuple[NDArray[Any], int, int]:
+    """Part of a sound that is still arriving, checked as a whole is.
+
+    Returns:
+        (samples, channels) in -1..1 at its own rate, the rate, and `int32_peak` of the array.
+
+    >>> load_chunk(np.zeros((320, 2), np.int16), 16_000)[0].shape
+    (320, 2)
+    """
+    if sample_format is not None:
+        if not isinstance(chunk, (bytes, bytearray, memoryview)):
+            raise InputError(f"sample_format={sample_format!r} is for bytes, not for {type(chunk).__name__}")
+        chunk = decode_raw(chunk, sample_format)
+    if not isinstance(chunk, np.ndarray):
+        raise InputError(
+            f"a chunk of type {type(chunk).__name__} is not accepted; feed numpy arrays of samples, or bytes with "
+            "sample_format, for instance sample_format='s16le'"
+        )
+    block, scale, rate = check_array(chunk, sample_rate)
+    return (block if scale == 1.0 else block.astype(np.float64) * scale), rate, int32_peak(block)
+
+
+def _first_counted(length: int, end: int, rate: int) -> int:
+    """First of the samples at `rate` that the crop to 20 s keeps."""
+    return max(0, crop_start(resampled_length(end, rate)) * rate // SAMPLE_RATE - (end - length))
+
+
+def _lengths(end: int, frames: int, rate: int) -> tuple[str, ...]:
+    """What the caller of a long utterance is told."""
+    if end < frames:
+        return (silent_end(frames / rate, end / rate),)
+    return (too_long(frames / rate),) if frames > MAX_SECONDS * rate else ()

@@ -1,0 +1,207 @@
+"""What a file's header says about its length, checked against the file.
+
+A recorder that streams cannot know how long a sound will be, and writes a placeholder where the size belongs: 0, the
+largest number, or one of the values below. Decoders then read nothing, or refuse the file. The size is replaced by
+what the file really holds; of a size that is no placeholder and larger than the file, the caller is told.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hbaf_edge.audio.source import Source
+
+# No utterance of speech takes 1.9 GB. sox writes 0x7FFFF000, cloud services 2,000,000,000, others 2^31 or 2^32 - 1.
+PLACEHOLDER = 1_900_000_000
+MAX_CHUNKS = 10_000  # far more than any file has; bounds the walk over a damaged one
+
+
+class Data(NamedTuple):
+    """Where a header keeps the size of its samples, and what it says.
+
+    Attributes:
+        begin: offset of the first sample.
+        declared: bytes of samples that the header promises; negative where it says that it does not know.
+        fields: places of sizes: offset, `struct` format, and what is to be added to the number of bytes there.
+    """
+
+    begin: int
+    declared: int
+    fields: tuple[tuple[int, str, int], ...]
+
+
+def mend_sizes(source: Source) -> bool:
+    """Replace placeholder sizes in a header by what the file holds; whether the file is shorter than its header says.
+
+    Args:
+        source: at any place; its header is patched for later readers.
+    """
+    data = _find_data(source)
+    if data is None:
+        return False
+    held = max(0, source.size - data.begin)
+    unknown = data.declared <= 0 or data.declared >= PLACEHOLDER
+    if data.declared == held or (not unknown and data.declared < held):
+        return False
+    for offset, form, more in data.fields:
+        source.patch(offset, struct.pack(form, min(held + more, (1 << 8 * struct.calcsize(form)) - 1)))
+    return not unknown and data.declared > held + 1
+
+
+def _find_data(source: Source) -> Data | None:
+    """The size fields of the containers whose decoders trust them; None for every other file."""
+    head = source.bytes_at(0, 28)
+    if len(head) < 24:
+        return None
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return _wave(source, ">" if head[:4] == b"RIFX" else "<")
+    if head[:4] == b"riff" and head[4:16] == W64_TAIL:
+        return _wave64(source)
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return _aiff(source)
+    if head[:4] in (b".snd", b"dns."):
+        order = ">" if head[:4] == b".snd" else "<"
+        begin, declared = struct.unpack(f"{order}II", head[4:12])
+        return Data(begin, declared, ((8, f"{order}I", 0),))
+    if head[:4] == b"caff":
+        return _caf(source)
+    return None
+
+
+def _wave(source: Source, order: str) -> Data | None:
+    """RIFF's chunks: a name, a size of 32 bits, and that many bytes, padded to an even number."""
+    wide: int | None = None  # where RF64 keeps the sizes of 64 bits
+    for offset, name, size in _chunks(source, 12, f"{order}4sI", 2):
+        if name == b"ds64":
+            wide = offset + 8
+        if name == b"data":
+            begin = offset + 8
+            if wide is None:
+                if size == 0 and _is_chunk(source, begin, f"{order}4sI"):
+                    return None  # an empty recording
+                return Data(begin, size, ((offset + 4, f"{order}I", 0), (4, f"{order}I", begin - 8)))
+            declared = int.from_bytes(source.bytes_at(wide + 8, 8), "little")
+            return Data(begin, declared if declared < 1 << 63 else -1, ((wide, "<Q", begin - 8), (wide + 8, "<Q", 0)))
+    return None
+
+
+W64_TAIL = bytes.fromhex("2e91cf11a5d628db04c10000")
+W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+
+
+def _wave64(source: Source) -> Data | None:
+    """Sony Wave64: names of 16 bytes, sizes of 64 bits that count their own header, padded to eight bytes."""
+    offset = 40
+    for _ in range(MAX_CHUNKS):
+        head = source.bytes_at(offset, 24)
+        if len(head) < 24:
+            return None
+        size = int.from_bytes(head[16:], "little")
+        if head[:16] == W64_DATA:
+            begin = offset + 24
+            declared = size - 24 if size < 1 << 63 else -1
+            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)))
+        if size < 24:
+            return None
+        offset += size + -size % 8
+    return None
+
+
+def _aiff(source: Source) -> Data | None:
+    """AIFF: libsndfile reads to the end where the size is 0 or too large, so only a truncated file is of interest."""
+    for offset, name, size in _chunks(source, 12, ">4sI", 2):
+        if name == b"SSND":
+            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),))
+    return None
+
+
+def _caf(source: Source) -> Data | None:
+    """Core Audio: sizes of 64 bits, of which -1 says that the samples reach to the end."""
+    for offset, name, size in _chunks(source, 8, ">4sq", 1):
+        if name == b"data":
+            return Data(offset + 16, size - 4, ((offset + 4, ">q", 4),))  # 4: the number of edits before the samples
+    return None
+
+
+def _chunks(source: Source, offset: int, form: str, even: int) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, name, size) of each chunk."""
+    length = struct.calcsize(form)
+    for _ in range(MAX_CHUNKS):
+        head = source.bytes_at(offset, length)
+        if len(head) < length:
+            return
+        name, size = struct.unpack(form, head)
+        yield offset, name, size
+        if size < 0:
+            return
+        offset += length + size + -size % even
+
+
+def _is_chunk(source: Source, offset: int, form: str) -> bool:
+    """Whether another chunk stands there rather than samples; so it is where there is nothing at all."""
+    head = source.bytes_at(offset, 8)
+    if len(head) < 8:
+        return True
+    name, size = struct.unpack(form, head)
+    return all(32 <= c < 127 for c in name) and offset + 8 + size <= source.size
+
+
+def without_tags(source: Source) -> int:
+    """Bytes of an MP3 before the tags and the padding that stand behind its last frame.
+
+    ID3v1 and its extension, Lyrics3, APEv2 with its pictures, ID3v2 at the end, and zeros, in any order.
+    """
+    end = source.size
+    for _ in range(64):
+        before = end
+        for strip in (_zeros, _id3v1, _lyrics3, _ape, _id3v2_footer):
+            end = strip(source, end)
+        if end == before:
+            break
+    return end
+
+
+def _zeros(source: Source, end: int) -> int:
+    while end > 0:
+        start = max(0, end - 65_536)
+        kept = len(source.bytes_at(start, end - start).rstrip(b"\0"))
+        end = start + kept
+        if kept:
+            break
+    return end
+
+
+def _id3v1(source: Source, end: int) -> int:
+    if end >= 128 and source.bytes_at(end - 128, 3) == b"TAG":
+        end -= 128
+        if end >= 227 and source.bytes_at(end - 227, 4) == b"TAG+":
+            end -= 227
+    return end
+
+
+def _lyrics3(source: Source, end: int) -> int:
+    tail = source.bytes_at(max(0, end - 15), 15)
+    if tail.endswith(b"LYRICS200") and tail[:6].isdigit():
+        return max(0, end - 15 - int(tail[:6]))
+    return end
+
+
+def _ape(source: Source, end: int) -> int:
+    footer = source.bytes_at(max(0, end - 32), 32)
+    if len(footer) == 32 and footer[:8] == b"APETAGEX":
+        _, size, _, flags = struct.unpack("<IIII", footer[8:24])
+        size += 32 if flags & 0x8000_0000 else 0  # a header before the items, which the size does not count
+        return end - size if 32 <= size <= end else end - 32
+    return end
+
+
+def _id3v2_footer(source: Source, end: int) -> int:
+    footer = source.bytes_at(max(0, end - 10), 10)
+    if len(footer) == 10 and footer[:3] == b"3DI":
+        size = 0
+        for part in footer[6:]:
+            size = size << 7 | part & 0x7F
+        return max(0, end - size - 20)
+    return end

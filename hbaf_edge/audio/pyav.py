@@ -1,0 +1,115 @@
+"""Recordings of browsers and phones through PyAV, which carries FFmpeg (extra `av`): WebM, MP4, AMR, WMA and others.
+
+FFmpeg can read playlists and fetch what they name from a network. Here it gets the bytes from us, may use no protocol,
+and only the containers listed below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.audio.samples import MAX_CHANNELS, check_rate
+from hbaf_edge.audio.source import Source
+from hbaf_edge.errors import InputError
+
+DEMUXERS = (
+    "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,aac,amr,amrnb,amrwb,mpegts,mpeg,asf,ogg,avi,flv,wav,w64,aiff,au,caf,flac,mp3,"
+    "ac3,eac3,ape,wv,tta,gsm,g722,voc,nut"
+)
+OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+MAX_BAD_PACKETS = 1_000  # then the rest is taken for damaged, and the work stays bounded
+
+
+def is_installed() -> bool:
+    """Whether the extra `av` is there."""
+    return importlib.util.find_spec("av") is not None
+
+
+class Recording:
+    """The audio track of a recording, in blocks.
+
+    Args:
+        source: its bytes, at their beginning.
+
+    Attributes:
+        rate: Hz.
+        damaged: parts that could not be decoded and were skipped.
+
+    Raises:
+        InputError: it holds no audio track, or a track of a rate or number of channels that is not accepted.
+        av.FFmpegError: FFmpeg cannot read it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        import av
+
+        av.logging.set_level(av.logging.PANIC)
+        source.seek(0)
+        self._container: Any = av.open(source, options=OPTIONS, metadata_errors="ignore")
+        stream: Any = self._container.streams.best("audio")
+        if stream is None:
+            raise InputError(f"{source.name} holds no audio track")
+        self._stream = stream
+        self.rate = check_rate(stream.rate or 0, f"the sample rate of {source.name}")
+        if not 1 <= stream.channels <= MAX_CHANNELS:
+            raise InputError(f"{source.name} has {stream.channels} channels; 1 to {MAX_CHANNELS} are accepted")
+        self._layout = stream.layout.name
+        self.damaged = 0
+
+    def close(self) -> None:
+        """Release FFmpeg's memory; the source stays open."""
+        self._container.close()
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """(samples, channels) float32 of about a second each."""
+        parts: list[NDArray[np.float32]] = []
+        for part in self._frames():
+            parts.append(part)
+            if sum(map(len, parts)) >= self.rate:
+                yield from _seconds(np.concatenate(parts), self.rate)
+                parts = []
+        if parts:
+            yield from _seconds(np.concatenate(parts), self.rate)
+
+    def _frames(self) -> Iterator[NDArray[np.float32]]:
+        convert = self._converter()
+        for frame in self._decoded():
+            try:
+                converted = convert.resample(frame)
+            except ValueError:  # rate or channels change in the middle, as in a call that was handed over
+                convert = self._converter()
+                converted = convert.resample(frame)
+            for one in converted:
+                yield np.ascontiguousarray(one.to_ndarray().T)
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames of all packets that can be decoded."""
+        import av
+
+        packets = self._container.demux(self._stream)
+        while self.damaged < MAX_BAD_PACKETS:
+            try:
+                packet = next(packets)
+                yield from packet.decode()
+            except StopIteration:
+                return
+            except av.EOFError:
+                return
+            except av.FFmpegError:
+                self.damaged += 1
+
+    def _converter(self) -> Any:
+        """To float32, one plane a channel; rate and channels stay what they are at the beginning."""
+        import av
+
+        return av.AudioResampler(format="fltp", layout=self._layout, rate=self.rate)
+
+
+def _seconds(block: NDArray[np.float32], rate: int) -> Iterator[NDArray[np.float32]]:
+    """A block in parts of at most a second."""
+    return (block[start : start + rate] for start in range(0, len(block), rate))

@@ -1,0 +1,80 @@
+"""Samples without a header: what a microphone's driver, a telephone line or a socket delivers as bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hbaf_edge.errors import InputError
+
+# FFmpeg's names -> libsndfile's subtype and byte order, and bytes of a sample.
+FORMATS = {
+    "s8": ("PCM_S8", "LITTLE", 1),
+    "u8": ("PCM_U8", "LITTLE", 1),
+    "s16le": ("PCM_16", "LITTLE", 2),
+    "s16be": ("PCM_16", "BIG", 2),
+    "s24le": ("PCM_24", "LITTLE", 3),
+    "s24be": ("PCM_24", "BIG", 3),
+    "s32le": ("PCM_32", "LITTLE", 4),
+    "s32be": ("PCM_32", "BIG", 4),
+    "f32le": ("FLOAT", "LITTLE", 4),
+    "f32be": ("FLOAT", "BIG", 4),
+    "f64le": ("DOUBLE", "LITTLE", 8),
+    "f64be": ("DOUBLE", "BIG", 8),
+    "mulaw": ("ULAW", "LITTLE", 1),
+    "alaw": ("ALAW", "LITTLE", 1),
+}
+
+
+def raw_options(sample_format: Any, rate: int, size: int, name: str) -> dict[str, Any]:
+    """Arguments with which `soundfile.SoundFile` reads mono samples that have no header.
+
+    Args:
+        sample_format: one of `FORMATS`.
+        rate: Hz, checked.
+        size: bytes there are.
+        name: of the source, for messages.
+
+    Raises:
+        InputError: the format is unknown, or the bytes are no whole number of its samples.
+
+    >>> raw_options("s16le", 16_000, 320, "the audio")["subtype"]
+    'PCM_16'
+    """
+    subtype, order, width = _format(sample_format)
+    if size % width:
+        raise InputError(
+            f"{name} holds {size:,} bytes, no whole number of {sample_format} samples of {width} bytes; "
+            "check sample_format, and that the stream was cut between samples"
+        )
+    return {"samplerate": rate, "channels": 1, "format": "RAW", "subtype": subtype, "endian": order}
+
+
+def decode_raw(data: bytes | bytearray | memoryview, sample_format: Any) -> NDArray[np.float32]:
+    """(samples,) float32 in -1..1 of bytes without a header.
+
+    >>> decode_raw(np.array([0, 16_384], "<i2").tobytes(), "s16le").tolist()
+    [0.0, 0.5]
+    """
+    import io
+
+    import soundfile
+
+    data = bytes(data)
+    options = raw_options(sample_format, 16_000, len(data), "the chunk")  # the rate plays no part
+    if not data:
+        return np.zeros(0, np.float32)
+    with soundfile.SoundFile(io.BytesIO(data), **options) as file:
+        return np.asarray(file.read(dtype="float32"))
+
+
+def _format(sample_format: Any) -> tuple[str, str, int]:
+    found = FORMATS.get(sample_format) if isinstance(sample_format, str) else None
+    if found is None:
+        raise InputError(
+            f"sample_format={sample_format!r} is unknown; {', '.join(FORMATS)} are accepted (mono; for several "
+            "channels pass a numpy array of shape (samples, channels))"
+        )
+    return found
