@@ -14,7 +14,7 @@ from typing import Any
 
 from hbaf_edge.audio import load_audio
 from hbaf_edge.errors import HBAFError
-from hbaf_edge.features import normalise_text
+from hbaf_edge.text import normalise_text
 from training import corpora
 from training.batches import join
 from training.config import ModelConfig, TrainConfig

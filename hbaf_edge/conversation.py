@@ -12,13 +12,14 @@ import itertools
 import os
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge import state
 from hbaf_edge.errors import InputError, StateError
+from hbaf_edge.text import normalise_name
 
 SAME, OTHER, UNKNOWN = 0, 1, 2
 _stamps = itertools.count()  # no two states of conversations have the same
@@ -200,7 +201,7 @@ class Conversation:
         if header.get("bundle") != self._key:
             raise StateError(f"{path} was begun with another bundle, whose keys mean other things; begin a new one")
         try:
-            turns = [t and Turn(t[0], t[1], t[2], t[3], tuple(t[4]), float(t[5])) for t in header["turns"]]
+            turns = [t and Turn(t[0], t[1], t[2], _known(t[3]), tuple(t[4]), float(t[5])) for t in header["turns"]]
             present = np.array(header["present"], bool).reshape(self._window, 2)
             count = int(header["turn"])
             _check_turns(count, turns, self._window)
@@ -216,6 +217,11 @@ class Conversation:
 
     def _rings(self) -> list[NDArray[np.float32]]:
         return [self._context_keys, self._context_values, self._keys, self._values]
+
+
+def _known(speaker: Any) -> Any:
+    """A name from a file as `predict` would keep it, since the next turns are compared with it."""
+    return normalise_name(speaker) if isinstance(speaker, str) else speaker
 
 
 def _check_turns(count: int, turns: list[Turn | None], window: int) -> None:

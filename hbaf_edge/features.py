@@ -1,12 +1,11 @@
 """What the encoders read: log-mel frames of an utterance's audio and word-piece tokens of its text.
 
 One front end for training and runtime: `log_mel` (hbaf_edge/mel.py) equals Whisper's features without the padding to
-30 s, and `normalise_text` and `Tokeniser` are what the corpora go through as well.
+30 s, and `normalise_text` (hbaf_edge/text.py) and `Tokeniser` are what the corpora go through as well.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,27 +15,14 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio import Audio, load_audio
 from hbaf_edge.errors import InputError
+from hbaf_edge.language import not_english
 from hbaf_edge.mel import log_mel
+from hbaf_edge.text import MAX_CHARACTERS, clean_text, normalise_text, removal_warning
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKENS = 64
-MAX_CHARACTERS = 4_096  # far more than 64 word pieces; bounds the work on a pasted book
-
-
-def normalise_text(text: str | None) -> str:
-    """NFC, control and formatting characters out, runs of white space to one blank; "" means there is no text.
-
-    >>> normalise_text("  Cafe\u0301 \\x00\\n time ")
-    'Café time'
-    """
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise InputError(f"text is of type {type(text).__name__}; a str is expected, or None where nothing was said")
-    kept = (" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text[:MAX_CHARACTERS])
-    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
 
 
 class Tokeniser:
@@ -44,27 +30,33 @@ class Tokeniser:
 
     Args:
         json: content of the text encoder's `tokenizer.json`.
+        clean_text: whether `from_text` takes out what recognisers add to the words (hbaf_edge/text.py).
     """
 
-    def __init__(self, json: bytes) -> None:
+    def __init__(self, json: bytes, clean_text: bool = True) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer: Tokenizer = Tokenizer.from_buffer(json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id("[UNK]")
+        self.clean_text = clean_text
 
     def __call__(self, text: str) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         """Normalised text -> ((tokens,) int64 ids of at most 64 tokens, or None without text; warnings)."""
         if not text:
             return None, ()
-        ids = self._tokenizer.encode(text).ids
+        encoding = self._tokenizer.encode(text)
+        ids = encoding.ids
         warnings = []
         if len(ids) > MAX_TOKENS:
             warnings.append(f"text is longer than {MAX_TOKENS} tokens: only its first {MAX_TOKENS} were used")
             ids = [*ids[: MAX_TOKENS - 1], ids[-1]]
-        if all(i == self._unknown for i in ids[1:-1]):
-            warnings.append("the text encoder knows no piece of this text; it is English, other scripts are unknown")
+        foreign = not_english(text, encoding.tokens)
+        if foreign:
+            warnings.append(foreign)
+        elif all(i == self._unknown for i in ids[1:-1]):
+            warnings.append("the text encoder knows no piece of this text; it reads English words")
         return np.asarray(ids, np.int64), tuple(warnings)
 
 
@@ -85,7 +77,10 @@ class Features:
 
 def from_text(text: str | None, tokeniser: Tokeniser) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """What was said -> (tokens,) ids or None, and what to warn of."""
-    tokens, warnings = tokeniser(normalise_text(text))
+    words, removed = clean_text(text) if tokeniser.clean_text else (normalise_text(text), ())
+    tokens, warnings = tokeniser(words)
+    if removed:
+        warnings = (removal_warning(removed), *warnings)
     if text and len(text) > MAX_CHARACTERS:
         warnings = (f"text of {len(text):,} characters: only the first {MAX_CHARACTERS:,} were read", *warnings)
     return tokens, warnings

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 from hbaf_edge.conversation import Conversation
 from hbaf_edge.errors import InputError
 from hbaf_edge.features import Features, Tokeniser, extract
+from hbaf_edge.text import normalise_name
 
 MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
 
@@ -51,12 +52,12 @@ def prepare(given: TurnInput, tokeniser: Tokeniser, own: Callable[[Conversation 
     unknown = sorted(set(given) - set(TurnInput.__annotations__), key=str)
     if unknown:
         raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
-    check_speaker(given.get("speaker"))
+    speaker = check_speaker(given.get("speaker"))
     chat = own(given.get("conversation"))
     features = extract(
         given.get("audio"), given.get("sample_rate"), given.get("text"), tokeniser, given.get("sample_format")
     )
-    return Prepared(features, chat, given.get("speaker"), begun)
+    return Prepared(features, chat, speaker, begun)
 
 
 def prepare_all(turns: Iterable[TurnInput], each: Callable[[TurnInput], Prepared]) -> list[Prepared]:
@@ -72,9 +73,25 @@ def prepare_all(turns: Iterable[TurnInput], each: Callable[[TurnInput], Prepared
     return prepared
 
 
-def check_speaker(speaker: Any) -> None:
-    """Raises InputError where it is no name that a conversation can keep."""
-    if speaker is not None and not isinstance(speaker, str):
+def check_speaker(speaker: Any) -> str | None:
+    """A speaker's name as a conversation keeps it.
+
+    Args:
+        speaker: as the caller has it.
+
+    Returns:
+        the normalised name (hbaf_edge/text.py), or None where it is None or empty: nobody knows who speaks.
+
+    Raises:
+        InputError: it is no name that a conversation can keep.
+
+    >>> check_speaker(" Anna\\n"), check_speaker("")
+    ('Anna', None)
+    """
+    if speaker is None:
+        return None
+    if not isinstance(speaker, str):
         raise InputError(f"speaker is of type {type(speaker).__name__}; a str is expected, or None where unknown")
-    if speaker is not None and len(speaker) > MAX_SPEAKER:
+    if len(speaker) > MAX_SPEAKER:
         raise InputError(f"speaker is a name of {len(speaker):,} characters; {MAX_SPEAKER} are accepted")
+    return normalise_name(speaker)

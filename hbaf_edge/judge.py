@@ -39,16 +39,17 @@ class Judge:
         bundle: verified.
         backend: that runs its graphs.
         min_confidence: below it a label is None.
+        clean_text: whether transcripts are cleaned (hbaf_edge/text.py).
     """
 
-    def __init__(self, bundle: Bundle, backend: Runs, min_confidence: float) -> None:
+    def __init__(self, bundle: Bundle, backend: Runs, min_confidence: float, clean_text: bool = True) -> None:
         self.backend = backend
         self.labels = bundle.labels
         self._temperatures = bundle.manifest["temperatures"]
         self._min_confidence = min_confidence
         self._process = os.getpid()
         try:
-            self.tokeniser = Tokeniser(bundle.files["tokenizer.json"])
+            self.tokeniser = Tokeniser(bundle.files["tokenizer.json"], clean_text)
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{bundle.path}: tokenizer.json cannot be read: {error}") from None
 

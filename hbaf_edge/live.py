@@ -66,7 +66,7 @@ class LiveTurn:
         self._level = Level()
         self._resampler: soxr.ResampleStream | None = None
         self._mel = MelStream()
-        self._spoken: tuple[NDArray[np.float32], float] | None = None  # log-mel before a silence, and seconds to there
+        self._spoken: NDArray[np.float32] | None = None  # log-mel up to a second after the last sound
         self._noted: tuple[str, ...] = ()  # what the sound gave cause to warn of
         self._encoded: Encoded | None = None
         self._turn: Turn | None = None
@@ -181,7 +181,7 @@ class LiveTurn:
                 raise InputError("this turn is not finished; give its text to finish(), which then needs no revision")
             tokens, warnings = from_text(text, judge.tokeniser)
             if tokens is None:
-                raise InputError(f"there are no words to revise with in {text!r}")
+                raise InputError(f"there are no words to revise with in {text!r:.80}")
             clock("features")
             said = judge.encode(Features(None, tokens, warnings), clock)
             encoded = replace(self._encoded, tokens=said.tokens, warnings=warnings + self._noted)
@@ -196,8 +196,8 @@ class LiveTurn:
         """What was heard so far and what was said, one of them at least."""
         mel, self._noted = from_sound(self._heard(), spectrum) if self._level.frames else (None, ())
         if self._spoken is not None and self._level.ends_in_silence(self._rate or 1):
-            mel, heard_until = self._spoken
-            self._noted = (*self._mixed(), silent_end(self.seconds, heard_until))
+            mel = self._spoken
+            self._noted = (*self._mixed(), silent_end(self.seconds, self._level.audible / (self._rate or 1)))
         return something(mel, words[0], words[1] + self._noted)
 
     def _check_audible(self) -> None:
@@ -251,7 +251,7 @@ class LiveTurn:
             self._mel.feed(self._resampled(chunk))
             self._waiting.popleft()
             if silence_began:
-                self._spoken = self._mel.spectrum(), self._mel.heard / SAMPLE_RATE
+                self._spoken = self._mel.spectrum()
         if last and self._resampler is not None:
             self._mel.feed(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             self._resampler = None

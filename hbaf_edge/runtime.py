@@ -44,6 +44,8 @@ class HBAFRuntime:
         provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt" (hbaf_edge/gpu), or
             "auto" for the best of the first three that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
+        clean_text: take out of every text what nobody said, such as "<|en|>", "[LAUGHTER]" or "<b>", and name it in
+            `Prediction.warnings`; False reads texts as they are.
         on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
             what it raises is logged and changes nothing. It should not predict: that would call it again.
         public_key: PEM file of an Ed25519 key; the bundle must be signed with its private key (extra `sign`).
@@ -71,6 +73,7 @@ class HBAFRuntime:
         threads: int | None = None,
         provider: str = "cpu",
         min_confidence: float = 0.0,
+        clean_text: bool = True,
         on_prediction: Callable[[Prediction], object] | None = None,
         public_key: str | os.PathLike[str] | None = None,
         kernels: str | os.PathLike[str] | None = None,
@@ -80,6 +83,8 @@ class HBAFRuntime:
             raise InputError(f"threads={threads!r}; a whole number from 1 to {MAX_THREADS} is expected, or None")
         if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence={min_confidence!r}; a probability from 0 to 1 is expected")
+        if not isinstance(clean_text, bool):
+            raise InputError(f"clean_text={clean_text!r}; True or False is expected")
         if on_prediction is not None and not callable(on_prediction):
             raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
         loaded = load_bundle(bundle, public_key)
@@ -94,7 +99,7 @@ class HBAFRuntime:
         # More turns at once than cores take each other's caches: 16 callers get a tenth more done if most of them wait.
         self._room = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         backend = open_backend(loaded, provider, threads or default_threads(), kernels)
-        self._judge: Judge | None = Judge(loaded, backend, self.min_confidence)
+        self._judge: Judge | None = Judge(loaded, backend, self.min_confidence, clean_text)
 
     def _ready(self) -> Judge:
         """What computes, unless it is closed or belongs to another process."""
@@ -190,8 +195,9 @@ class HBAFRuntime:
             audio: a path, bytes or binary file object, also one that cannot seek (WAV, FLAC, OGG, MP3 and whatever
                 else libsndfile reads; with the extra `av` WebM, MP4, M4A, AMR and others too), or a numpy array
                 (samples,) or (samples, channels) of float32, float64, int16 or int32; None where there is none.
-            text: what was said; None or empty where it is not known. Either modality may be absent, not both.
-            speaker: any name that is the same for the same person within the conversation; None means unknown.
+            text: what was said, in English; None or empty where it is not known. Either modality may be absent, not
+                both. Tags, notes and markup of recognisers and captions are removed, with a warning.
+            speaker: any name that is the same for the same person within the conversation; None or empty means unknown.
             conversation: the turns before this one; without it the call stands alone.
             sample_rate: Hz, 8,000 to 192,000; required with an array and with raw bytes, left out otherwise.
             sample_format: of raw bytes without a header, mono: "s16le", "f32le", "mulaw" and others.
@@ -257,7 +263,7 @@ class HBAFRuntime:
             conversation: the turns before it; without it the turn stands alone.
         """
         self._ready()
-        check_speaker(speaker)
+        speaker = check_speaker(speaker)
         self._background(int)  # starts the thread now: the first chunk must not wait for it
         return LiveTurn(self, self._own(conversation), speaker)
 

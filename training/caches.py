@@ -27,6 +27,7 @@ from torch import nn
 
 from hbaf_edge import features as runtime_features
 from hbaf_edge import mel
+from hbaf_edge import text as runtime_text
 from hbaf_edge.audio import decode as audio_decode
 from hbaf_edge.audio import load_audio
 from hbaf_edge.audio import samples as audio_samples
@@ -134,7 +135,7 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, mel, augment, hub)]
+    code = [inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, runtime_text, mel, augment, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from hbaf_edge.conversation import SAME, UNKNOWN, relate
-from hbaf_edge.features import MAX_TOKENS, normalise_text
+from hbaf_edge.features import MAX_TOKENS
+from hbaf_edge.text import normalise_text
 from training import encoders
 from training.corpora.records import Utterance
 

@@ -125,21 +125,27 @@ def _sndfile(source: Source, **options: Any) -> Tail:
             promised = file.frames
             if found is None:
                 found = _read_tail(source, rate, options)
+            mpeg = _is_mpeg(file)
             if file.format == "MP3":
                 _check_all_read(source, found)
     except InputError:
         raise
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError, OverflowError) as error:
         raise _CannotRead(str(error).split(": ", 1)[-1].rstrip(".")) from None
-    lost = found.frames < promised < MAX_FRAMES and file.format != "MP3"
+    lost = found.frames < promised < MAX_FRAMES and not mpeg  # an encoder's delay is counted, but not decoded
     return found._replace(warnings=(_truncated(source, found.frames / rate),)) if lost else found
+
+
+def _is_mpeg(file: soundfile.SoundFile) -> bool:
+    """MP3, also inside of a WAV: its length is a guess until it is read."""
+    return str(file.subtype).startswith("MPEG_LAYER")
 
 
 def _seek_tail(file: soundfile.SoundFile, rate: int) -> Tail | None:
     """By a seek; None where the length is not known, the codec cannot seek, or the tail is silence."""
     import soundfile
 
-    if file.format == "MP3" or file.frames > MAX_FRAMES:
+    if _is_mpeg(file) or file.frames > MAX_FRAMES:
         return None
     start = tail_start(file.frames, rate)
     try:
@@ -158,7 +164,7 @@ def _read_tail(source: Source, rate: int, options: dict[str, Any]) -> Tail:
 
     source.seek(0)
     with soundfile.SoundFile(source, **options) as file:
-        return _choose(_sndfile_blocks(file, rate), rate)
+        return _choose(_sndfile_blocks(file, rate, source), rate)
 
 
 def _choose(blocks: Iterator[NDArray[Any]], rate: int) -> Tail:
@@ -180,21 +186,24 @@ def _ends_in_silence(tail: NDArray[Any], frames: int, rate: int, scale: float = 
     return frames > MAX_SECONDS * rate and not is_audible(tail[-int(MAX_SECONDS * rate) :], scale)
 
 
-def _sndfile_blocks(file: soundfile.SoundFile, rate: int) -> Iterator[NDArray[np.float32]]:
+def _sndfile_blocks(file: soundfile.SoundFile, rate: int, source: Source) -> Iterator[NDArray[np.float32]]:
     """All samples, a second at a time."""
-    while True:
+    left = file.frames if file.frames < MAX_FRAMES and not _is_mpeg(file) else MAX_FRAMES
+    while left > 0:
         block = np.empty((rate, file.channels), np.float32)
-        count = _next_block(file, block)
+        count = min(_next_block(file, block, source), left)
         if count <= 0:
             return
+        left -= count
         yield block[:count]
 
 
-def _next_block(file: soundfile.SoundFile, block: NDArray[np.float32]) -> int:
+def _next_block(file: soundfile.SoundFile, block: NDArray[np.float32], source: Source) -> int:
     """Fill the block; how many frames were read.
 
-    soundfile seeks after each read, and in a FLAC of unknown length that fails at the end, after the samples have
-    arrived: what they have overwritten tells how many there were.
+    soundfile seeks after each read, and some codecs cannot (a FLAC of unknown length at its end, DWVW always). The
+    samples have arrived by then: what they have overwritten tells how many there were. Behind the last of them some
+    decoders go on with zeros, for ever.
     """
     import soundfile
 
@@ -202,7 +211,8 @@ def _next_block(file: soundfile.SoundFile, block: NDArray[np.float32]) -> int:
     try:
         return int(file.buffer_read_into(block, "float32"))
     except soundfile.LibsndfileError:
-        return int(np.isfinite(block[:, 0]).sum())
+        is_over = source.tell() >= source.size and not np.nan_to_num(block).any()
+        return 0 if is_over else int(np.isfinite(block[:, 0]).sum())
 
 
 def _check_all_read(source: Source, found: Tail) -> None:

@@ -174,11 +174,13 @@ def _zeros(source: Source, end: int) -> int:
 
 
 def _id3v1(source: Source, end: int) -> int:
-    if end >= 128 and source.bytes_at(end - 128, 3) == b"TAG":
-        end -= 128
-        if end >= 227 and source.bytes_at(end - 227, 4) == b"TAG+":
-            end -= 227
-    return end
+    """128 bytes, and 227 before them in its extension. Its last bytes may be zeros, which are gone already."""
+    begin = max(0, end - 128)
+    found = source.bytes_at(begin, 128).find(b"TAG")
+    if found < 0 or begin + found + 128 > source.size:
+        return end
+    end = begin + found
+    return end - 227 if end >= 227 and source.bytes_at(end - 227, 4) == b"TAG+" else end
 
 
 def _lyrics3(source: Source, end: int) -> int:
@@ -189,19 +191,26 @@ def _lyrics3(source: Source, end: int) -> int:
 
 
 def _ape(source: Source, end: int) -> int:
-    footer = source.bytes_at(max(0, end - 32), 32)
-    if len(footer) == 32 and footer[:8] == b"APETAGEX":
-        _, size, _, flags = struct.unpack("<IIII", footer[8:24])
-        size += 32 if flags & 0x8000_0000 else 0  # a header before the items, which the size does not count
-        return end - size if 32 <= size <= end else end - 32
-    return end
+    """A footer of 32 bytes, of which the last eight are zeros and may be gone already."""
+    begin = max(0, end - 32)
+    found = source.bytes_at(begin, 32).rfind(b"APETAGEX")
+    if found < 0:
+        return end
+    footer = source.bytes_at(begin + found, 24)
+    if len(footer) < 24:
+        return end
+    _, size, _, flags = struct.unpack("<IIII", footer[8:])
+    size += 32 if flags & 0x8000_0000 else 0  # a header before the items, which the size does not count
+    return max(0, begin + found + 32 - max(32, size))
 
 
 def _id3v2_footer(source: Source, end: int) -> int:
-    footer = source.bytes_at(max(0, end - 10), 10)
-    if len(footer) == 10 and footer[:3] == b"3DI":
-        size = 0
-        for part in footer[6:]:
-            size = size << 7 | part & 0x7F
-        return max(0, end - size - 20)
-    return end
+    begin = max(0, end - 10)
+    found = source.bytes_at(begin, 10).rfind(b"3DI")
+    footer = source.bytes_at(begin + found, 10) if found >= 0 else b""
+    if len(footer) < 10:
+        return end
+    size = 0
+    for part in footer[6:]:
+        size = size << 7 | part & 0x7F
+    return max(0, begin + found - 10 - size)

@@ -170,6 +170,15 @@ talk(9).save({str(path)!r})
     assert fresh()._restore(path).turn == 3
 
 
+def test_names_of_a_file_are_as_predict_keeps_them(tmp_path):
+    """A file of an earlier version may hold a name as it came; the same person must go on being the same."""
+    chat = fresh()
+    for turn, name in enumerate(("  Anna ", "", "b\x1b[31mob", None)):
+        chat.commit(slot(turn), name)
+    chat.save(tmp_path / "chat")
+    assert [turn.speaker for turn in fresh()._restore(tmp_path / "chat").turns] == ["Anna", None, "bob", None]
+
+
 def test_a_name_without_end_is_refused(tiny_runtime):
     chat = tiny_runtime.conversation()
     with pytest.raises(InputError, match="300 characters"):
