@@ -1,87 +1,112 @@
-"""The command `hbaf-edge`: predict, info and demo. Bad input ends in exit code 2 and one clear message."""
+"""Emotion recognition in conversations from audio and text, on this machine alone."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
+import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from hbaf_edge import __version__
+from hbaf_edge.answers import Answer, answers
+from hbaf_edge.audio import load_chunk
 from hbaf_edge.bench.command import advise, benchmark, compare
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import NOTICE, describe
-from hbaf_edge.display import turn_bars, turns_table
+from hbaf_edge.dialogue_file import STDIN, Source, Utterance, check_file, find_source, standard_input
+from hbaf_edge.dialogue_file import read_dialogue as read_dialogue
+from hbaf_edge.display import AnswerPrinter, screen, show_error, show_line, turn_bars
 from hbaf_edge.errors import HBAFError, InputError
 from hbaf_edge.runtime import HBAFRuntime
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+NAME = "hbaf-edge"
+FAILED, UNUSABLE, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141  # the last three as a shell has them
+EXIT_CODES = (
+    "Exit codes: 0 every turn was judged; 1 some turns could not be judged; 2 nothing could be started (option, file, "
+    "bundle or provider), or the first error with --strict; 130 interrupted."
+)
 EXAMPLE = Path(__file__).parent / "examples" / "conversation.jsonl"
-FIELDS = ("audio", "text", "speaker")
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 BundleOption = Annotated[Optional[Path], typer.Option("--bundle", help="folder or .hbaf file; default: the built-in")]
 ThreadsOption = Annotated[Optional[int], typer.Option("--threads", help="CPU threads; default two")]
+ProviderOption = Annotated[
+    str, typer.Option("--provider", help="where it runs: cpu, ort-cuda, ort-tensorrt, cuda, tensorrt or auto")
+]
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"hbaf-edge {__version__}")
+        print(f"{NAME} {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True, epilog=EXIT_CODES)
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
 ) -> None:
     """Emotion recognition in conversations from audio and text, on this machine alone."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(UNUSABLE)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES, short_help="The emotion of every turn, or of one utterance.")
 def predict(
-    dialogue: Annotated[
-        Optional[Path], typer.Argument(help="JSON Lines: audio, text, speaker per line; '-' reads standard input")
+    files: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            help="dialogues (.jsonl: an object with audio, text and speaker per line) and audio files, each a "
+            "conversation of its own; '-' is a dialogue on standard input"
+        ),
     ] = None,
-    audio: Annotated[Optional[Path], typer.Option(help="one audio file instead of a dialogue")] = None,
-    text: Annotated[Optional[str], typer.Option(help="what was said in it")] = None,
-    speaker: Annotated[Optional[str], typer.Option(help="who said it")] = None,
+    audio: Annotated[Optional[str], typer.Option(help="one utterance: its audio file, '-' for standard input")] = None,
+    text: Annotated[Optional[str], typer.Option(help="one utterance: what was said in it")] = None,
+    speaker: Annotated[Optional[str], typer.Option(help="who said it; with files, of turns that name nobody")] = None,
+    conversation: Annotated[bool, typer.Option("--conversation", help="the files are one conversation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per turn, for machines")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first turn that cannot be judged")] = False,
     min_confidence: Annotated[float, typer.Option(help="below it the label is left out")] = 0.0,
+    sample_rate: Annotated[Optional[int], typer.Option(help="Hz, of raw audio")] = None,
+    sample_format: Annotated[
+        Optional[str], typer.Option(help="of raw audio, such as s16le, f32le, u8, mulaw or alaw")
+    ] = None,
     bundle: BundleOption = None,
     threads: ThreadsOption = None,
+    provider: ProviderOption = "cpu",
 ) -> None:
-    """Emotion of every turn of a dialogue file, or of one utterance."""
-    if (dialogue is None) == (audio is None and text is None):
-        raise InputError("give either a dialogue file (JSON Lines), or --audio and/or --text for one utterance")
-    if dialogue is None:
-        turns: list[dict[str, Any]] = [{"audio": audio, "text": text, "speaker": speaker}]
-    else:
-        turns = list(read_dialogue(dialogue))
-    runtime = HBAFRuntime(bundle, threads=threads, min_confidence=min_confidence)
-    chat, found = runtime.conversation(), []
-    for turn in turns:
-        try:
-            p = runtime.predict(turn["audio"], text=turn["text"], speaker=turn["speaker"], conversation=chat)
-        except InputError as error:
-            raise InputError(f"{dialogue}, line {turn['line']}: {error}" if dialogue else str(error)) from None
-        found.append(p)
-        if as_json:
-            print(json.dumps(p.to_json(), ensure_ascii=False), flush=True)
-    if not as_json:
-        console = Console()
-        console.print(turns_table(found, [turn["text"] for turn in turns]))
-        for p in found:
-            for warning in p.warnings:
-                console.print(f"turn {p.turn}: {warning}", style="dim", markup=False)
-        console.print(NOTICE, style="dim")
+    """The emotion of every turn of dialogues and audio files, or of one utterance.
+
+    Turns are shown as they are judged. A turn that cannot be judged gets a null label and its reason, and the
+    dialogue goes on. Other fields of a line (id, start, ...) are repeated in its JSON answer; those named like the
+    answer's own, such as a reference "label", are found under "input".
+    """
+    if bool(files) == (audio is not None or text is not None):
+        raise InputError("give either files (dialogues, audio), or --audio and/or --text for one utterance")
+    if sample_rate is not None or sample_format is not None:
+        load_chunk(b"" if sample_format is not None else np.zeros(0, np.float32), sample_rate, sample_format)  # checks
+    sources = [find_source(name, is_raw=sample_format is not None) for name in files or []]
+    dialogues = [source.utterances() for source in sources] if files else [[_utterance(audio, text)]]
+    with HBAFRuntime(bundle, threads=threads, provider=provider, min_confidence=min_confidence) as runtime:
+        results = answers(
+            runtime, dialogues, speaker=speaker, is_one_conversation=conversation,
+            sample_rate=sample_rate, sample_format=sample_format,
+        )  # fmt: skip
+        with AnswerPrinter(as_json, total=_total(sources), has_headings=len(sources) > 1) as printer:
+            code = show_all(results, printer, strict)
+    raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="The model card of a bundle.")
 def info(
     bundle: Annotated[Optional[Path], typer.Argument(help="folder or .hbaf file; default: the built-in")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the whole manifest")] = False,
@@ -91,23 +116,23 @@ def info(
     if as_json:
         print(json.dumps(loaded.manifest, indent=1))
         return
-    console = Console()
-    size = loaded.megabytes
-    console.print(f"[bold]{escape(loaded.path)}[/], {len(loaded.files)} files, {size:.1f} MB, every SHA-256 right")
+    console, size = screen(), loaded.megabytes
+    show_line(console, f"{loaded.path}, {len(loaded.files)} files, {size:.1f} MB, every SHA-256 right", "bold")
     for line in describe(loaded.manifest):
-        console.print(f"  {line}", markup=False)
+        show_line(console, f"  {line}")
     for entry in loaded.manifest.get("data", []):
-        console.print(f"  data: {entry['name']}, {entry['licence']}: {entry['use']}", markup=False)
+        show_line(console, f"  data: {entry['name']}, {entry['licence']}: {entry['use']}")
     for limit in loaded.manifest.get("limits", []):
-        console.print(f"  limit: {limit}", markup=False)
+        show_line(console, f"  limit: {limit}")
 
 
-@app.command()
-def demo(bundle: BundleOption = None, threads: ThreadsOption = None) -> None:
+@app.command(short_help="The example conversation, with bars.")
+def demo(bundle: BundleOption = None, threads: ThreadsOption = None, provider: ProviderOption = "cpu") -> None:
     """The example conversation, turn by turn, with bars for the probabilities."""
-    console = Console()
-    runtime = HBAFRuntime(bundle, threads=threads)
-    console.print(repr(runtime), style="dim", markup=False, highlight=False)
+    console = screen()
+    runtime = HBAFRuntime(bundle, threads=threads, provider=provider)
+    for line in repr(runtime).splitlines():
+        show_line(console, line, "dim")
     chat, times = runtime.conversation(), []
     for turn in read_dialogue(EXAMPLE):
         p = runtime.predict(turn["audio"], text=turn["text"], speaker=turn["speaker"], conversation=chat)
@@ -116,60 +141,92 @@ def demo(bundle: BundleOption = None, threads: ThreadsOption = None) -> None:
         console.print(turn_bars(p, turn["text"]))
     middle = sorted(times)[len(times) // 2]
     console.print(f"\n{chat.turn} turns, {middle:.0f} ms for a turn (median), {chat.nbytes / 1024:.0f} KiB of state.")
-    console.print(NOTICE, style="dim")
+    show_line(console, NOTICE, "dim")
 
 
-app.command()(benchmark)
-app.command()(compare)
-app.command()(advise)
+app.command(short_help="What a turn costs on this machine.")(benchmark)
+app.command(short_help="What changed between two reports.")(compare)
+app.command(short_help="Which bundle and settings stay within limits.")(advise)
 
 
-def read_dialogue(path: Path) -> Iterator[dict[str, Any]]:
-    """Turns of a JSON Lines file with their line numbers; audio paths are taken from the file's own folder."""
-    if str(path) == "-":
-        lines, folder = sys.stdin.read().split("\n"), Path()
-    elif path.is_file():
-        lines, folder = _text(path).split("\n"), path.parent
-    else:
-        raise InputError(f"there is no dialogue file {str(path)!r}; JSON Lines with {', '.join(FIELDS)} are expected")
-    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise InputError(f"{path} holds no turns; JSON Lines with {', '.join(FIELDS)} are expected")
-    for number, line in numbered:
-        yield {**_turn(line, f"{path}, line {number}", folder), "line": number}
+def _utterance(audio: str | None, text: str | None) -> Utterance:
+    """The one utterance of --audio and --text."""
+    if audio is not None and audio != STDIN:
+        check_file(audio, "audio")
+    return Utterance(audio, audio=standard_input() if audio == STDIN else audio, text=text)
 
 
-def _text(path: Path) -> str:
+def _total(sources: Sequence[Source]) -> int | None:
+    """How many turns there will be, where a progress bar wants to know."""
+    counts = [source.count() for source in sources] if sys.stderr.isatty() else [None]
+    return sum(count or 0 for count in counts) if None not in counts else None
+
+
+def show_all(results: Iterable[Answer], printer: AnswerPrinter, strict: bool) -> int:
+    """Show answers as they come; returns the exit code.
+
+    Raises:
+        InputError: the first turn that could not be judged, where `strict`.
+    """
+    turns = failed = 0
+    for answer in results:
+        if strict and answer.error is not None:
+            raise InputError(answer.utterance.complaint(answer.error))
+        printer.show(answer)
+        turns += answer.utterance.is_turn
+        failed += answer.error is not None
+    printer.finish()
+    return (FAILED if turns else UNUSABLE) if failed else 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as if the program were done: progress bars are taken away and the cursor comes back."""
+    sys.exit(TERMINATED)
+
+
+def _exit_code() -> int:
+    """Run the command. An error of ours, of the command line or of the system becomes one line."""
+    usage_error: Any = typer.BadParameter.__base__  # typer has its own copy of click, or click's, by its version
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a UTF-8 text file; JSON Lines with {', '.join(FIELDS)} are expected") from None
+        code = app(prog_name=NAME, standalone_mode=False)  # None, or the code of typer.Exit and of Ctrl-C
+        sys.stdout.flush()
+    except usage_error as error:
+        command = error.ctx.command_path if error.ctx else NAME
+        show_error(f"{error.format_message()} (see {command} --help)")
+        return UNUSABLE
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich and typer make an exit of it
+            return PIPE_CLOSED
+        raise
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except (HBAFError, OSError) as error:
+        show_error(error)
+        return UNUSABLE
+    return int(code or 0)
 
 
-def _turn(line: str, where: str, folder: Path) -> dict[str, Any]:
+def _drop_unwritten() -> None:
+    """What cannot be written any more would be tried again, and complained about, while Python ends."""
     try:
-        turn = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); one object per line is expected") from None
-    if not isinstance(turn, dict) or set(turn) - set(FIELDS):
-        found = sorted(set(turn) - set(FIELDS)) if isinstance(turn, dict) else type(turn).__name__
-        raise InputError(f"{where} has {found}; an object with {', '.join(FIELDS)} is expected")
-    for field in FIELDS:
-        if not isinstance(turn.get(field), (str, type(None))):
-            raise InputError(f"{where}: {field} is {turn[field]!r}; a string or null is expected")
-    audio = turn.get("audio")
-    return {"audio": folder / audio if audio else None, "text": turn.get("text"), "speaker": turn.get("speaker")}
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """Entry point: runs the command; an error of ours or of the system becomes one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
+    """Entry point; the exit codes are those of `EXIT_CODES`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
-    except BrokenPipeError:
-        raise
-    except (HBAFError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
+        code = _exit_code()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        _drop_unwritten()
+    sys.exit(code)

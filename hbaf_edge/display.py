@@ -1,13 +1,22 @@
-"""How results look to people: a table of turns, and one turn with bars for its probabilities."""
+"""How results look on a screen: a line per turn, bars for probabilities, and strings that cannot steer the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import stat
+import sys
+import textwrap
+from types import TracebackType
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from hbaf_edge.answers import Answer
+from hbaf_edge.card import NOTICE
+from hbaf_edge.dialogue_file import Utterance
 from hbaf_edge.prediction import Prediction
 
 COLOURS = {
@@ -15,34 +24,190 @@ COLOURS = {
     "disgust": "green",
     "fear": "magenta",
     "joy": "yellow",
-    "neutral": "white",
+    "neutral": "default",
     "sadness": "blue",
     "surprise": "cyan",
 }
 BAR = 24  # characters of a probability of one
+LABEL = 9  # characters of the column of labels
+NARROW = 72  # columns of a terminal below which a turn is shown without modalities and time
+NOTE = 6  # columns before what is said of a turn below it
+MIN_TEXT = 12  # columns that the text gets on the narrowest terminal
+LONG_WORK = 10  # turns from which a progress bar is worth its place
+
+BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+# C0, DEL and C1 move the cursor, rename windows and more; U+202A-202E and U+2066-2069 turn the order of the letters
+# around them; lone surrogates cannot be encoded.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""A string from outside as one line that a terminal only shows: controls become visible, line breaks blanks.
+
+    >>> print(printable("ok \x1b[2J\nnext"))
+    ok \x1b[2J next
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), BREAKS.sub(" ", text))
+
+
+def screen(*, stderr: bool = False) -> Console:
+    """A console that shows strings as they are: square brackets and :colons: are no markup, numbers get no colours."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def show_line(console: Console, text: str, style: str = "") -> None:
+    """A string from outside on one line, which is broken between words on standard output's terminal alone."""
+    console.print(Text(printable(text), style), soft_wrap=console.stderr or not console.is_terminal)
+
+
+def show_error(error: object) -> None:
+    """One error, one line on standard error."""
+    show_line(screen(stderr=True), f"error: {error}", "red")
+
+
+class AnswerPrinter:
+    """Shows answers as they come: lines of JSON for machines, or aligned lines for people.
+
+    While it is entered, a progress bar is on the terminal of standard error, if there is one.
+
+    Args:
+        as_json: JSON instead of lines for people.
+        total: turns to come; None where it is not known, then there is no bar.
+        has_headings: name the dialogue files, because there is more than one source.
+    """
+
+    def __init__(self, as_json: bool, total: int | None = None, has_headings: bool = False) -> None:
+        self._as_json, self._has_headings = as_json, has_headings
+        self._last: Utterance | None = None
+        self._out, self._err = screen(), screen(stderr=True)
+        self._is_terminal = sys.stdout.isatty()
+        self._width = self._out.width if self._is_terminal else None
+        has_bar = _has_bar(total)
+        if has_bar and self._is_terminal:  # bar and lines on one terminal would overwrite one another
+            self._err = self._out
+        columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._progress = Progress(
+            *columns,
+            console=self._err,
+            transient=True,
+            disable=not has_bar,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> AnswerPrinter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, answer: Answer) -> None:
+        """One answer, flushed at once. Its error is on standard error too, unless standard output is a terminal."""
+        utterance = answer.utterance
+        if answer.error is not None and not (utterance.is_turn and self._is_terminal):
+            show_line(self._err, f"error: {utterance.complaint(answer.error)}", "red")
+        if utterance.is_turn:
+            show = self._show_json if self._as_json else self._show_row
+            show(answer)
+        self._progress.advance(self._task)
+
+    def finish(self) -> None:
+        """What people must know of the result."""
+        if self._last is not None:
+            self._out.print(Text(NOTICE, "dim"), soft_wrap=True)
+
+    def _show_json(self, answer: Answer) -> None:
+        if self._is_terminal:
+            self._out.print(Text(answer.to_json()), soft_wrap=True)
+        else:
+            print(answer.to_json(), flush=True)
+
+    def _show_row(self, answer: Answer) -> None:
+        utterance, last = answer.utterance, self._last
+        if last is None:
+            self._out.print(header(self._width), soft_wrap=True)
+        if self._has_headings and (last is None or utterance.source != last.source):
+            if last is not None and (utterance.line, last.line) != (None, None):
+                self._out.print()  # an audio file is named in its row, a dialogue stands apart
+            if utterance.line is not None:
+                show_line(self._out, f"{utterance.source}:", "bold")
+        self._last = utterance
+        self._out.print(turn_row(answer, self._width), soft_wrap=True)
+
+
+def _has_bar(total: int | None) -> bool:
+    """Whether a bar helps: there is a terminal, and no program behind a pipe that writes to it meanwhile."""
+    if total is None or total < LONG_WORK or not sys.stderr.isatty():
+        return False
+    return sys.stdout.isatty() or not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
 
 
 def shown_label(p: Prediction) -> Text:
     """The label in its colour, or a dash below the confidence asked for."""
-    return Text(p.label or "—", style=f"bold {COLOURS.get(p.label or '', 'white')}")
+    return Text(printable(p.label or "-"), style=f"bold {COLOURS.get(p.label or '', 'default')}")
 
 
-def turns_table(predictions: Sequence[Prediction], texts: Sequence[str | None]) -> Table:
-    """A row per turn."""
-    table = Table("turn", "speaker", "text", "emotion", "confidence", "used", "ms", title=None)
-    for p, text in zip(predictions, texts):
-        said = Text(p.speaker or "?"), Text(text or "")  # as Text: what people say must not be read as markup
-        used = "+".join(p.modalities)
-        table.add_row(str(p.turn), *said, shown_label(p), f"{p.confidence:.2f}", used, f"{p.timing['total']:.0f}")
-    return table
+def header(width: int | None) -> Text:
+    """What the columns of `turn_row` are."""
+    return _aligned("turn", Text("emotion"), "conf", "used", "ms", "speaker: text", width)
+
+
+def turn_row(answer: Answer, width: int | None) -> Text:
+    """A turn on one line, and below it what the user should know of it.
+
+    Args:
+        answer: what came of the turn.
+        width: columns of the terminal, which the text is folded into; None leaves it whole.
+    """
+    u, p = answer.utterance, answer.prediction
+    audio = str(u.audio) if isinstance(u.audio, (str, os.PathLike)) else "-"
+    text = u.text or ("" if u.audio is None else audio)
+    text = printable(f"{u.speaker}: {text}" if u.speaker else text)
+    if p is None:
+        row = _aligned("-", Text("-"), "-", "-", "-", text, width)
+        place = "" if u.line is None else f"line {u.line}: "
+        return row.append(_below(f"error: {place}{answer.error}", width), "red")
+    cells = f"{p.confidence:.2f}", "+".join(p.modalities), f"{p.timing['total']:.0f}"
+    row = _aligned(str(p.turn), shown_label(p), *cells, text, width)
+    for warning in p.warnings:
+        row.append(_below(f"note: {warning}", width), "dim")
+    return row
+
+
+def _aligned(turn: str, label: Text, conf: str, used: str, ms: str, text: str, width: int | None) -> Text:
+    """Cells below those of other turns; the text comes last, folded into the columns that are left."""
+    row = Text.assemble(f"{turn:>4}  ", label, " " * (LABEL - label.cell_len), f"  {conf:>4}  ")
+    if width is None or width >= NARROW:
+        row.append(f"{used:10}  {ms:>5}  ")
+    if width is not None:
+        lines = Text(text).wrap(screen(), max(width - row.cell_len, MIN_TEXT))
+        text = ("\n" + " " * row.cell_len).join(line.plain.rstrip() for line in lines)
+    row.append(text)
+    row.rstrip()
+    return row
+
+
+def _below(text: str, width: int | None) -> str:
+    """What belongs to a turn, on lines of its own. Paths in it stay whole."""
+    text = printable(text)
+    room = len(text) or 1 if width is None else max(width - NOTE, MIN_TEXT)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"\n{' ' * NOTE}{line}" for line in lines)
 
 
 def turn_bars(p: Prediction, text: str | None) -> RenderableType:
     """One turn: who said what, the emotion, and a bar per label."""
-    head = Text.assemble((f"{p.speaker or '?'}: ", "bold"), text or "(no words)", "  → ", shown_label(p))
+    text = printable(text or "(no words)")
+    head = Text.assemble((f"{printable(p.speaker or '?')}: ", "bold"), text, "  → ", shown_label(p))
     bars = Table.grid(padding=(0, 1))
     for label, probability in sorted(p.probabilities.items(), key=lambda pair: -pair[1]):
         full = "█" * round(probability * BAR)
-        bars.add_row(f"   {label:9}", Text(f"{full:{BAR}}", style=COLOURS.get(label, "white")), f"{probability:.2f}")
-    notes = [Text(f"   note: {warning}", style="dim") for warning in p.warnings]
+        bars.add_row(
+            Text(f"   {printable(label):9}"), Text(f"{full:{BAR}}", COLOURS.get(label, "default")), f"{probability:.2f}"
+        )
+    notes = [Text(f"   note: {printable(warning)}", style="dim") for warning in p.warnings]
     return Group(head, bars, *notes)

@@ -1,18 +1,63 @@
-"""The command line, run as users run it: output for people, JSON for machines, exit code 2 on bad input."""
+"""The command line, run as users run it: output for people, JSON for machines, exit codes, signals and pipes."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from hbaf_edge import __version__
+from hbaf_edge import __version__, cli
+from hbaf_edge.bundle import DEFAULT
 from tests.conftest import EXAMPLES, ROOT
 
+COMMAND = [sys.executable, "-m", "hbaf_edge"]
+CLIP = EXAMPLES / "turn2_anna.flac"
+EVIL = "\x1b[2J\x1b]0;title\x07\x9b31m\x7f\u202e\u2066\u2028\r\n"
+KEYS = {"source", "line", "turn", "speaker", "label", "confidence", "probabilities", "modalities", "warnings", "timing",
+        "error"}  # fmt: skip
 
-def run(*words, text=None):
-    command = [sys.executable, "-m", "hbaf_edge", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=text)
+
+def run(*words, **options):
+    """The command in a process of its own."""
+    return subprocess.run([*COMMAND, *map(str, words)], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def start(*words, **options):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *map(str, words)], cwd=ROOT, **{**pipes, **options})
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, runtime):
+    """The command in this process, on the runtime that is already there unless `loaded` is false: it starts at once."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words, stdin=b"", loaded=True):
+        monkeypatch.setattr(sys, "argv", ["hbaf-edge", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with monkeypatch.context() as patch:
+            if loaded:
+                patch.setattr(cli, "HBAFRuntime", lambda *_, **__: contextlib.nullcontext(runtime))
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        out, err = capsys.readouterr()
+        answers = list(map(json.loads, out.splitlines())) if {"predict", "--json"} <= {*words} else None
+        return SimpleNamespace(code=end.value.code, out=out, err=err, answers=answers)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def dialogue(path, *turns):
+    """A dialogue file; strings are lines as they are."""
+    path.write_text("".join(f"{t if isinstance(t, str) else json.dumps(t)}\n" for t in turns), encoding="utf-8")
+    return path
 
 
 def test_demo_shows_the_conversation():
@@ -22,96 +67,367 @@ def test_demo_shows_the_conversation():
         assert part in done.stdout
 
 
-def test_predict_of_a_dialogue_file_as_json():
+def test_predict_of_a_dialogue_file(command):
     done = run("predict", EXAMPLES / "conversation.jsonl", "--json", "--threads", 1)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     turns = [json.loads(line) for line in done.stdout.splitlines()]
     assert [t["turn"] for t in turns] == list(range(8))
+    assert [t["line"] for t in turns] == list(range(1, 9))
     assert [t["speaker"] for t in turns[:2]] == ["anna", "bob"]
-    assert all(t["modalities"] == ["audio", "text"] for t in turns)
+    assert all(t["modalities"] == ["audio", "text"] and t["error"] is None for t in turns)
     assert all(abs(sum(t["probabilities"].values()) - 1) < 1e-5 for t in turns)
+    table = command("predict", EXAMPLES / "conversation.jsonl").out.splitlines()
+    assert len(table) == 10  # a pipe's lines are never folded
+    assert "anna: I got the job! I'm so happy, this is the best day of my life!" in table[3]
+    assert "audio+text" in table[3]
 
 
-def test_predict_of_one_utterance_as_table_and_from_standard_input():
-    table = run("predict", "--audio", EXAMPLES / "turn2_anna.flac", "--text", "I got the job!", "--speaker", "anna")
-    assert table.returncode == 0, table.stderr
-    assert "anna" in table.stdout
-    assert "audio+text" in table.stdout
-    piped = run("predict", "-", "--json", text='{"text": "Fine."}\n')
-    assert json.loads(piped.stdout)["modalities"] == ["text"]
+def test_one_utterance_and_what_people_say_is_not_markup(command):
+    done = command("predict", "--audio", CLIP, "--text", "ok [/i] I :joy: won [laughs]", "--speaker", "[/]")
+    assert (done.code, done.err) == (0, "")
+    assert "[/]: ok [/i] I :joy: won [laughs]" in done.out
+    assert "audio+text" in done.out
+    named = command("predict", "--audio", CLIP, "--json").answers[0]
+    assert (named["source"], named["line"], named["modalities"]) == (str(CLIP), None, ["audio"])
+    assert command("predict", "--text", "hi", "--json").answers[0]["source"] is None
 
 
-def test_info():
-    done = run("info")
-    assert done.returncode == 0
+def test_a_bad_turn_does_not_end_the_dialogue(command, tmp_path):
+    (tmp_path / "noise.wav").write_bytes(b"no audio at all")
+    path = dialogue(
+        tmp_path / "d.jsonl", {"text": "I am so happy for you!", "speaker": "anna"}, {"audio": "missing.wav"},
+        {"audio": "noise.wav", "speaker": "bob", "id": 3}, "not json", {"text": 5}, {"txt": "hi", "a": 1}, {},
+        {"text": "I am so happy for you!", "speaker": "anna"},
+    )  # fmt: skip
+    done = command("predict", path, "--json")
+    assert done.code == 1
+    turns = done.answers
+    assert [t["turn"] for t in turns] == [0, *[None] * 6, 1]  # nothing of the bad ones was committed
+    assert [t["line"] for t in turns] == list(range(1, 9))
+    assert all(set(t) >= KEYS for t in turns)
+    assert all((t["label"] is None) == (t["error"] is not None) for t in turns)
+    for turn, part in zip(turns[1:7], ["missing.wav", "noise.wav", "not JSON", "text is 5", "'txt', 'a'", "nothing"]):
+        assert part in turn["error"]
+        assert turn["confidence"] is turn["probabilities"] is turn["timing"] is None
+    assert (turns[2]["speaker"], turns[2]["id"]) == ("bob", 3)
+    assert len(done.err.splitlines()) == 6
+    assert all(f"line {n}: " in line for n, line in enumerate(done.err.splitlines(), 2))
+
+    table = command("predict", path)
+    assert table.code == 1
+    assert table.out.count("joy") == 2
+    assert "error: line 4: not JSON" in table.out.splitlines()[7]
+    assert "bob: " in table.out
+
+    strict = command("predict", path, "--strict")
+    assert strict.code == 2
+    assert strict.out.count("joy") == 1
+    assert "missing.wav" in strict.err
+    assert len(strict.err.splitlines()) == 1
+
+
+def test_warnings_stand_beside_their_turn(command, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", [0.0] * 16_000, 16_000)
+    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi.", "audio": "silent.wav"}, {"text": "Well."})
+    lines = command("predict", path).out.splitlines()
+    assert "Hi." in lines[1]
+    assert "note: audio is digital silence" in lines[2]
+    assert "Well." in lines[3]
+    silent = command("predict", "--audio", tmp_path / "silent.wav", "--json")
+    assert silent.code == 1
+    assert silent.answers[0]["label"] is None
+    assert silent.answers[0]["error"]
+
+
+def test_other_fields_are_handed_through(command, tmp_path):
+    fields = {"id": 7, "start": 0.25, "nested": {"x": [None, True, "é\ud800"]}, "": 1}
+    clashing = {"label": "joy", "turn": 12, "line": "x", "source": "mic", "error": "e", "input": {"a": 1}}
+    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi.", **fields, **clashing}, {"audio": "no.wav", **fields})
+    good, bad = command("predict", path, "--json").answers
+    for answer in (good, bad):
+        assert {key: answer[key] for key in fields} == fields
+    assert good["input"] == clashing
+    assert (good["turn"], good["line"], good["error"], good["source"]) == (0, 1, None, str(path))
+    assert set(good) == KEYS | {*fields, "input"}
+    assert set(bad) == KEYS | set(fields)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_outputs_without_our_letters(tmp_path, encoding):
+    """JSON stays JSON, and people get the numbers of the letters."""
+    speaker, text = "José 😊\ud800", "é\x85\u2028\x00"
+    path = dialogue(tmp_path / "d.jsonl", {"text": text, "speaker": speaker, "id": text}, {"audio": "é\n😊.wav"})
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([*COMMAND, "predict", path, "--json"], cwd=ROOT, capture_output=True, env=env)
+    assert done.returncode == 1
+    first, second = map(json.loads, done.stdout.decode("utf-8").splitlines())
+    assert (first["speaker"], first["id"]) == (speaker, text)
+    assert "é\\n😊.wav" in second["error"]
+    if encoding == "ascii":
+        for words in (("predict", path), ("demo",)):
+            done = subprocess.run([*COMMAND, *words], cwd=ROOT, capture_output=True, env=env)
+            assert done.returncode == (1 if path in words else 0)
+            assert b"Traceback" not in done.stderr
+
+
+def controls(text):
+    """Characters that would steer a terminal; the line break is ours."""
+    return [c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028\ud800")]
+
+
+def test_strings_from_outside_cannot_steer_a_terminal(command, tmp_path):
+    name = f"evil{EVIL}.jsonl"
+    path = dialogue(
+        tmp_path / name, {"text": EVIL + "hello", "speaker": EVIL}, {"audio": EVIL, "speaker": EVIL},
+        {EVIL: 1}, EVIL.replace("\n", "").replace("\u2028", ""), {"text": "Hi.", "audio": "silent.wav"},
+    )  # fmt: skip
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", [0.0] * 16_000, 16_000)
+    for words in (
+        ("predict", path), ("predict", path, path), ("predict", "--text", EVIL + "\ud800", "--speaker", EVIL),
+        ("predict", path, "--json"), ("predict", path, "--strict"), ("predict", EVIL), ("predict", "--audio", EVIL),
+        ("predict", f"--{EVIL}"), ("predict", "--threads", EVIL), (EVIL,), ("info", EVIL),
+    ):  # fmt: skip
+        done = command(*words)
+        assert not controls(done.out + done.err), words
+    assert "hello" in command("predict", path).out
+
+
+def test_a_bundle_cannot_steer_a_terminal_either(command, tmp_path, monkeypatch):
+    shutil.copytree(DEFAULT, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    manifest["labels"][3] += EVIL
+    manifest |= {"name": EVIL, "headline": {EVIL: EVIL}, "limits": [EVIL]}
+    manifest["data"] = [dict.fromkeys(("name", "licence", "use"), EVIL)]
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    for words in (("info", tmp_path / "bundle"), ("demo", "--bundle", tmp_path / "bundle")):
+        done = command(*words, loaded=False)
+        assert (done.code, done.err) == (0, "")
+        assert "joy\\x1b[2J" in done.out
+        assert not controls(done.out), words
+
+
+def test_info(command):
+    done = command("info")
+    assert done.code == 0
     for part in ("every SHA-256 right", "NON-COMMERCIAL", "RAVDESS", "MELD", "EU AI Act"):
-        assert part in " ".join(done.stdout.split())
-    assert json.loads(run("info", "--json").stdout)["format"] == 1
+        assert part in done.out
+    assert json.loads(command("info", "--json").out)["format"] == 1
 
 
-def test_what_people_say_is_not_markup():
-    done = run("predict", "--text", "ok [/i] I won [laughs]", "--speaker", "[/]")
-    assert done.returncode == 0, done.stderr
-    assert "[laughs]" in done.stdout
-    assert "[/]" in done.stdout
+def test_version_and_help(command):
+    assert command("--version").out.strip() == f"hbaf-edge {__version__}"
+    for words in (("predict", "--help"), ("--help",), ()):
+        done = command(*words)
+        assert done.code == (0 if words else 2)
+        for part in ("0 every turn was judged", "1 some turns", "2 nothing could be started", "130 interrupted"):
+            assert part in " ".join(done.out.split())
 
 
-def test_terminals_without_our_letters():
-    import os
-
-    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    for words in (("demo",), ("predict", "--text", "Hallo", "--speaker", "Jörg"), ("predict", "--text", "é", "--json")):
-        command = [sys.executable, "-m", "hbaf_edge", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, env=env)
-        assert done.returncode == 0, done.stderr
-
-
-def test_dialogue_files_from_other_editors(tmp_path):
-    """A byte-order mark, CRLF, and a line separator inside of a string."""
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "Hello."}\r\n\r\n{"text": "one\xe2\x80\xa8two"}\r\n')
-    assert len(run("predict", path, "--json").stdout.splitlines()) == 2
-    path.write_text('{"text": "Hello."}\n\n\n{"speaker": "anna"}\n')
-    assert "line 4:" in " ".join(run("predict", path).stderr.split())
-
-
-def test_version():
-    done = run("--version")
-    assert done.stdout.strip() == f"hbaf-edge {__version__}"
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("not json\n", "line 1 is not JSON"),
-        ('{"text": "hi"}\n[1]\n', "line 2 has list"),
-        ('{"txt": "hi"}\n', "['txt']"),
-        ('{"text": 5}\n', "text is 5"),
-        ('{"audio": "nowhere.wav"}\n', "there is no audio file"),
-        ('{"speaker": "anna"}\n', "nothing to judge"),
-        ("\n\n", "holds no turns"),
-    ],
-)
-def test_bad_dialogue_files(tmp_path, lines, message):
-    path = tmp_path / "dialogue.jsonl"
-    path.write_text(lines)
-    done = run("predict", path)
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-
-
-def test_other_bad_calls(tmp_path):
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+def test_bad_calls_are_one_line_and_exit_code_2(command, tmp_path):
+    binary, empty = tmp_path / "binary.jsonl", dialogue(tmp_path / "empty.jsonl", "", "")
+    binary.write_bytes(b"\xff\xfe\x00")
+    long = "a_rather_long_folder_name/" * 8 + "hello world.wav"
     for words, message in [
-        (("predict",), "either a dialogue file"),
-        (("predict", "nowhere.jsonl"), "there is no dialogue file"),
-        (("predict", tmp_path / "binary.jsonl"), "not a UTF-8"),
-        (("info", "nowhere"), "there is no bundle"),
-        (("predict", "--text", "hi", "--min-confidence", "2"), "min_confidence"),
+        (("predict",), "either files"),
+        (("predict", empty, "--text", "hi"), "either files"),
+        (("predict", "nowhere.jsonl"), "there is no dialogue file 'nowhere.jsonl'"),
+        (("predict", tmp_path), "is a folder"),
+        (("predict", CLIP, long), long),
+        (("predict", "--audio", long), long),
+        (("predict", "--audio", "two\nlines"), "two\\nlines"),
+        (("predict", binary), "not a UTF-8 text file"),
+        (("predict", empty), "holds no turns"),
+        (("predict", "-"), "standard input holds no turns"),
+        (("info", long), long),
         (("predict", "--nonsense"), "No such option"),
+        (("predict", "--threads", "many"), "--threads"),
+        (("nonsense",), "No such command"),
     ]:
-        done = run(*words)
-        assert done.returncode == 2, words
-        assert message in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+        done = command(*words)
+        assert done.code == 2, words
+        assert done.out == ""
+        assert message in done.err
+        assert len(done.err.splitlines()) == 1, done.err
+        assert done.err.startswith("error: ")
+
+
+def test_settings_of_the_runtime(command):
+    for words, message in [
+        (("predict", "--text", "hi", "--min-confidence", "2"), "min_confidence"),
+        (("predict", "--text", "hi", "--provider", "gpu"), "'cpu', 'ort-cuda', 'ort-tensorrt'"),
+        (("demo", "--provider", "gpu"), "'cpu', 'ort-cuda', 'ort-tensorrt'"),
+        (("predict", "--audio", CLIP, "--sample-rate", 5), "8,000 to 192,000"),
+        (("predict", "--audio", CLIP, "--sample-format", "s16le"), "sample_rate is required"),
+        (("predict", CLIP, "--sample-format", "pcm", "--sample-rate", 16_000), "s16le, "),
+    ]:
+        done = command(*words, loaded=False)
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+        assert len(done.err.splitlines()) == 1
+    assert command("predict", "--text", "hi", "--provider", "auto", loaded=False).code == 0
+
+
+def test_audio_from_pipes(tmp_path):
+    """Standard input as '-' and as a path, a named pipe, a process substitution; files and bare samples."""
+    import soundfile
+
+    samples, rate = soundfile.read(CLIP, dtype="int16")
+    wav, fifo = tmp_path / "a.wav", tmp_path / "fifo"
+    soundfile.write(wav, samples, rate)
+    os.mkfifo(fifo)
+    expected = None
+    for name, content, options in [
+        ("-", CLIP.read_bytes(), []),
+        ("/dev/stdin", wav.read_bytes(), []),
+        ("-", samples.tobytes(), ["--sample-rate", str(rate), "--sample-format", "s16le"]),
+        (fifo, wav.read_bytes(), []),
+    ]:
+        process = start("predict", "--audio", name, "--json", *options)
+        if name == fifo:
+            fifo.write_bytes(content)
+            content = None
+        out, errors = process.communicate(content, timeout=30)
+        assert (process.returncode, errors) == (0, b"")
+        answer = json.loads(out)
+        assert answer["source"] == str(name)
+        expected = expected or answer["probabilities"]
+        assert answer["probabilities"] == expected
+    line = f"{' '.join(COMMAND)} predict --json --audio <(cat {wav})"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout)["probabilities"] == expected
+
+
+def test_raw_files(command, tmp_path):
+    """Of one call all are of one kind, in dialogues too; a first byte of '{' makes no dialogue of them."""
+    import soundfile
+
+    samples, rate = soundfile.read(CLIP, dtype="float32")
+    (tmp_path / "a.pcm").write_bytes(b"{\0\0\0" + samples.astype("<f4").tobytes())
+    path = dialogue(tmp_path / "d.jsonl", {"audio": "a.pcm", "text": "I got the job!"}, {"text": "Well."})
+    done = command("predict", path, tmp_path / "a.pcm", "--json", "--sample-rate", rate, "--sample-format", "f32le")
+    assert (done.code, done.err) == (0, "")
+    assert [a["modalities"] for a in done.answers] == [["audio", "text"], ["text"], ["audio"]]
+
+
+def test_files_are_conversations_of_their_own(command, tmp_path):
+    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi."}, {"text": "Well.", "speaker": "bob"})
+    empty = dialogue(tmp_path / "empty.jsonl")
+    (tmp_path / "noise.wav").write_bytes(b"no audio at all")
+    files = CLIP, path, CLIP, tmp_path / "noise.wav"
+    done = command("predict", *files, "--json", "--speaker", "anna")
+    assert done.code == 1
+    assert [t["turn"] for t in done.answers] == [0, 0, 1, 0, None]
+    assert [t["source"] for t in done.answers] == list(map(str, (CLIP, path, path, CLIP, tmp_path / "noise.wav")))
+    assert [t["speaker"] for t in done.answers] == ["anna", "anna", "bob", "anna", "anna"]
+    assert [t["turn"] for t in command("predict", *files, "--conversation", "--json").answers] == [0, 1, 2, 3, None]
+    done = command("predict", empty, CLIP, "--json")
+    assert done.code == 1
+    assert len(done.answers) == 1
+    assert "empty.jsonl holds no turns" in done.err
+    table = command("predict", *files).out.splitlines()
+    assert str(CLIP) in table[1]
+    assert table[2:4] == ["", f"{path}:"]
+    assert table[6] == ""
+    assert "noise.wav" in table[8]
+    assert "cannot be read as audio" in table[9]
+
+
+def lines_of(process, count):
+    """So many lines of its standard output, each as soon as it is there."""
+    return [json.loads(process.stdout.readline()) for _ in range(count)]
+
+
+def test_a_line_of_a_pipe_is_answered_at_once_and_ctrl_c_ends_quietly(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for source, number, code in [("-", signal.SIGINT, 130), (tmp_path / "fifo", signal.SIGTERM, 143)]:
+        process = start("predict", source, "--json")
+        with process.stdin if source == "-" else open(source, "wb") as pipe:
+            for n in range(3):
+                pipe.write(b'{"text": "I am so happy"}\n' if n != 1 else b"nothing\n")
+                pipe.flush()
+                assert lines_of(process, 1)[0]["line"] == n + 1
+            process.send_signal(number)
+            assert process.wait(20) == code
+        assert process.stdout.read() == b""
+        assert len(process.stderr.read().splitlines()) == 1  # the bad line
+
+
+def test_rows_for_people_come_at_once_too():
+    process = start("predict", "-")
+    process.stdin.write(b'{"text": "I am so happy"}\n')
+    process.stdin.flush()
+    assert process.stdout.readline().startswith(b"turn")
+    assert b"joy" in process.stdout.readline()
+    process.stdin.close()
+    assert process.wait(20) == 0
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("words", [("predict", "-", "--json"), ("predict", "-")])
+def test_a_closed_pipe_ends_quietly(words):
+    """As in `| head -1`."""
+    process = start(*words)
+    process.stdin.write(b'{"text": "I am so happy"}\n')
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(b'{"text": "I am so happy"}\n' * 1000)
+        process.stdin.close()
+    assert process.wait(20) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "wb") as full:
+        process = start("predict", "--text", "hi", "--json", stdout=full)
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines() == [b"error: [Errno 28] No space left on device"]
+
+
+def read_all(terminal):
+    """What was written to a terminal until its last writer closed it."""
+    parts = []
+    with contextlib.suppress(OSError):  # Linux's way of saying that it is closed
+        while part := os.read(terminal, 65536):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
+
+
+def test_a_progress_bar_is_for_terminals_alone(tmp_path):
+    pty = pytest.importorskip("pty")
+    path = dialogue(tmp_path / "d.jsonl", *[{"text": "I am so happy for you, and I have been for years."}] * 40)
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "50"}
+    main, side = pty.openpty()
+    with open(tmp_path / "out", "wb") as out:
+        process = start("predict", path, "--json", stdout=out, stderr=side, env=env)
+    os.close(side)
+    assert "judging" in (shown := read_all(main))
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
+    assert process.wait(20) == 0
+    assert len([json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]) == 40
+
+    main, side = pty.openpty()
+    process = start("predict", path, stdout=side, stderr=side, env=env)
+    os.close(side)
+    shown = read_all(main)
+    assert "judging" in shown
+    rows = [line for line in shown.replace("\r", "").split("\n") if "joy" in line]
+    assert len(rows) == 40
+    assert process.wait(20) == 0
+
+    main, side = pty.openpty()
+    process = start("predict", path, stderr=side, env=env)  # into a pipe
+    os.close(side)
+    assert process.stdout.read().count(b"joy") == 40
+    assert read_all(main) == ""
+    assert process.wait(20) == 0
