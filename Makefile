@@ -8,14 +8,36 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types encoders bench report guard gpu model clean
+.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders bench report guard gpu model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
 
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
 test: .venv/test.done
 	@echo "== tests (about six minutes on two cores; the first run also fetches the pretrained encoders, 300 MB)"
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	@$(PYTEST) -m "not slow"
+
+# The inner loop, at most a minute: the runtime without what trains or exports a model first.
+quick: .venv/test.done
+	@$(PYTEST) -m "not slow" tests/hbaf_edge hbaf_edge
+
+# What `make test` leaves out: exhaustive sweeps, long trainings, kills, engines, compilers.
+test-slow: .venv/test.done
+	@$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# Damaged input of every kind, for FUZZ_SECONDS.
+FUZZ_SECONDS ?= 60
+fuzz: .venv/test.done
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# The wheel on 64-bit Arm under QEMU: the demo, and 240 turns with the labels of this machine. Four minutes; needs
+# Debian's qemu-user-static and debootstrap.
+arm64: .venv/test.done
+	@tests/arm64/run.sh
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def installation() -> dict[str, float]:
         )
         wheel = next(folder.glob("*.whl"))
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        subprocess.run([folder / "venv/bin/python", "-m", "pip", "install", "-q", wheel], check=True)
+        subprocess.run([folder / "venv/bin/python", "-m", "pip", "install", "-q", f"{wheel}[cpu]"], check=True)
         packages = next((folder / "venv/lib").glob("python*/site-packages"))
         installed = sum(f.stat().st_size for f in packages.rglob("*") if f.is_file() and not f.is_symlink())
         subprocess.run(["git", "clone", "-q", ROOT, folder / "clone"], check=True)

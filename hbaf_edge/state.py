@@ -76,7 +76,7 @@ def read(path: str | os.PathLike[str], floats: int) -> tuple[dict[str, Any], NDA
     version = struct.unpack_from("<I", content.ljust(HEAD.size, b"\0"), 8)[0]
     if version > VERSION:
         raise StateError(f"{path} is of version {version}, this hbaf-edge reads up to {VERSION}; upgrade hbaf-edge")
-    if len(content) > limit or hashlib.sha256(body).digest() != found:
+    if not HEAD.size <= len(body) <= limit - DIGEST or hashlib.sha256(body).digest() != found:
         raise StateError(f"{path} was cut short or altered: its hash does not fit; begin a new conversation")
     length = HEAD.unpack_from(body)[2]
     header, rings = body[HEAD.size : HEAD.size + length], body[HEAD.size + length :]

@@ -135,7 +135,9 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, runtime_text, mel, augment, hub)]
+    code = [
+        inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, runtime_text, mel, augment, hub)
+    ]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio import pyav
 from hbaf_edge.audio.headers import mend_sizes, without_tags
-from hbaf_edge.audio.quiet import quiet_c_stderr
+from hbaf_edge.audio.quiet import quiet_c_output
 from hbaf_edge.audio.raw import raw_options
 from hbaf_edge.audio.samples import (
     LONGEST_TAIL,
@@ -117,7 +117,7 @@ def _sndfile(source: Source, **options: Any) -> Tail:
 
     source.seek(0)
     try:
-        with quiet_c_stderr(), soundfile.SoundFile(source, **options) as file:
+        with quiet_c_output(), soundfile.SoundFile(source, **options) as file:
             rate = check_rate(file.samplerate, f"the sample rate of {source.name}")
             if file.channels > MAX_CHANNELS:
                 raise InputError(f"{source.name} has {file.channels} channels; 1 to {MAX_CHANNELS} are accepted")

@@ -201,7 +201,7 @@ def _ape(source: Source, end: int) -> int:
         return end
     _, size, _, flags = struct.unpack("<IIII", footer[8:])
     size += 32 if flags & 0x8000_0000 else 0  # a header before the items, which the size does not count
-    return max(0, begin + found + 32 - max(32, size))
+    return int(max(0, begin + found + 32 - max(32, size)))
 
 
 def _id3v2_footer(source: Source, end: int) -> int:

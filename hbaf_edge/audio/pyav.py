@@ -54,6 +54,10 @@ class Recording:
         stream: Any = self._container.streams.best("audio")
         if stream is None:
             raise InputError(f"{source.name} holds no audio track")
+        if getattr(stream, "codec_context", None) is None:
+            raise InputError(
+                f"{source.name} holds audio of a codec that FFmpeg does not know; convert it to FLAC or WAV"
+            )
         self._stream = stream
         self.rate = check_rate(stream.rate or 0, f"the sample rate of {source.name}")
         if not 1 <= stream.channels <= MAX_CHANNELS:
@@ -77,7 +81,7 @@ class Recording:
             yield from _seconds(np.concatenate(parts), self.rate)
 
     def _frames(self) -> Iterator[NDArray[np.float32]]:
-        convert = self._converter()
+        convert, channels = self._converter(), 0
         for frame in self._decoded():
             try:
                 converted = convert.resample(frame)
@@ -85,7 +89,11 @@ class Recording:
                 convert = self._converter()
                 converted = convert.resample(frame)
             for one in converted:
-                yield np.ascontiguousarray(one.to_ndarray().T)
+                block = np.ascontiguousarray(one.to_ndarray().T)
+                channels = channels or block.shape[1]
+                if block.shape[1] != channels:  # a layout without a name is not converted
+                    block = np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
+                yield block
 
     def _decoded(self) -> Iterator[Any]:
         """Frames of all packets that can be decoded."""
@@ -100,7 +108,7 @@ class Recording:
                 return
             except av.EOFError:
                 return
-            except av.FFmpegError:
+            except (av.FFmpegError, IndexError, ValueError, RuntimeError):  # PyAV's own, where tracks appear and vanish
                 self.damaged += 1
 
     def _converter(self) -> Any:

@@ -1,8 +1,8 @@
-"""Keeps what a C library prints to standard error off the terminal, without touching Python's own.
+"""Keeps what C libraries print off the terminal and out of pipes, without touching Python's own streams.
 
-libmpg123, inside of libsndfile, prints a line for every damaged frame of an MP3 and has no switch that libsndfile
-hands on. While it decodes, C's `stderr` points to the null device; Python writes to the descriptor and is not affected,
-whatever its threads do meanwhile.
+Inside of libsndfile, libmpg123 prints a line to standard error for every damaged frame of an MP3; libsndfile itself
+prints one to standard output for a damaged ALAC. Neither has a switch. While they decode, C's `stdout` and `stderr` point
+to the null device; Python writes to the descriptors and is not affected, whatever its threads do meanwhile.
 """
 
 from __future__ import annotations
@@ -16,58 +16,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+# C's own names of these variables.
+_NAMES = {"linux": ("stdout", "stderr"), "darwin": ("__stdoutp", "__stderrp")}
 _lock = threading.Lock()
 _users = 0
-_saved: int | None = None
+_saved: list[int | None] = []
 
 
 @contextmanager
-def quiet_c_stderr() -> Iterator[None]:
+def quiet_c_output() -> Iterator[None]:
     """Within it, C code of this process prints to nowhere; nothing happens on systems where that is not possible.
 
-    >>> with quiet_c_stderr():
+    >>> with quiet_c_output():
     ...     _ = ctypes.CDLL(None).perror(b"nobody reads this") if os.name == "posix" else 0
     """
-    _enter()
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1 and (null := _null()):
+            _saved[:] = [stream.value for stream in _streams()]
+            for stream in _streams():
+                stream.value = null
     try:
         yield
     finally:
-        _leave()
-
-
-def _enter() -> None:
-    global _users, _saved
-    with _lock:
-        _users += 1
-        if _users == 1 and (stream := _stream()) is not None:
-            null = _null()
-            if null:
-                _saved, stream.value = stream.value, null
-
-
-def _leave() -> None:
-    global _users, _saved
-    with _lock:
-        _users -= 1
-        if _users == 0 and _saved is not None and (stream := _stream()) is not None:
-            stream.value, _saved = _saved, None
+        with _lock:
+            _users -= 1
+            if _users == 0 and _saved:
+                for stream, value in zip(_streams(), _saved):
+                    stream.value = value
+                _saved.clear()
 
 
 @cache
-def _stream() -> ctypes.c_void_p | None:
-    """C's variable `stderr`; None where it is not one that may be written (musl keeps it read-only)."""
-    name = {"linux": "stderr", "darwin": "__stderrp"}.get(sys.platform)
-    if name is None or (sys.platform == "linux" and platform.libc_ver()[0] != "glibc"):
-        return None
+def _streams() -> list[ctypes.c_void_p]:
+    """C's variables; none where they may not be written (musl keeps them read-only)."""
+    if sys.platform == "linux" and platform.libc_ver()[0] != "glibc":
+        return []
     try:
-        return ctypes.c_void_p.in_dll(ctypes.CDLL(None), name)
+        return [ctypes.c_void_p.in_dll(ctypes.CDLL(None), name) for name in _NAMES.get(sys.platform, ())]
     except (OSError, ValueError):
-        return None
+        return []
 
 
 @cache
 def _null() -> int | None:
     """A C stream to the null device, opened once and kept."""
+    if not _streams():
+        return None
     fopen = ctypes.CDLL(None).fopen
     fopen.restype, fopen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_char_p)
     found = fopen(os.devnull.encode(), b"w")

@@ -25,6 +25,7 @@ from hbaf_edge.bench.scenes import scenes
 from hbaf_edge.bench.turns import Bench
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import NOTICE
+from hbaf_edge.display import show_line
 from hbaf_edge.errors import InputError
 
 log = logging.getLogger("hbaf_edge")
@@ -78,10 +79,10 @@ def compare(
     a, b, console = load(before), load(after), Console()
     print_section(console, as_section(a, b, everything))
     for difference in differing(a, b):
-        console.print(f"differs: {difference}", style="yellow", markup=False, highlight=False)
+        show_line(console, f"differs: {difference}", "yellow")
     for report, path in ((a, before), (b, after)):
         if report.stopped:
-            console.print(f"{path} is incomplete: {report.stopped}", style="red", markup=False)
+            show_line(console, f"{path} is incomplete: {report.stopped}", "red")
 
 
 def advise(
@@ -101,7 +102,7 @@ def advise(
     if best is None:
         console.print("nothing fits; the last column says what each lacks", style="red")
         sys.exit(1)
-    console.print(f"[bold]{best['name']}[/]")
+    show_line(console, str(best["name"]), "bold")
     console.print(recipe(best), markup=False)
     console.print(NOTICE, style="dim")
 
@@ -173,11 +174,11 @@ def unsteady(section: Section) -> list[str]:
 def finish(report: Report, folder: Path | None, console: Console) -> None:
     """Files, warnings, and the exit code of a run that is not whole."""
     for warning in report.warnings:
-        console.print(warning, style="yellow", markup=False, highlight=False)
+        show_line(console, warning, "yellow")
     if folder is not None:
-        console.print(f"report: {page.write(report, folder)}", markup=False, highlight=False)
+        show_line(console, f"report: {page.write(report, folder)}")
     if report.stopped:
-        console.print(f"incomplete: {report.stopped}", style="red", markup=False)
+        show_line(console, f"incomplete: {report.stopped}", "red")
         sys.exit(INTERRUPTED)
     if report.failed:
         sys.exit(1)

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hbaf_edge import __version__
 from hbaf_edge.bench.series import Series, rounded
+from hbaf_edge.display import printable
 from hbaf_edge.errors import InputError
 from hbaf_edge.machine import machine
 
@@ -172,13 +173,16 @@ def shown(cell: Cell) -> str:
 
 def print_section(console: Console, section: Section) -> None:
     """A table for people."""
-    # As Text, all of it: a bundle's name must not be read as markup.
-    caption = Text(section.text) if section.text else None
-    table = Table(title=Text(section.title), title_justify="left", caption=caption, caption_justify="left")
+
+    def cell(text: str) -> Text:  # a bundle's name must neither be read as markup nor steer the terminal
+        return Text(printable(text))
+
+    caption = cell(section.text) if section.text else None
+    table = Table(title=cell(section.title), title_justify="left", caption=caption, caption_justify="left")
     for i, name in enumerate(section.head):
-        table.add_column(Text(name), justify="left" if i == 0 else "right")
+        table.add_column(cell(name), justify="left" if i == 0 else "right")
     for row in section.rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*(cell(shown(value)) for value in row))
     console.print(table)
 
 

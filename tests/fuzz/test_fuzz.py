@@ -1,0 +1,28 @@
+"""A short run of the fuzzer, repeatable; `make fuzz` goes on for longer."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.__main__ import attempt, damage
+from tests.fuzz.targets import targets
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
+    return targets(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("name", ["audio", "bundle", "manifest", "state", "lines", "transcript"])
+def test_damaged_input_ends_in_an_answer_or_an_error_of_ours(name, every, capfd):
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(st.integers(0, 2**32))
+    def run(seed):
+        rng = random.Random(seed)
+        seeds = every[name].seeds
+        attempt(every[name], damage(rng.choice(seeds), rng.choice(seeds), rng))
+
+    run()
+    assert capfd.readouterr().err == ""
