@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from hbaf_edge.bundle import load_bundle
@@ -51,6 +52,12 @@ def source_sha256() -> str:
     """Of the code that the kernels are made of: what is shipped belongs to it or is out of date."""
     files = [Path(str(module.__file__)) for module in SOURCES]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def assembles(capability: int) -> bool:
+    """Whether this Triton's assembler knows an architecture; that of Triton 3.6 does not know 110."""
+    listed = subprocess.run([get_ptxas(capability).path, "--help"], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    return f"'sm_{capability}'" in listed
 
 
 def compiled(kernel: Shipped, dtype: torch.dtype, capability: int, sizes: Sizes) -> Any:
@@ -119,16 +126,24 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def build(out: Path, sizes: Sizes, architectures: tuple[int, ...] = ARCHITECTURES) -> dict[str, Any]:
-    """Compile everything and write the folder, whole or not at all; returns the manifest."""
+    """Compile everything and write the folder, whole or not at all; returns the manifest.
+
+    Architectures that this Triton's assembler does not know are left out, with a warning.
+    """
     fits = sizes.window <= step.LONGEST and sizes.e <= min(parts.WIDEST.values()) and sizes.d <= layer.WIDEST
     if not fits or 2 * sizes.window * sizes.d % 16:
         raise SystemExit(f"a window of {sizes.window} and {sizes.heads} heads of {sizes.e} came; the kernels take "
                          f"{step.LIMITS}, and models up to {layer.WIDEST} wide")  # fmt: skip
+    known = tuple(a for a in architectures if assembles(a))
+    if known != architectures:
+        unknown = ", ".join(str(a) for a in architectures if a not in known)
+        warnings.warn(f"Triton {triton.__version__} cannot assemble for {unknown}: GPUs of that kind will compile the "
+                      "PTX themselves; a later Triton brings machine code", stacklevel=2)  # fmt: skip
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     builds, kernels = [], {}
-    jobs = [(k, d, a) for k in SHIPPED for d in k.dtypes for a in architectures]
+    jobs = [(k, d, a) for k in SHIPPED for d in k.dtypes for a in known]
     for kernel, dtype, capability in track(jobs, description="compiling"):
         made = compiled(kernel, dtype, capability, sizes)
         constants = kernel.constants(sizes, dtype)

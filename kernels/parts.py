@@ -23,6 +23,12 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def end(count):
+    """A loop's end. Interpreted it is an array of length 1, in which Triton 3.6 with NumPy 2.4 finds no number."""
+    return count.handle.data.item() if INTERPRETED else count
+
+
+@triton.jit
 def weigh(intra, inter, cross, own_seen, other_seen, w_r, b_r, w_g, b_g, E: tl.constexpr, BLOCK_E: tl.constexpr):
     """What both memories answered, (rows, E) float32 each, by relevance and gate; pointers to one head's weights.
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.parts import NOTHING, WIDEST, dot, tile, weigh
+from kernels.parts import NOTHING, WIDEST, dot, end, tile, weigh
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate
 
 SLOTS = 32  # of a tile; with more, accumulators would leave the registers
@@ -33,7 +33,7 @@ def attend(query, keys, values, visible, bias, count, slots, key_m, value_m, vis
     column, slot = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_M)
     sums = tl.zeros(query.shape, tl.float32)
     top, total = tl.full(row.shape, NOTHING, tl.float32), tl.zeros(row.shape, tl.float32)
-    for start in range(0, slots, BLOCK_M):
+    for start in range(0, end(slots), BLOCK_M):
         here = start + slot
         inside = (here < slots)[:, None] & (column < E)[None, :]
         key = tl.load(keys + here[:, None] * key_m + column[None, :], mask=inside, other=0.0)

@@ -162,7 +162,7 @@ def step(given: Step, ring: Ring, weights: StepWeights, store: bool = False) -> 
     major, minor = torch.cuda.get_device_capability(out.device) if out.is_cuda else (8, 0)
     with torch.cuda.device_of(out):
         gate_step[(triton.cdiv(batch, rows), heads)](
-            *given[:2], *ring, *given[2:], *weights, out, batch, ring.keys.stride(0), store, e**-0.5,
+            *given[:2], *ring, *given[2:], *weights, out, batch, ring.keys.stride(0), int(store), e**-0.5,
             **constants(window, heads, e, rows), num_warps=warps(out.dtype, 10 * major + minor)
         )  # fmt: skip
     return out

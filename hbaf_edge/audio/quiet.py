@@ -1,7 +1,7 @@
 """Keeps what C libraries print off the terminal and out of pipes, without touching Python's own streams.
 
 Inside of libsndfile, libmpg123 prints a line to standard error for every damaged frame of an MP3; libsndfile itself
-prints one to standard output for a damaged ALAC. Neither has a switch. While they decode, C's `stdout` and `stderr` point
+prints one to standard output for a damaged ALAC. Neither has a switch. While they decode, C's two streams point
 to the null device; Python writes to the descriptors and is not affected, whatever its threads do meanwhile.
 """
 

@@ -31,6 +31,7 @@ def test_a_limit_is_operations_over_rate():
     assert limits.limit({"a": Count(10**9, 10**6, 0, 0)}, 1e12, 1e9) == {"a": 2.0}
 
 
+@pytest.mark.slow
 def test_the_budgets_hold_here(counts):
     recorded = json.loads(guard.BUDGETS.read_text())
     found = {**guard.graph_counts(), **guard.python_counts()}

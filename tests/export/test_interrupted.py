@@ -43,6 +43,7 @@ def dies(verb, arguments, module, function, call):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["another", "itself"])
 @pytest.mark.parametrize(("module", "function", "call"), MOMENTS)
 def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, module, function, call, source):
@@ -62,6 +63,7 @@ def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, mo
     assert left == {"bundle"}
 
 
+@pytest.mark.slow
 def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
     arguments = [str(tiny.bundle), "--weights-only", "--out", str(tmp_path / "int8")]
     assert dies("quantize", arguments, "shutil", "copy", 4).returncode == -9
@@ -72,6 +74,7 @@ def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
 @pytest.mark.parametrize("verb", [["export.half"], ["export.quantize", "--weights-only"], ["export.bundle"]])
 def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tiny, tmp_path, verb):

@@ -13,6 +13,7 @@ from training.evaluate import evaluate
 from training.loop import train
 
 
+@pytest.mark.slow
 def test_release_of_a_trained_model(small, small_counts):
     train(replace(PAIRS, epochs=1), small / "run")
     with pytest.raises(SystemExit, match="no temperatures yet"):

@@ -89,6 +89,7 @@ def test_drift_counts_what_differs(held):
     assert all(u.label != UNLABELLED for d in held.dialogues for u in d.turns)
 
 
+@pytest.mark.slow
 def test_the_commands_write_what_they_say(tiny, talks, held, small_counts, tmp_path, monkeypatch, capsys):
     calibrate(held.bundle, talks, tmp_path / "c.json", threads=1)
     monkeypatch.setattr("export.sensitivity.conversations", lambda *a, **k: held.dialogues)

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 
 from export.verify import TOLERANCE, conversation, difference
@@ -25,6 +26,7 @@ def test_the_bundle_of_another_model_fails(tiny):
     assert found > TOLERANCE
 
 
+@pytest.mark.slow
 def test_int8_turn_by_turn_stays_near_the_whole_pass_in_float32():
     """The model that ships, in INT8 and turn by turn, against PyTorch's whole causal pass with the weights it holds.
 

@@ -165,7 +165,7 @@ def test_without_triton_a_gpu_is_told_so_and_a_cpu_needs_none(switch, monkeypatc
     switch("triton")
     monkeypatch.setitem(sys.modules, "kernels.parts", None)
     with pytest.warns(UserWarning, match=r"runs unfused: Triton cannot be imported .*pip install triton"):
-        assert not selection.fused(torch.zeros(1, 1, 1, 8))
+        assert not selection.fused(torch.zeros(1, 1, 1, 8, device=DEVICE))
     switch("auto")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

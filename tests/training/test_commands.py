@@ -34,6 +34,7 @@ def features(tmp_path):
     return f"features:{tmp_path / 'f.npz'}"
 
 
+@pytest.mark.slow
 def test_seeds_and_folds_are_pooled_and_not_repeated(tmp_path, features, monkeypatch):
     config = TrainConfig(corpus=features, epochs=2, learning_rate=3e-3)
     plan = protocol.Plan((0, 1), True, TINY)
@@ -80,6 +81,7 @@ def test_the_floor_reads_encoders(small):
     assert torch.isfinite(said["logits"]).all()
 
 
+@pytest.mark.slow
 def test_ablation_shows_what_a_modality_is_worth(tmp_path, features):
     config = TrainConfig(corpus=features, epochs=6, learning_rate=3e-3, turns=30)
     names = ("audio only", "without fusion module (concatenation)", "bidirectional (offline)")
@@ -257,6 +259,7 @@ def test_other_labels_get_fresh_last_layers_and_keep_the_rest(tiny):
     assert begin.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
 
 
+@pytest.mark.slow
 def test_a_pupil_learns_from_its_teachers(small):
     loop.train(replace(TALK, epochs=12), small / "teacher")
     teachers = (str(small / "teacher"), str(small / "teacher"))

@@ -77,6 +77,7 @@ def both(folder, features, epochs):
     return [[json.loads(line) for line in log] for log in logs], list(states)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path, features):
     """After one step AdamW's first moment is a tenth of the gradient."""
     (one, two), (a, b) = both(tmp_path, features, epochs=1)
@@ -89,6 +90,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, features):
         assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-8), name
 
 
+@pytest.mark.slow
 def test_two_processes_stay_together(tmp_path, features):
     (one, two), (a, b) = both(tmp_path, features, epochs=4)
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)

@@ -65,7 +65,7 @@ def transformers_whisper(ours: WhisperEncoder):
     return model
 
 
-@pytest.mark.parametrize("name", ["audio", "audio-base"])
+@pytest.mark.parametrize("name", ["audio", pytest.param("audio-base", marks=pytest.mark.slow)])
 def test_whisper_equals_transformers(mel, name):
     ours = encoders.load_audio(name)
     config = encoders.model_config(name)
@@ -77,6 +77,7 @@ def test_whisper_equals_transformers(mel, name):
         assert (a - b).abs().max() / b.abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_whisper_equals_the_runtime_it_was_packaged_for(mel, tmp_path):
     """CTranslate2 runs the very file the weights came in."""
     import ctranslate2

@@ -56,6 +56,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(small, monkeypatch):
     """Killed within its third epoch: every loss and every weight is that of the unbroken run, averages included."""
     config = replace(TALK, epochs=4, seed=5, ema=0.9)
@@ -117,6 +118,7 @@ def test_lora_leaves_a_checkpoint_of_plain_weights(small):
     assert all(after[name].ndim == 2 and "embeddings" not in name for name in changed)
 
 
+@pytest.mark.slow
 def test_tuned_audio_is_stored_and_used(small):
     config = replace(TALK, corpus="ravdess", also=(), use="audio", text_tuning="frozen", audio_tuning="full", epochs=2)
     train(config, small / "audio")

@@ -140,6 +140,7 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
 
 @pytest.mark.tensorrt
 @rtx
+@pytest.mark.slow
 def test_two_processes_at_once_do_not_collide(tiny, tmp_path):
     command = [sys.executable, "-m", "export.engine", str(tiny.bundle), "--library", "rtx", "--capability", "8.6",
                "--batch", "2", "--cache", str(tmp_path)]  # fmt: skip

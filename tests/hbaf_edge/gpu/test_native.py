@@ -98,6 +98,7 @@ def test_turn_by_turn_it_is_onnx_runtimes_result(tiny, cubins, provider):
     np.testing.assert_allclose(ours._context_values, theirs._context_values, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_more_conversations_than_rows_take_turns(tiny, cubins, provider):
     """Five at once and one after the other on two rows; each is what it is alone."""
@@ -116,6 +117,7 @@ def test_more_conversations_than_rows_take_turns(tiny, cubins, provider):
         close(say(runtime, ours[turn], *SCRIPT[1]), say(plain, theirs[turn], *SCRIPT[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_what_else_happens_to_a_conversation_is_followed(tiny, cubins, provider, tmp_path):
     """Tried turns, revised ones, forks, resets and files: rows follow the conversation, whatever is done to it."""
@@ -148,6 +150,7 @@ def test_what_else_happens_to_a_conversation_is_followed(tiny, cubins, provider,
     close(*(say(r, r.load_conversation(tmp_path / "chat"), *SCRIPT[4]) for r, _ in both))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_that_fails_loses_no_turn(tiny, cubins, provider):
     runtime, device, _ = opened(tiny, cubins, provider)
@@ -165,6 +168,7 @@ def test_a_gpu_that_fails_loses_no_turn(tiny, cubins, provider):
     close(say(runtime, ours, *SCRIPT[3]), say(plain, theirs, *SCRIPT[3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_row_taken_over_brings_nothing_along(tiny, cubins, provider):
     """Not even what is not a number: masked, it may still spoil a sum, and does in an INT8 graph."""
@@ -194,6 +198,7 @@ def test_more_labels_than_the_kernels_compute_are_refused(tiny, cubins):
         DialogueScope(HostDevice(Sizes(5, 2, 16)), weights._replace(head=head), "float32", 2, cubins)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(tiny, cubins):
     runtime, *_ = opened(tiny, cubins, "cuda", dtype="float16")
     plain = HBAFRuntime(tiny.bundle, threads=1)
