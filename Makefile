@@ -34,10 +34,11 @@ FUZZ_SECONDS ?= 60
 fuzz: .venv/test.done
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# The wheel on 64-bit Arm under QEMU: the demo, and 240 turns with the labels of this machine. Four minutes; needs
-# Debian's qemu-user-static and debootstrap.
+# The wheel on 64-bit Arm under QEMU against this machine: about three minutes on two cores. Debian or Ubuntu:
+# sudo apt-get install qemu-user-static debootstrap. ARM64=--save writes benchmarks/results/arm64.json.
+ARM64 ?=
 arm64: .venv/test.done
-	@tests/arm64/run.sh
+	@tests/arm64/run.sh $(ARM64)
 
 lint: .venv/test.done
 	$(BIN)/ruff check .
