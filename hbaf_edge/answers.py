@@ -12,6 +12,7 @@ from hbaf_edge.dialogue_file import FIELDS, Utterance
 from hbaf_edge.errors import InputError
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
+from hbaf_edge.text import normalise_name
 
 NOT_JUDGED: dict[str, Any] = {
     "turn": None,
@@ -41,7 +42,8 @@ class Answer:
         """
         u = self.utterance
         judged = self.prediction.to_json() if self.prediction else NOT_JUDGED
-        ours = {"source": u.source, "line": u.line, **judged, "speaker": u.speaker, "error": self.error}
+        speaker = self.prediction.speaker if self.prediction else u.speaker
+        ours = {"source": u.source, "line": u.line, **judged, "speaker": speaker, "error": self.error}
         reserved = {*ours, *FIELDS, "input"}
         passed = {key: value for key, value in u.fields.items() if key not in reserved}
         clashing = {key: value for key, value in u.fields.items() if key in reserved}
@@ -71,7 +73,7 @@ def answers(
         if not is_one_conversation:
             conversation = runtime.conversation()
         for utterance in dialogue:
-            if utterance.speaker is None and utterance.error is None:
+            if utterance.error is None and not normalise_name(utterance.speaker or ""):
                 utterance = replace(utterance, speaker=speaker)
             yield _answer(runtime, utterance, conversation, sample_rate, sample_format)
 

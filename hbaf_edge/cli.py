@@ -92,6 +92,8 @@ def predict(
     """
     if bool(files) == (audio is not None or text is not None):
         raise InputError("give either files (dialogues, audio), or --audio and/or --text for one utterance")
+    if sample_format is not None and sample_rate is None:
+        raise InputError(f"--sample-format {sample_format} needs --sample-rate, in Hz: raw audio does not say it")
     if sample_rate is not None or sample_format is not None:
         load_chunk(b"" if sample_format is not None else np.zeros(0, np.float32), sample_rate, sample_format)  # checks
     sources = [find_source(name, is_raw=sample_format is not None) for name in files or []]

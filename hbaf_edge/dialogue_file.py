@@ -23,6 +23,7 @@ FIELDS = ("audio", "text", "speaker")
 DIALOGUE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 STDIN = "-"
 MAX_LINE = 1 << 20  # bytes: an endless line must not fill the memory
+MAX_DIGITS = 300  # of a whole number, as many as a float can stand for
 MAX_DEPTH = 64  # of nested values: what was read must also be writable, and both recurse
 BOM = b"\xef\xbb\xbf"  # some editors begin a file with it; joined files hold it in the middle
 EXPECTED = f"JSON Lines with {', '.join(FIELDS)} are expected"
@@ -212,7 +213,7 @@ def _utterance(line: bytes, number: int, name: str, folder: Path) -> Utterance:
     return Utterance(
         name,
         number,
-        audio=folder / audio if audio else None,
+        audio=(audio if "://" in audio else folder / audio) if audio else None,  # an address is refused as one
         text=text,
         speaker=speaker,
         fields={key: entry for key, entry in value.items() if key not in FIELDS},
@@ -230,7 +231,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     {'text': 'Fine.', 'id': 7}
     """
     try:
-        value = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
+        value = json.loads(line.decode(), parse_float=_finite, parse_int=_whole, parse_constant=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
     except RecursionError:
@@ -251,6 +252,13 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number[:20]} is no finite number")
     return value
+
+
+def _whole(digits: str) -> int:
+    """A whole number of a line. Python refuses very long ones in words of its own."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; {MAX_DIGITS} are accepted")
+    return int(digits)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -166,7 +166,8 @@ def turn_row(answer: Answer, width: int | None) -> Text:
     u, p = answer.utterance, answer.prediction
     audio = str(u.audio) if isinstance(u.audio, (str, os.PathLike)) else "-"
     text = u.text or ("" if u.audio is None else audio)
-    text = printable(f"{u.speaker}: {text}" if u.speaker else text)
+    speaker = p.speaker if p else u.speaker
+    text = printable(f"{speaker}: {text}" if speaker else text)
     if p is None:
         row = _aligned("-", Text("-"), "-", "-", "-", text, width)
         place = "" if u.line is None else f"line {u.line}: "

@@ -97,7 +97,7 @@ def from_sound(
 def unheard(seconds: float, too_short: bool, silence: str) -> str:
     """What the caller is told of a sound in which nothing can be heard; empty where something can."""
     if too_short:
-        return f"audio of {seconds:.3f} s is shorter than 0.1 s: treated as no audio"
+        return f"audio of {int(seconds * 1e3) / 1e3:.3f} s is shorter than 0.1 s: treated as no audio"
     return f"{silence}: treated as no audio" if silence else ""
 
 

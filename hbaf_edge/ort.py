@@ -28,6 +28,12 @@ except ImportError as error:
         "pip uninstall the present one, then pip install 'hbaf-edge[cpu]'"
     ) from error
 
+if not hasattr(onnxruntime, "InferenceSession"):  # what is left where builds that overwrote each other were removed
+    raise BackendError(
+        f"ONNX Runtime is damaged: {', '.join(onnxruntime.__path__)} holds only a part of it; delete that folder, then "
+        "pip install --force-reinstall 'hbaf-edge[cpu]' (or the build that this machine needs)"
+    )
+
 __all__ = ["installed_builds", "onnxruntime"]
 
 

@@ -23,15 +23,15 @@ def disable_telemetry() -> None:
     >>> os.environ["ORT_DISABLE_TELEMETRY"]
     '1'
     """
-    was_off = os.environ.get(SWITCH) == "1"
+    was_off = _was_off_at_start()
     os.environ[SWITCH] = "1"
     loaded = sys.modules.get("onnxruntime")
-    if loaded is None or was_off:
+    if loaded is None:
         return
     stop = getattr(loaded, "disable_telemetry_events", None)
     if stop is not None:
         stop()
-    if reports_usage(getattr(loaded, "__version__", "")):
+    if not was_off and reports_usage(getattr(loaded, "__version__", "")):
         warnings.warn(
             "onnxruntime was imported before hbaf_edge, so its telemetry had already started: it has written a device "
             "id to the home folder. Further events are turned off now. To stop all of it, import hbaf_edge first or "
@@ -39,6 +39,15 @@ def disable_telemetry() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _was_off_at_start() -> bool:
+    """Whether the switch was set when this process began: later is too late for a library that is loaded already."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            return f"{SWITCH}=1".encode() in file.read().split(b"\0")
+    except OSError:  # not Linux
+        return os.environ.get(SWITCH) == "1"
 
 
 def reports_usage(version: str) -> bool:

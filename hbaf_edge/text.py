@@ -134,12 +134,12 @@ def clean_text(text: str | None) -> tuple[str, tuple[str, ...]]:
     rest = text[:MAX_CHARACTERS]
     if len(text) > MAX_CHARACTERS:  # a tag that is cut in two would not be known as one
         rest = rest[:-_MAX_TAG] + _OPEN.sub("", rest[-_MAX_TAG:])
-    removed += _ESCAPE.findall(rest)
-    rest = _ESCAPE.sub("", rest)
     rounds, before = 0, ""
     while rest != before:  # brackets inside of brackets, from the innermost on
         before, rounds = rest, rounds + 1
         rest = _ENTITY.sub(lambda match: html.unescape(match[0]), rest)
+        removed.extend(_ESCAPE.findall(rest))
+        rest = _ESCAPE.sub("", rest)
         rest = _NOISE.sub(lambda match: _what_stays(match, removed), rest)
         if rounds >= _MAX_ROUNDS:
             rest = rest.translate(_BRACKETS)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge.audio import pyav
-from hbaf_edge.audio.headers import mend_sizes, without_tags
+from hbaf_edge.audio.headers import TRUNCATED, mend_sizes, without_tags
 from hbaf_edge.audio.quiet import quiet_c_output
 from hbaf_edge.audio.raw import raw_options
 from hbaf_edge.audio.samples import (
@@ -22,8 +22,8 @@ from hbaf_edge.audio.samples import (
     keep_tails,
     tail_start,
 )
-from hbaf_edge.audio.sniff import container_name
-from hbaf_edge.audio.source import Source, open_source
+from hbaf_edge.audio.sniff import container_name, has_mpeg_frames
+from hbaf_edge.audio.source import Source, one_line, open_source
 from hbaf_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def tail_of_file(given: Any, sample_rate: int | None, sample_format: str | None)
     """
     if sample_rate is not None:
         check_rate(sample_rate, "sample_rate")
-    with open_source(given) as source:
+    with open_source(given, has_header=sample_format is None) as source:
         if sample_format is not None:
             if sample_rate is None:
                 raise InputError(f"sample_format={sample_format!r} needs sample_rate, in Hz: the bytes do not say it")
@@ -85,7 +85,7 @@ def tail_of_file(given: Any, sample_rate: int | None, sample_format: str | None)
         else:
             found = _decode(source)
         if source.error is not None:
-            raise InputError(f"{source.name} cannot be read ({source.error})") from source.error
+            raise InputError(f"{source.name} cannot be read ({one_line(source.error)})") from source.error
     if sample_rate is not None and sample_rate != found.rate:
         raise InputError(
             f"{source.name} says {found.rate} Hz but sample_rate={sample_rate} was given; leave sample_rate out for "
@@ -98,13 +98,13 @@ def _decode(source: Source) -> Tail:
     """With libsndfile where it can, else with PyAV, else an error that says what the file is."""
     if source.size == 0:
         raise InputError(f"{source.name} is empty (0 bytes); {READ_AS_IS}")
-    truncated = mend_sizes(source)
+    doubt = mend_sizes(source)
     try:
         found = _sndfile(source)
     except _CannotRead as reason:
         found = _pyav(source, str(reason))
-    if truncated and not any("truncated" in warning for warning in found.warnings):
-        found = found._replace(warnings=(*found.warnings, _truncated(source, found.frames / found.rate)))
+    if doubt and not any(doubt in warning for warning in found.warnings):
+        found = found._replace(warnings=(*found.warnings, _doubtful(source, doubt, found.frames / found.rate)))
     return found
 
 
@@ -126,14 +126,16 @@ def _sndfile(source: Source, **options: Any) -> Tail:
             if found is None:
                 found = _read_tail(source, rate, options)
             mpeg = _is_mpeg(file)
-            if file.format == "MP3":
-                _check_all_read(source, found)
+            unread = _unread(source, found) if file.format == "MP3" else 0
     except InputError:
         raise
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError, OverflowError) as error:
         raise _CannotRead(str(error).split(": ", 1)[-1].rstrip(".")) from None
+    if unread:
+        note = f"{source.name} holds {unread:,} bytes behind its last frame that are no sound: they were left out"
+        return found._replace(warnings=(note,))
     lost = found.frames < promised < MAX_FRAMES and not mpeg  # an encoder's delay is counted, but not decoded
-    return found._replace(warnings=(_truncated(source, found.frames / rate),)) if lost else found
+    return found._replace(warnings=(_doubtful(source, TRUNCATED, found.frames / rate),)) if lost else found
 
 
 def _is_mpeg(file: soundfile.SoundFile) -> bool:
@@ -162,9 +164,15 @@ def _read_tail(source: Source, rate: int, options: dict[str, Any]) -> Tail:
     """By reading all of it, a second at a time."""
     import soundfile
 
+    class Sequential(soundfile.SoundFile):  # type: ignore[misc]
+        """Read in parts: soundfile seeks after each, which some codecs cannot, and which loses bits of an MP3."""
+
+        def seekable(self) -> bool:
+            return False
+
     source.seek(0)
-    with soundfile.SoundFile(source, **options) as file:
-        return _choose(_sndfile_blocks(file, rate, source), rate)
+    with Sequential(source, **options) as file:
+        return _choose(_sndfile_blocks(file, rate), rate)
 
 
 def _choose(blocks: Iterator[NDArray[Any]], rate: int) -> Tail:
@@ -186,44 +194,34 @@ def _ends_in_silence(tail: NDArray[Any], frames: int, rate: int, scale: float = 
     return frames > MAX_SECONDS * rate and not is_audible(tail[-int(MAX_SECONDS * rate) :], scale)
 
 
-def _sndfile_blocks(file: soundfile.SoundFile, rate: int, source: Source) -> Iterator[NDArray[np.float32]]:
+def _sndfile_blocks(file: soundfile.SoundFile, rate: int) -> Iterator[NDArray[np.float32]]:
     """All samples, a second at a time."""
     left = file.frames if file.frames < MAX_FRAMES and not _is_mpeg(file) else MAX_FRAMES
     while left > 0:
-        block = np.empty((rate, file.channels), np.float32)
-        count = min(_next_block(file, block, source), left)
-        if count <= 0:
+        block = file.read(min(rate, left), dtype="float32", always_2d=True)
+        if not len(block):
             return
-        left -= count
-        yield block[:count]
+        left -= len(block)
+        yield block
 
 
-def _next_block(file: soundfile.SoundFile, block: NDArray[np.float32], source: Source) -> int:
-    """Fill the block; how many frames were read.
+def _unread(source: Source, found: Tail) -> int:
+    """Bytes behind the last frame of an MP3 that are neither tags nor frames.
 
-    soundfile seeks after each read, and some codecs cannot (a FLAC of unknown length at its end, DWVW always). The
-    samples have arrived by then: what they have overwritten tells how many there were. Behind the last of them some
-    decoders go on with zeros, for ever.
+    Raises:
+        _CannotRead: there are frames. libsndfile guesses the length of an MP3 that lost the header which tells it, and
+            stops there in silence.
     """
-    import soundfile
-
-    block.fill(np.nan)
-    try:
-        return int(file.buffer_read_into(block, "float32"))
-    except soundfile.LibsndfileError:
-        is_over = source.tell() >= source.size and not np.nan_to_num(block).any()
-        return 0 if is_over else int(np.isfinite(block[:, 0]).sum())
-
-
-def _check_all_read(source: Source, found: Tail) -> None:
-    """libsndfile guesses the length of an MP3 that lost the header which tells it, and stops there in silence."""
-    size = without_tags(source)
-    unread = size - source.tell()
-    if unread > 16_384 and unread > 0.02 * size:
+    size, place = without_tags(source), source.tell()
+    unread = size - place
+    if unread <= 16_384 or unread <= 0.02 * size:
+        return 0
+    if has_mpeg_frames(source.bytes_at(place, min(unread, 1 << 18))):
         raise _CannotRead(
             "it has lost the header that says how long it is, and only its first "
             f"{found.frames / found.rate:.1f} s can be read; re-encode it"
         )
+    return unread
 
 
 def _pyav(source: Source, reason: str) -> Tail:
@@ -259,6 +257,5 @@ def _pyav(source: Source, reason: str) -> Tail:
     return found
 
 
-def _truncated(source: Source, seconds: float) -> str:
-    lost = "its header promises more than the file holds"
-    return f"{source.name} is truncated ({lost}): {seconds:.2f} s of it could be used"
+def _doubtful(source: Source, doubt: str, seconds: float) -> str:
+    return f"{source.name} {doubt}: {seconds:.2f} s of it could be used"

@@ -7,6 +7,7 @@ what the file really holds; of a size that is no placeholder and larger than the
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from hbaf_edge.audio.source import Source
 
 # No utterance of speech takes 1.9 GB. sox writes 0x7FFFF000, cloud services 2,000,000,000, others 2^31 or 2^32 - 1.
 PLACEHOLDER = 1_900_000_000
+TRUNCATED = "is truncated (its header promises more than the file holds)"
+UNCOUNTED = "holds far more than its header says, as of a recorder that was broken off"
 MAX_CHUNKS = 10_000  # far more than any file has; bounds the walk over a damaged one
 
 
@@ -25,29 +28,41 @@ class Data(NamedTuple):
         begin: offset of the first sample.
         declared: bytes of samples that the header promises; negative where it says that it does not know.
         fields: places of sizes: offset, `struct` format, and what is to be added to the number of bytes there.
+        unit: bytes that the fields count in.
+        is_followed: whether another chunk stands behind the samples that the header promises.
     """
 
     begin: int
     declared: int
     fields: tuple[tuple[int, str, int], ...]
+    unit: int = 1
+    is_followed: bool = False
 
 
-def mend_sizes(source: Source) -> bool:
-    """Replace placeholder sizes in a header by what the file holds; whether the file is shorter than its header says.
+def mend_sizes(source: Source) -> str:
+    """Replace sizes in a header that cannot be right by what the file holds.
 
     Args:
         source: at any place; its header is patched for later readers.
+
+    Returns:
+        what the caller should know: the file is shorter than its header says, or far longer; "" of placeholders.
     """
     data = _find_data(source)
     if data is None:
-        return False
+        return ""
     held = max(0, source.size - data.begin)
     unknown = data.declared <= 0 or data.declared >= PLACEHOLDER
-    if data.declared == held or (not unknown and data.declared < held):
-        return False
+    # A recorder that crashed had not counted its last samples; a short rest is no sound that anybody misses.
+    uncounted = 0 < data.declared < held - data.declared and not data.is_followed
+    if not unknown and not uncounted and data.declared <= held:
+        return ""
     for offset, form, more in data.fields:
-        source.patch(offset, struct.pack(form, min(held + more, (1 << 8 * struct.calcsize(form)) - 1)))
-    return not unknown and data.declared > held + 1
+        size = held // data.unit + more
+        source.patch(offset, struct.pack(form, min(size, (1 << 8 * struct.calcsize(form)) - 1)))
+    if unknown or data.declared == held + 1:  # padding to an even number
+        return ""
+    return TRUNCATED if data.declared > held else UNCOUNTED
 
 
 def _find_data(source: Source) -> Data | None:
@@ -56,6 +71,8 @@ def _find_data(source: Source) -> Data | None:
     if len(head) < 24:
         return None
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        if head[:4] == b"BW64":  # RF64 by its later name, which libsndfile does not know
+            source.patch(0, b"RF64")
         return _wave(source, ">" if head[:4] == b"RIFX" else "<")
     if head[:4] == b"riff" and head[4:16] == W64_TAIL:
         return _wave64(source)
@@ -67,7 +84,23 @@ def _find_data(source: Source) -> Data | None:
         return Data(begin, declared, ((8, f"{order}I", 0),))
     if head[:4] == b"caff":
         return _caf(source)
+    if head[:22] == b"Creative Voice File\x1a\x1a\0":
+        _mend_voice(source)
+    if head[8:12] == HTK_WAVEFORM and HTK_PERIODS[0] <= int.from_bytes(head[4:8], "big") <= HTK_PERIODS[1]:
+        count = int.from_bytes(head[:4], "big")
+        return Data(12, 2 * count if count < PLACEHOLDER else -1, ((0, ">I", 0),), unit=2)
     return None
+
+
+HTK_WAVEFORM = bytes([0, 2, 0, 0])  # samples of two bytes, of kind 0
+HTK_PERIODS = (52, 1_250)  # of 192 to 8 kHz, in units of 100 ns
+
+
+def _mend_voice(source: Source) -> None:
+    """Creative Voice: a block's size has 24 bits. That of the first block of samples is replaced where it is open."""
+    if source.bytes_at(26, 1) == b"\x01" and source.bytes_at(27, 3) in (bytes(3), b"\xff" * 3):
+        # What is left but for the byte that ends the file; libsndfile takes no other end.
+        source.patch(27, max(0, min(source.size - 31, (1 << 24) - 1)).to_bytes(3, "little"))
 
 
 def _wave(source: Source, order: str) -> Data | None:
@@ -81,9 +114,11 @@ def _wave(source: Source, order: str) -> Data | None:
             if wide is None:
                 if size == 0 and _is_chunk(source, begin, f"{order}4sI"):
                     return None  # an empty recording
-                return Data(begin, size, ((offset + 4, f"{order}I", 0), (4, f"{order}I", begin - 8)))
+                fields = ((offset + 4, f"{order}I", 0), (4, f"{order}I", begin - 8))
+                return Data(begin, size, fields, is_followed=_is_chunk(source, begin + size + size % 2, f"{order}4sI"))
             declared = int.from_bytes(source.bytes_at(wide + 8, 8), "little")
-            return Data(begin, declared if declared < 1 << 63 else -1, ((wide, "<Q", begin - 8), (wide + 8, "<Q", 0)))
+            fields = ((wide, "<Q", begin - 8), (wide + 8, "<Q", 0))
+            return Data(begin, declared if declared < 1 << 63 else -1, fields, is_followed=True)
     return None
 
 
@@ -102,7 +137,7 @@ def _wave64(source: Source) -> Data | None:
         if head[:16] == W64_DATA:
             begin = offset + 24
             declared = size - 24 if size < 1 << 63 else -1
-            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)))
+            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)), is_followed=True)
         if size < 24:
             return None
         offset += size + -size % 8
@@ -113,7 +148,7 @@ def _aiff(source: Source) -> Data | None:
     """AIFF: libsndfile reads to the end where the size is 0 or too large, so only a truncated file is of interest."""
     for offset, name, size in _chunks(source, 12, ">4sI", 2):
         if name == b"SSND":
-            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),))
+            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),), is_followed=True)
     return None
 
 
@@ -121,7 +156,8 @@ def _caf(source: Source) -> Data | None:
     """Core Audio: sizes of 64 bits, of which -1 says that the samples reach to the end."""
     for offset, name, size in _chunks(source, 8, ">4sq", 1):
         if name == b"data":
-            return Data(offset + 16, size - 4, ((offset + 4, ">q", 4),))  # 4: the number of edits before the samples
+            fields = ((offset + 4, ">q", 4),)  # 4: the number of edits stands before the samples
+            return Data(offset + 16, size - 4, fields, is_followed=True)
     return None
 
 
@@ -176,10 +212,10 @@ def _zeros(source: Source, end: int) -> int:
 def _id3v1(source: Source, end: int) -> int:
     """128 bytes, and 227 before them in its extension. Its last bytes may be zeros, which are gone already."""
     begin = max(0, end - 128)
-    found = source.bytes_at(begin, 128).find(b"TAG")
-    if found < 0 or begin + found + 128 > source.size:
+    found = re.search(rb"(?<!APE)TAG", source.bytes_at(max(0, begin - 3), 131))  # APE's own footer has the letters too
+    if found is None or max(0, begin - 3) + found.start() + 128 > source.size:
         return end
-    end = begin + found
+    end = max(0, begin - 3) + found.start()
     return end - 227 if end >= 227 and source.bytes_at(end - 227, 4) == b"TAG+" else end
 
 

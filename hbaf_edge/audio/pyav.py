@@ -48,12 +48,11 @@ class Recording:
     def __init__(self, source: Source) -> None:
         import av
 
-        av.logging.set_level(av.logging.PANIC)
         source.seek(0)
         self._container: Any = av.open(source, options=OPTIONS, metadata_errors="ignore")
         stream: Any = self._container.streams.best("audio")
         if stream is None:
-            raise InputError(f"{source.name} holds no audio track")
+            raise InputError(f"{source.name} holds no audio track, or its end is missing")
         if getattr(stream, "codec_context", None) is None:
             raise InputError(
                 f"{source.name} holds audio of a codec that FFmpeg does not know; convert it to FLAC or WAV"

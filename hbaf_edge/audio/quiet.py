@@ -2,7 +2,8 @@
 
 Inside of libsndfile, libmpg123 prints a line to standard error for every damaged frame of an MP3; libsndfile itself
 prints one to standard output for a damaged ALAC. Neither has a switch. While they decode, C's two streams point
-to the null device; Python writes to the descriptors and is not affected, whatever its threads do meanwhile.
+to the null device. Python writes to the descriptors and is not affected; what C code of other threads prints meanwhile
+is lost.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ def quiet_c_output() -> Iterator[None]:
                 for stream, value in zip(_streams(), _saved):
                     stream.value = value
                 _saved.clear()
+
+
+def _restore_in_child() -> None:
+    """A child forked while another thread decoded would stay silent, and might wait for that thread's lock."""
+    global _lock, _users
+    _lock, _users = threading.Lock(), 0
+    for stream, value in zip(_streams(), _saved):
+        stream.value = value
+    _saved.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restore_in_child)
 
 
 @cache

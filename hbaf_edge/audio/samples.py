@@ -27,7 +27,6 @@ LONGEST_TAIL = 22  # seconds that `tail_start` leaves at most: the crop, its rou
 SILENCE_PEAK = 1e-4  # −80 dBFS: below the noise of any microphone, so no microphone was heard
 CANCELLED = 0.1  # a mix this far below what unrelated channels would give is channels in opposite phase
 SCALES = {"float32": 1.0, "float64": 1.0, "int16": 2.0**-15, "int32": 2.0**-31}
-INT16_PEAK = 2**15  # an int32 array that never exceeds it holds 16-bit values, or silence
 
 Samples = NDArray[np.float32]
 
@@ -127,7 +126,7 @@ def check_values(block: NDArray[Any]) -> None:
 
 def int32_peak(array: NDArray[Any]) -> int:
     """The largest magnitude in an int32 array; 0 for every other type, where magnitudes are not ambiguous."""
-    return int(np.abs(array.astype(np.int64)).max()) if array.dtype == np.int32 and array.size else 0
+    return int(np.abs(array.astype(np.int64)).max()) if array.dtype.name == "int32" and array.size else 0
 
 
 def silence_reason(low: float, high: float, widened: int) -> str:
@@ -142,10 +141,10 @@ def silence_reason(low: float, high: float, widened: int) -> str:
     """
     if high - low >= 2 * SILENCE_PEAK:
         return ""
-    if 1 < widened <= INT16_PEAK:
+    if widened > 1:
         return (
-            f"audio of type int32 never leaves the range of int16 (its peak is {widened:,} of {2**31:,}); if these are "
-            "16-bit values, pass them as int16, for instance array.astype(np.int16)"
+            f"audio of type int32 peaks at {widened:,} of {2**31:,}, which is silence; if these are 16-bit values, "
+            "pass them as int16, for instance array.astype(np.int16)"
         )
     if abs(high + low) / 2 >= SILENCE_PEAK:
         return f"audio is a constant offset of {(high + low) / 2:.4f}, as of a muted microphone"
@@ -155,8 +154,9 @@ def silence_reason(low: float, high: float, widened: int) -> str:
 class Downmix:
     """Mixes channels to mono; where they cancel each other, as microphones in opposite phase do, the loudest is used.
 
-    It may be fed a sound in parts. The mean is used until the parts so far show that it cancels; the choice of a
-    channel then stays.
+    It may be fed a sound in parts. The mean is used until the parts so far show that it cancels, for which a tenth of a
+    second of sound is needed; the choice of a channel then stays. After a second of sound that does not cancel, the
+    mean stays.
 
     >>> x = np.sin(np.arange(8_000) / 9)
     >>> mix = Downmix(16_000)
@@ -165,8 +165,8 @@ class Downmix:
     """
 
     def __init__(self, rate: int) -> None:
-        self._enough = MIN_SECONDS * rate  # samples above silence that a judgement needs
-        self._heard = 0
+        self._enough, self._settled = MIN_SECONDS * rate, rate  # samples above silence: to judge, and to stop judging
+        self._heard = self._counted = 0  # samples above silence, and all
         self._channels = 0
         self._picked: int | None = None
         self._sums = np.zeros((2, MAX_CHANNELS + 1))  # of x and of x², for each channel and, last, for the mix
@@ -186,7 +186,7 @@ class Downmix:
         if samples == 0:
             return np.zeros(0, np.float32)
         mix = block.mean(axis=1, dtype=np.float64)
-        if channels > 1 and self._picked is None:
+        if channels > 1 and self._picked is None and self._heard < self._settled:
             self._judge(block, mix)
         if self._picked is not None and self._picked < channels:
             mix = block[:, self._picked]
@@ -195,13 +195,13 @@ class Downmix:
     def _judge(self, block: NDArray[Any], mix: NDArray[Any]) -> None:
         samples, channels = block.shape
         if channels != self._channels:  # another microphone: what was summed says nothing of it
-            self._channels, self._heard, self._sums = channels, 0, np.zeros((2, MAX_CHANNELS + 1))
-        if float((block.max(axis=0) - block.min(axis=0)).max()) < 2 * SILENCE_PEAK:
-            return
+            self._channels, self._heard, self._counted = channels, 0, 0
+            self._sums = np.zeros((2, MAX_CHANNELS + 1))
         every = np.concatenate([block.astype(np.float64), mix[:, None]], axis=1)
         self._sums[:, : channels + 1] += every.sum(axis=0), np.square(every).sum(axis=0)
-        self._heard += samples
-        first, second = self._sums[:, : channels + 1] / self._heard
+        self._counted += samples
+        first, second = self._sums[:, : channels + 1] / self._counted
+        self._heard += int((np.abs(block - first[:channels]) >= SILENCE_PEAK).any(axis=1).sum())
         power = np.maximum(0, second - np.square(first))  # without offsets
         unrelated = power[:channels].sum() / channels**2  # what the mix of unrelated channels would have
         if self._heard >= self._enough and power[channels] < CANCELLED**2 * unrelated:
@@ -209,11 +209,11 @@ class Downmix:
 
 
 def is_audible(block: NDArray[Any], scale: float = 1.0) -> bool:
-    """Whether a channel of (samples, channels) moves by more than silence does."""
+    """Whether a channel of (samples, channels) moves by more than silence does, or holds what is no number."""
     if block.size == 0:
         return False
     span = block.max(axis=0).astype(np.float64) - block.min(axis=0)
-    return bool(span.max() * scale >= 2 * SILENCE_PEAK)
+    return not span.max() * scale < 2 * SILENCE_PEAK  # so that NaN is not taken for silence, but refused later
 
 
 def blocks_of(array: NDArray[Any], length: int) -> Iterator[NDArray[Any]]:

@@ -6,11 +6,14 @@ kept, and raised when the decoder has returned.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import io
 import os
 import stat
 from typing import IO, Any
 
+from hbaf_edge.audio.sniff import container_name
 from hbaf_edge.errors import InputError
 
 MAX_STREAM_BYTES = 1 << 28  # 256 MiB of what cannot seek, and so has to be held in memory
@@ -36,7 +39,8 @@ class Source(io.RawIOBase):
         self.error: Exception | None = None
         self._handle, self._owned = handle, owned
         self._begin = handle.tell()
-        self.size = handle.seek(0, io.SEEK_END) - self._begin
+        handle.seek(0, io.SEEK_END)  # some give no place back
+        self.size = handle.tell() - self._begin
         self._place = 0
         self._patches: dict[int, bytes] = {}
 
@@ -90,16 +94,25 @@ class Source(io.RawIOBase):
             return b""
 
     def close(self) -> None:
-        if self._owned and not self.closed:
-            self._handle.close()
+        """Close what was opened here; a caller's object goes back to where it stood, and can be read again."""
+        if not self.closed:
+            with contextlib.suppress(Exception):  # it may be closed, or broken
+                if self._owned:
+                    self._handle.close()
+                else:
+                    self._handle.seek(self._begin)
         super().close()
 
 
-def open_source(source: Any) -> Source:
+def open_source(source: Any, has_header: bool = True) -> Source:
     """Open a path, bytes or a binary file object.
 
-    A file object that can seek is read from where it stands, one that stands at its end from its start. What cannot
-    seek (a pipe, standard input, an HTTP response) is read to its end, into memory.
+    A file object that can seek is read from where it stands; one that was written and not rewound, from its start. What
+    cannot seek (a pipe, standard input, an HTTP response) is read to its end, into memory.
+
+    Args:
+        source: what the caller holds.
+        has_header: whether it is a file of a known kind, not bare samples.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it is no kind of audio source.
@@ -113,12 +126,12 @@ def open_source(source: Any) -> Source:
         return Source(io.BytesIO(bytes(source)), f"the audio of {len(bytes(source)):,} bytes")
     if hasattr(source, "read"):
         try:
-            return _open_object(source)
+            return _open_object(source, has_header)
         except InputError:
             raise
         except Exception as error:  # a caller's file object may raise anything at all: closed, write-only, a socket's
             raise InputError(
-                f"the audio file object cannot be read ({error or type(error).__name__}); give one that is open for "
+                f"the audio file object cannot be read ({one_line(error)}); give one that is open for "
                 "reading in binary mode, or its bytes"
             ) from None
     raise InputError(
@@ -145,37 +158,65 @@ def _open_path(path: str | bytes) -> Source:
         if stat.S_ISREG(mode):
             return Source(handle, repr(path), owned=True)
         with handle:
-            return Source(io.BytesIO(_read_stream(handle, repr(path))), repr(path))
+            return Source(_read_stream(handle, repr(path)), repr(path))
     except OSError as error:
         raise InputError(f"{path!r} cannot be read: {error.strerror}") from None
 
 
-def _open_object(source: Any) -> Source:
+def _open_object(source: Any, has_header: bool) -> Source:
     name = "the audio file object"
-    if not isinstance(source.read(0), (bytes, type(None))):
+    first = source.read(0)
+    if inspect.isawaitable(first):
+        if inspect.iscoroutine(first):
+            first.close()
+        raise InputError(f"{name} is asynchronous: await its read() and give the bytes")
+    if not isinstance(first, (bytes, type(None))):
         raise InputError(f"{name} gives text; open the file in binary mode, with open(path, 'rb')")
-    seekable = source.seekable() if hasattr(source, "seekable") else hasattr(source, "seek")
-    if not seekable:
-        return Source(io.BytesIO(_read_stream(source, name)), name)
+    if not _can_seek(source):
+        return Source(_read_stream(source, name), name)
     place = source.tell()
-    end = source.seek(0, io.SEEK_END)
-    if 0 < end == place:
+    source.seek(0, io.SEEK_END)
+    end = source.tell()
+    if place and (place == end or (has_header and not _names_container(source, place) and _names_container(source, 0))):
         source.seek(0)
-        return Source(source, name, notes=(f"{name} stood at its end: it was read from its start",))
+        return Source(source, name, notes=(f"{name} was not rewound: it was read from its start",))
     source.seek(place)
     return Source(source, name)
 
 
-def _read_stream(handle: Any, name: str) -> bytes:
+def _can_seek(source: Any) -> bool:
+    if not hasattr(source, "seekable"):
+        return hasattr(source, "seek")
+    try:
+        return bool(source.seekable())
+    except AttributeError:  # tarfile's stream asks what it reads from, which may not know
+        return False
+
+
+def _names_container(source: Any, place: int) -> bool:
+    source.seek(place)
+    return bool(container_name(read_fully(source, 1024)))
+
+
+def _read_stream(handle: Any, name: str) -> io.BytesIO:
     """All of a stream, refused where it is longer than can be held."""
-    held = bytearray()
+    held = io.BytesIO()
     while chunk := read_fully(handle, CHUNK):
-        held += chunk
-        if len(held) > MAX_STREAM_BYTES:
+        if held.write(chunk) and held.tell() > MAX_STREAM_BYTES:
             raise InputError(
                 f"{name} cannot seek and holds more than {MAX_STREAM_BYTES >> 20} MiB; save it to a file and give that"
             )
-    return bytes(held)
+    held.seek(0)
+    return held
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, or what it is, without line breaks.
+
+    >>> one_line(OSError("disk\\nfell off")), one_line(KeyError())
+    ('disk fell off', 'KeyError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_fully(handle: Any, wanted: int) -> bytes:

@@ -27,6 +27,7 @@ def test_weights_are_half_and_gates_are_not(tiny):
                 assert onnx.TensorProto.FLOAT16 not in kinds, node.name
 
 
+@pytest.mark.slow
 def test_the_chain_walks_every_precision(tiny, calibrated, talks, tmp_path):
     bundle = load_bundle(tiny.bundle)
     bundles = [tiny.bundle, to_half(bundle, tmp_path / "float16"), with_int8_weights(bundle, tmp_path / "small")]

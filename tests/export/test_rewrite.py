@@ -33,6 +33,7 @@ def kinds(model):
     return [node.op_type for node in model.graph.node]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_layers_are_summed_without_a_stack(older, name):
     made = mix_layers(older[name])
@@ -43,6 +44,7 @@ def test_layers_are_summed_without_a_stack(older, name):
     assert mix_layers(made) == made, "once is enough"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_whoever_loads_it_computes_the_shares_once(older, name, tmp_path):
     options = session_options(1)
@@ -55,6 +57,7 @@ def test_whoever_loads_it_computes_the_shares_once(older, name, tmp_path):
     assert kinds(made).count("Split") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_weights_keep_their_names(older, name):
     before, after = (
@@ -68,6 +71,7 @@ def test_weights_keep_their_names(older, name):
     assert all(np.array_equal(before[n], after[n]) for n in named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_an_attention_is_one_operator(older, name):
     made = fuse_attention(older[name])
@@ -78,6 +82,7 @@ def test_an_attention_is_one_operator(older, name):
     assert fuse_attention(made) == made
 
 
+@pytest.mark.slow
 def test_padding_is_masked_as_before(older):
     """Texts of unequal length beside each other, of which the longest alone fills its row."""
     lengths = [9, 4, 1]
@@ -91,6 +96,7 @@ def test_padding_is_masked_as_before(older):
         np.testing.assert_allclose(found[1][row, :length], found[0][row, :length], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["utterance", "dialogue"])
 def test_the_fusion_s_own_attention_is_left_as_it_is(older, name):
     """Its masks, biases and gates are none of MultiHeadAttention's."""
@@ -98,6 +104,7 @@ def test_the_fusion_s_own_attention_is_left_as_it_is(older, name):
     assert kinds(fuse_attention(older[name])) == kinds(older[name])
 
 
+@pytest.mark.slow
 def test_an_attention_of_another_scale_is_left_as_it_is(older):
     strange = onnx.ModelProto()
     strange.CopyFrom(older["audio"])
@@ -107,6 +114,7 @@ def test_an_attention_of_another_scale_is_left_as_it_is(older):
     assert "MultiHeadAttention" not in kinds(fuse_attention(strange))
 
 
+@pytest.mark.slow
 def test_an_older_bundle_is_renewed(tiny, older, calibrated, tmp_path):
     bundle, old = load_bundle(tiny.bundle), tmp_path / "old"
     ranges, channels = calibrated.ranges["minmax"], calibrated.channels
@@ -123,6 +131,7 @@ def test_an_older_bundle_is_renewed(tiny, older, calibrated, tmp_path):
         assert after.probabilities[label] == pytest.approx(p, abs=0.02)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_another_mask_keeps_its_attention(older, capsys):
     """A decoder's: what comes later is masked too, which MultiHeadAttention would not be told."""
     made = onnx.ModelProto()
@@ -144,6 +153,7 @@ def test_an_encoder_with_another_mask_keeps_its_attention(older, capsys):
     assert "stays in single operators" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_swapped_keys_and_values_are_found_out(older):
     swapped = onnx.ModelProto()
     swapped.CopyFrom(older["audio"])

@@ -84,6 +84,7 @@ def test_gradients_are_the_references():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradcheck():
     """The gradient against differences of the kernel's own results, in float32, so loosely."""
     given = inputs(batch=1, heads=1, queries=2, own=3, other=2, e=4)

@@ -114,6 +114,7 @@ TAGS = {
     "ID3v1": ID3V1,
     "Lyrics3 and ID3v1": LYRICS + ID3V1,
     "APEv2, Lyrics3, ID3v1 and zeros": ape(60_000, header=True) + LYRICS + ID3V1 + bytes(20_000),
+    "APEv2 and an ID3v1 of zeros": ape(60_000, header=False) + ID3V1,
     "ID3v2 at the end": bytes(40_000) + b"3DI\x04\0\0" + bytes([0, 2, 56, 64]),
 }
 
@@ -124,6 +125,51 @@ def test_tags_behind_an_mp3_are_no_lost_sound(tag, monkeypatch):
     data = encoded("MP3", "MPEG_LAYER_III")
     heard = load_audio(data + TAGS[tag])
     assert heard.seconds == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("rest", [b"\xff" * 60_000, b" " * 60_000, b"<html>" * 10_000, bytes(range(256)) * 300])
+def test_what_is_no_sound_behind_an_mp3_is_left_out_and_said(rest):
+    heard = load_audio(encoded("MP3", "MPEG_LAYER_III") + rest)
+    assert heard.seconds == pytest.approx(2.0, abs=0.15)
+    assert "behind its last frame that are no sound" in heard.warnings[0]
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
+def test_a_long_mp3_is_decoded_without_a_seam(rate):
+    data = encoded("MP3", "MPEG_LAYER_III", speech(25.0, rate), rate)
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    np.testing.assert_allclose(load_audio(data).samples, load_audio(whole, rate).samples, atol=1e-6)
+
+
+@pytest.mark.parametrize("declared", [1, 8, 36, 4_000])
+@pytest.mark.parametrize("kind", ["WAV", "AU"])
+def test_a_recorder_that_was_broken_off(kind, declared):
+    data = bytearray(encoded(kind, "PCM_16"))
+    for offset, form in fields(kind, data):
+        data[offset : offset + 4] = struct.pack(form, declared)
+    heard = load_audio(bytes(data))
+    assert heard.seconds == pytest.approx(2.0, abs=0.01)
+    assert "far more than its header says" in heard.warnings[0]
+
+
+def test_a_chunk_behind_the_samples_is_no_sound():
+    data = encoded("WAV", "PCM_16", SOUND[:2_000])
+    longer = data + b"LIST" + struct.pack("<I", 90_000) + bytes(90_000)
+    assert load_audio(longer).samples.size == 2_000
+
+
+@pytest.mark.parametrize("placeholder", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", ["HTK", "VOC", "BW64"])
+def test_rarer_containers(kind, placeholder, monkeypatch):
+    monkeypatch.setattr(pyav, "is_installed", lambda: False)
+    if kind == "BW64":
+        data = bytearray(with_sizes("RF64", encoded("RF64", "PCM_16"), placeholder).replace(b"RF64", b"BW64", 1))
+    else:
+        data = bytearray(encoded(kind, "PCM_16" if kind == "HTK" else "PCM_U8"))
+        value = struct.pack(">I", placeholder) if kind == "HTK" else struct.pack("<I", placeholder)[:3]
+        start = 0 if kind == "HTK" else 27
+        data[start : start + len(value)] = value if kind == "HTK" or placeholder == 0 else b"\xff" * 3
+    assert load_audio(bytes(data)).samples.size == pytest.approx(SOUND.size, rel=0.02)  # VOC knows few rates
 
 
 def test_a_tag_in_front_of_an_mp3():

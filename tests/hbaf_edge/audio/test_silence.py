@@ -82,8 +82,11 @@ def test_int16_in_int32_is_refused_with_its_reason(tiny_runtime):
         lambda: live(tiny_runtime, sound),
         lambda: live(tiny_runtime, np.stack([sound, sound], 1)),
     ):
-        with pytest.raises(InputError, match=r"never leaves the range of int16.*astype\(np\.int16\)"):
+        with pytest.raises(InputError, match=r"int32 peaks at .* is silence.*astype\(np\.int16\)"):
             call()
+    for widened in (2 * sound, sound.astype(">i4")):
+        with pytest.raises(InputError, match=r"astype\(np\.int16\)"):
+            tiny_runtime.predict(widened, sample_rate=RATE)
     with pytest.raises(InputError, match="digital silence"):
         tiny_runtime.predict(np.zeros(RATE, np.int32), sample_rate=RATE)
     assert tiny_runtime.predict(sound << 16, sample_rate=RATE).warnings == ()
@@ -132,6 +135,26 @@ def test_a_live_turn_goes_on_after_a_silence(tiny_runtime):
     recorded = tiny_runtime.predict(sound, sample_rate=RATE)
     assert spoken.probabilities == recorded.probabilities
     assert spoken.warnings == recorded.warnings
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [slice(-100, -99), slice(15 * RATE, None)])
+def test_what_is_no_number_is_no_silence(bad, where):
+    sound = speech(28.0)
+    sound[where] = bad
+    for given in ((sound, RATE), (as_file("WAV", "FLOAT", sound),), (sound.tobytes(), RATE, "f32le")):
+        with pytest.raises(InputError, match="NaN or infinite"):
+            load_audio(*given)
+
+
+@pytest.mark.parametrize("chunk", [1 / RATE, 1e-3, 0.02])
+def test_opposite_phase_in_chunks_of_any_length(tiny_runtime, chunk):
+    sound = np.stack([X, -X], 1)[: RATE // 2]
+    spoken = live(tiny_runtime, sound, chunk=chunk)
+    assert "opposite phase" in spoken.warnings[0]
+    whole = tiny_runtime.predict(sound, sample_rate=RATE)
+    for label, probability in whole.probabilities.items():  # the first tenth of a second is the channels' mean
+        assert spoken.probabilities[label] == pytest.approx(probability, abs=0.05)
 
 
 def test_an_hour_of_silence_stays_silence():

@@ -75,7 +75,39 @@ def test_a_file_object_that_was_not_rewound_is_read_from_its_start():
     file.seek(0, io.SEEK_END)
     heard = load_audio(file)
     assert heard.samples.size == 16_000
-    assert heard.warnings == ("the audio file object stood at its end: it was read from its start",)
+    assert heard.warnings == ("the audio file object was not rewound: it was read from its start",)
+    half = io.BytesIO(wav("FLAC"))
+    half.seek(18)  # where soundfile leaves a FLAC that it has written
+    assert load_audio(half).samples.size == 16_000
+
+
+@pytest.mark.parametrize("behind", [b"", b"LIST\x04\0\0\0INFO"])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "MP3"])
+def test_a_file_object_can_be_read_twice(kind, behind):
+    file = io.BytesIO(b"12345" + wav(kind) + behind)
+    file.seek(5)
+    first = load_audio(file)
+    second = load_audio(file)
+    np.testing.assert_array_equal(first.samples, second.samples)
+    assert (first.warnings, file.tell()) == (second.warnings, 5)
+
+
+def test_objects_that_seek_in_their_own_way(tmp_path):
+    import mmap
+    import tarfile
+
+    (tmp_path / "a.wav").write_bytes(wav())
+    with (tmp_path / "a.wav").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert load_audio(mapped).samples.size == 16_000
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.wav", "a.wav")
+    with tarfile.open(tmp_path / "a.tar", "r|") as archive:
+        assert load_audio(archive.extractfile(archive.next())).samples.size == 16_000
+
+
+class Asynchronous:
+    async def read(self, size=-1):
+        return b""
 
 
 def test_a_stream_is_bounded(monkeypatch):
@@ -90,7 +122,7 @@ class Broken(io.BytesIO):
 
     def read(self, size=-1):
         if self.tell() > 1_000:
-            raise OSError("no such device")
+            raise OSError("no such\ndevice")
         return super().read(min(size, 500) if size >= 0 else 500)
 
 
@@ -107,6 +139,7 @@ class NotReady(io.RawIOBase):
         ("https://example.org/a.wav", "never fetched from a network"),
         ("a\0b.wav", "there is no audio file"),
         (io.StringIO("RIFF"), "binary mode"),
+        (Asynchronous(), "await its read"),
     ],
 )
 def test_sources_that_cannot_be_read(given, message, capfd):

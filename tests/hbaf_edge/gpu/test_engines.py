@@ -21,6 +21,8 @@ from tests.conftest import ROOT
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 SMALL = Reach(batch=(1, 1, 2), mel_frames=(8, 40, 80), tokens=(1, 8, 16))
 
+HALF_AND_INT8 = ("float16", "int8-tensorrt")
+
 
 @pytest.fixture
 def bundle(tiny):
@@ -30,7 +32,9 @@ def bundle(tiny):
 @pytest.mark.tensorrt
 @rtx
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8-tensorrt"])
+@pytest.mark.parametrize(
+    "precision", ["float32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("float16", "int8-tensorrt"))]
+)
 def test_every_graph_builds_in_every_precision(tiny, bundle, precision, graph, tmp_path, request):
     if precision == "float16":
         bundle = load_bundle(to_half(bundle, tmp_path / "bundle"))
