@@ -19,9 +19,10 @@ test: .venv/test.done
 	@echo "== tests (about six minutes on two cores; the first run also fetches the pretrained encoders, 300 MB)"
 	@$(PYTEST) -m "not slow"
 
-# The inner loop, at most a minute: the runtime without what trains or exports a model first.
+# The inner loop, at most a minute: the runtime, without what exports a model first and without its benchmarks.
 quick: .venv/test.done
-	@$(PYTEST) -m "not slow" tests/hbaf_edge hbaf_edge
+	@$(PYTEST) -m "not slow and not exports" --ignore tests/hbaf_edge/bench --ignore tests/hbaf_edge/gpu \
+	  tests/hbaf_edge hbaf_edge
 
 # What `make test` leaves out: exhaustive sweeps, long trainings, kills, engines, compilers.
 test-slow: .venv/test.done

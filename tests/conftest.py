@@ -18,7 +18,10 @@ EXAMPLES = ROOT / "hbaf_edge" / "examples"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `data` run where the corpora of DATA.md lie, `gpu` where torch sees a GPU."""
+    """Tests marked `data` run where the corpora of DATA.md lie, `gpu` where torch sees a GPU.
+
+    Those that need the tiny model are marked `exports`: its export takes half a minute, which `make quick` spares.
+    """
     import torch
 
     from training.corpora.records import data_folder
@@ -26,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="there is no NVIDIA GPU that PyTorch sees")
     no_data = pytest.mark.skip(reason="the corpora of DATA.md are not here; set HBAF_DATA")
     for item in items:
+        if "tiny" in getattr(item, "fixturenames", ()):
+            item.add_marker("exports")
         if item.get_closest_marker("data") and not (data_folder() / "meld").is_dir():
             item.add_marker(no_data)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -266,6 +266,7 @@ def test_english_is_not(text, warned):
     assert not warned(text)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_false_alarms_on_conversations(warned):
     """One MELD utterance of 13,708 and one of DailyTalk's 23,759, where less than 0.3 % was asked for."""
