@@ -144,7 +144,9 @@ def clean_text(text: str | None) -> tuple[str, tuple[str, ...]]:
         if rounds >= _MAX_ROUNDS:
             rest = rest.translate(_BRACKETS)
         rest = "\n".join(filter(None, map(normalise_text, rest.splitlines())))
-    return rest.replace("\n", " "), tuple(removed)
+        if rest == before:  # lines mattered until here; joined, they may name a speaker or a time
+            rest = rest.replace("\n", " ")
+    return rest, tuple(removed)
 
 
 def removal_warning(removed: Iterable[str]) -> str:
