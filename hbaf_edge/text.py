@@ -86,6 +86,8 @@ def normalise_text(text: str | None) -> str:
     if not isinstance(text, str):
         raise InputError(f"text is of type {type(text).__name__}; a str is expected, or None where nothing was said")
     plain = _ESCAPE.sub("", text[:MAX_CHARACTERS])
+    if plain.isascii() and plain.isprintable():  # most texts; no character has to be looked at
+        return " ".join(plain.split())
     kept = (" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in plain)
     return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
 

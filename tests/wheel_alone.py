@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 
 import hbaf_edge
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.ort import onnxruntime
 
 
 def main() -> None:
