@@ -25,12 +25,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from hbaf_edge import audio as runtime_audio
 from hbaf_edge import features as runtime_features
 from hbaf_edge import mel
 from hbaf_edge import text as runtime_text
-from hbaf_edge.audio import decode as audio_decode
 from hbaf_edge.audio import load_audio
-from hbaf_edge.audio import samples as audio_samples
 from training import augment, encode, encoders, hub
 from training.words import Tokens
 
@@ -135,9 +134,9 @@ def digest(model: nn.Module) -> str:
 
 def front_end() -> str:
     """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
-    code = [
-        inspect.getsource(m) for m in (audio_decode, audio_samples, runtime_features, runtime_text, mel, augment, hub)
-    ]
+    audio = sorted(Path(runtime_audio.__path__[0]).glob("*.py"))
+    code = [path.read_text() for path in audio]
+    code += [inspect.getsource(m) for m in (runtime_features, runtime_text, mel, augment, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 

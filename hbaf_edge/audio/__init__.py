@@ -1,7 +1,8 @@
 """Any audio a caller holds -> mono 16 kHz float32, with bounded work and a clear word on what was done to it.
 
 Training and runtime both read audio through this package, so that a model never hears anything else than it learned.
-`source` opens what was given, `headers` mends the sizes in it, `decode` reads its tail, `samples` makes it mono 16 kHz.
+`source` opens what was given, `headers` mends the sizes in it, `decode` reads its tail, `downmix` makes it mono and
+`samples` brings it to 16 kHz.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge.audio.decode import tail_of_array, tail_of_file
+from hbaf_edge.audio.downmix import Downmix
 from hbaf_edge.audio.level import Level
 from hbaf_edge.audio.raw import decode_raw
 from hbaf_edge.audio.samples import (
@@ -21,7 +23,6 @@ from hbaf_edge.audio.samples import (
     MIN_SECONDS,
     SAMPLE_RATE,
     Audio,
-    Downmix,
     check_array,
     crop_start,
     int32_peak,

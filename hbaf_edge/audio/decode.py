@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge.audio import pyav
-from hbaf_edge.audio.headers import TRUNCATED, mend_sizes, without_tags
+from hbaf_edge.audio.headers import TRUNCATED, mend_sizes
+from hbaf_edge.audio.mp3 import has_mpeg_frames, without_tags
 from hbaf_edge.audio.quiet import quiet_c_output
 from hbaf_edge.audio.raw import raw_options
 from hbaf_edge.audio.samples import (
@@ -22,7 +23,7 @@ from hbaf_edge.audio.samples import (
     keep_tails,
     tail_start,
 )
-from hbaf_edge.audio.sniff import container_name, has_mpeg_frames
+from hbaf_edge.audio.sniff import container_name
 from hbaf_edge.audio.source import Source, one_line, open_source
 from hbaf_edge.errors import InputError
 

@@ -2,12 +2,11 @@
 
 A recorder that streams cannot know how long a sound will be, and writes a placeholder where the size belongs: 0, the
 largest number, or one of the values below. Decoders then read nothing, or refuse the file. The size is replaced by
-what the file really holds; of a size that is no placeholder and larger than the file, the caller is told.
+what the file really holds. Where it is no placeholder, but larger than the file or far smaller, the caller is told.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,6 +18,10 @@ PLACEHOLDER = 1_900_000_000
 TRUNCATED = "is truncated (its header promises more than the file holds)"
 UNCOUNTED = "holds far more than its header says, as of a recorder that was broken off"
 MAX_CHUNKS = 10_000  # far more than any file has; bounds the walk over a damaged one
+W64_TAIL = bytes.fromhex("2e91cf11a5d628db04c10000")
+W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+HTK_WAVEFORM = bytes([0, 2, 0, 0])  # samples of two bytes, of kind 0
+HTK_PERIODS = (52, 1_250)  # of 192 to 8 kHz, in units of 100 ns
 
 
 class Data(NamedTuple):
@@ -29,14 +32,14 @@ class Data(NamedTuple):
         declared: bytes of samples that the header promises; negative where it says that it does not know.
         fields: places of sizes: offset, `struct` format, and what is to be added to the number of bytes there.
         unit: bytes that the fields count in.
-        is_followed: whether another chunk stands behind the samples that the header promises.
+        may_go_on: whether what stands behind the samples that the header promises can only be more samples.
     """
 
     begin: int
     declared: int
     fields: tuple[tuple[int, str, int], ...]
     unit: int = 1
-    is_followed: bool = False
+    may_go_on: bool = False
 
 
 def mend_sizes(source: Source) -> str:
@@ -54,7 +57,7 @@ def mend_sizes(source: Source) -> str:
     held = max(0, source.size - data.begin)
     unknown = data.declared <= 0 or data.declared >= PLACEHOLDER
     # A recorder that crashed had not counted its last samples; a short rest is no sound that anybody misses.
-    uncounted = 0 < data.declared < held - data.declared and not data.is_followed
+    uncounted = data.may_go_on and 0 < data.declared < held - data.declared
     if not unknown and not uncounted and data.declared <= held:
         return ""
     for offset, form, more in data.fields:
@@ -81,19 +84,15 @@ def _find_data(source: Source) -> Data | None:
     if head[:4] in (b".snd", b"dns."):
         order = ">" if head[:4] == b".snd" else "<"
         begin, declared = struct.unpack(f"{order}II", head[4:12])
-        return Data(begin, declared, ((8, f"{order}I", 0),))
+        return Data(begin, declared, ((8, f"{order}I", 0),), may_go_on=True)
     if head[:4] == b"caff":
         return _caf(source)
     if head[:22] == b"Creative Voice File\x1a\x1a\0":
         _mend_voice(source)
     if head[8:12] == HTK_WAVEFORM and HTK_PERIODS[0] <= int.from_bytes(head[4:8], "big") <= HTK_PERIODS[1]:
         count = int.from_bytes(head[:4], "big")
-        return Data(12, 2 * count if count < PLACEHOLDER else -1, ((0, ">I", 0),), unit=2)
+        return Data(12, 2 * count if count < PLACEHOLDER else -1, ((0, ">I", 0),), unit=2, may_go_on=True)
     return None
-
-
-HTK_WAVEFORM = bytes([0, 2, 0, 0])  # samples of two bytes, of kind 0
-HTK_PERIODS = (52, 1_250)  # of 192 to 8 kHz, in units of 100 ns
 
 
 def _mend_voice(source: Source) -> None:
@@ -115,15 +114,12 @@ def _wave(source: Source, order: str) -> Data | None:
                 if size == 0 and _is_chunk(source, begin, f"{order}4sI"):
                     return None  # an empty recording
                 fields = ((offset + 4, f"{order}I", 0), (4, f"{order}I", begin - 8))
-                return Data(begin, size, fields, is_followed=_is_chunk(source, begin + size + size % 2, f"{order}4sI"))
+                behind = begin + size + size % 2
+                return Data(begin, size, fields, may_go_on=not _is_chunk(source, behind, f"{order}4sI"))
             declared = int.from_bytes(source.bytes_at(wide + 8, 8), "little")
             fields = ((wide, "<Q", begin - 8), (wide + 8, "<Q", 0))
-            return Data(begin, declared if declared < 1 << 63 else -1, fields, is_followed=True)
+            return Data(begin, declared if declared < 1 << 63 else -1, fields)
     return None
-
-
-W64_TAIL = bytes.fromhex("2e91cf11a5d628db04c10000")
-W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 
 
 def _wave64(source: Source) -> Data | None:
@@ -137,7 +133,7 @@ def _wave64(source: Source) -> Data | None:
         if head[:16] == W64_DATA:
             begin = offset + 24
             declared = size - 24 if size < 1 << 63 else -1
-            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)), is_followed=True)
+            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)))
         if size < 24:
             return None
         offset += size + -size % 8
@@ -148,7 +144,7 @@ def _aiff(source: Source) -> Data | None:
     """AIFF: libsndfile reads to the end where the size is 0 or too large, so only a truncated file is of interest."""
     for offset, name, size in _chunks(source, 12, ">4sI", 2):
         if name == b"SSND":
-            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),), is_followed=True)
+            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),))
     return None
 
 
@@ -157,7 +153,7 @@ def _caf(source: Source) -> Data | None:
     for offset, name, size in _chunks(source, 8, ">4sq", 1):
         if name == b"data":
             fields = ((offset + 4, ">q", 4),)  # 4: the number of edits stands before the samples
-            return Data(offset + 16, size - 4, fields, is_followed=True)
+            return Data(offset + 16, size - 4, fields)
     return None
 
 
@@ -182,71 +178,3 @@ def _is_chunk(source: Source, offset: int, form: str) -> bool:
         return True
     name, size = struct.unpack(form, head)
     return all(32 <= c < 127 for c in name) and offset + 8 + size <= source.size
-
-
-def without_tags(source: Source) -> int:
-    """Bytes of an MP3 before the tags and the padding that stand behind its last frame.
-
-    ID3v1 and its extension, Lyrics3, APEv2 with its pictures, ID3v2 at the end, and zeros, in any order.
-    """
-    end = source.size
-    for _ in range(64):
-        before = end
-        for strip in (_zeros, _id3v1, _lyrics3, _ape, _id3v2_footer):
-            end = strip(source, end)
-        if end == before:
-            break
-    return end
-
-
-def _zeros(source: Source, end: int) -> int:
-    while end > 0:
-        start = max(0, end - 65_536)
-        kept = len(source.bytes_at(start, end - start).rstrip(b"\0"))
-        end = start + kept
-        if kept:
-            break
-    return end
-
-
-def _id3v1(source: Source, end: int) -> int:
-    """128 bytes, and 227 before them in its extension. Its last bytes may be zeros, which are gone already."""
-    begin = max(0, end - 128)
-    found = re.search(rb"(?<!APE)TAG", source.bytes_at(max(0, begin - 3), 131))  # APE's own footer has the letters too
-    if found is None or max(0, begin - 3) + found.start() + 128 > source.size:
-        return end
-    end = max(0, begin - 3) + found.start()
-    return end - 227 if end >= 227 and source.bytes_at(end - 227, 4) == b"TAG+" else end
-
-
-def _lyrics3(source: Source, end: int) -> int:
-    tail = source.bytes_at(max(0, end - 15), 15)
-    if tail.endswith(b"LYRICS200") and tail[:6].isdigit():
-        return max(0, end - 15 - int(tail[:6]))
-    return end
-
-
-def _ape(source: Source, end: int) -> int:
-    """A footer of 32 bytes, of which the last eight are zeros and may be gone already."""
-    begin = max(0, end - 32)
-    found = source.bytes_at(begin, 32).rfind(b"APETAGEX")
-    if found < 0:
-        return end
-    footer = source.bytes_at(begin + found, 24)
-    if len(footer) < 24:
-        return end
-    _, size, _, flags = struct.unpack("<IIII", footer[8:])
-    size += 32 if flags & 0x8000_0000 else 0  # a header before the items, which the size does not count
-    return int(max(0, begin + found + 32 - max(32, size)))
-
-
-def _id3v2_footer(source: Source, end: int) -> int:
-    begin = max(0, end - 10)
-    found = source.bytes_at(begin, 10).rfind(b"3DI")
-    footer = source.bytes_at(begin + found, 10) if found >= 0 else b""
-    if len(footer) < 10:
-        return end
-    size = 0
-    for part in footer[6:]:
-        size = size << 7 | part & 0x7F
-    return max(0, begin + found - 10 - size)

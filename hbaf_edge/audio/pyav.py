@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio.samples import MAX_CHANNELS, check_rate
+from hbaf_edge.audio.samples import MAX_CHANNELS, blocks_of, check_rate
 from hbaf_edge.audio.source import Source
 from hbaf_edge.errors import InputError
 
@@ -71,13 +71,15 @@ class Recording:
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """(samples, channels) float32 of about a second each."""
         parts: list[NDArray[np.float32]] = []
+        length = 0
         for part in self._frames():
             parts.append(part)
-            if sum(map(len, parts)) >= self.rate:
-                yield from _seconds(np.concatenate(parts), self.rate)
-                parts = []
+            length += len(part)
+            if length >= self.rate:
+                yield from blocks_of(np.concatenate(parts), self.rate)
+                parts, length = [], 0
         if parts:
-            yield from _seconds(np.concatenate(parts), self.rate)
+            yield from blocks_of(np.concatenate(parts), self.rate)
 
     def _frames(self) -> Iterator[NDArray[np.float32]]:
         convert, channels = self._converter(), 0
@@ -115,8 +117,3 @@ class Recording:
         import av
 
         return av.AudioResampler(format="fltp", layout=self._layout, rate=self.rate)
-
-
-def _seconds(block: NDArray[np.float32], rate: int) -> Iterator[NDArray[np.float32]]:
-    """A block in parts of at most a second."""
-    return (block[start : start + rate] for start in range(0, len(block), rate))

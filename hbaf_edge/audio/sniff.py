@@ -39,47 +39,18 @@ def container_name(head: bytes) -> str:
     for magic, at, name in MAGICS:
         if head[at : at + len(magic)] == magic:
             return name
-    return _frames(head)
+    return mpeg_kind(head)
 
 
-def _frames(head: bytes) -> str:
-    """Streams of frames without a header, each beginning with a synchronisation word."""
+def mpeg_kind(head: bytes) -> str:
+    """Name of a stream of frames without a header, each of which begins with a synchronisation word; else empty.
+
+    >>> mpeg_kind(bytes([0xFF, 0xFB, 0x90, 0x00])), mpeg_kind(bytes([0xFF, 0xF1, 0x50, 0x80]))
+    ('MP3', 'ADTS (AAC)')
+    """
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return ""
     if head[1] & 0xF6 == 0xF0:
         return "ADTS (AAC)"
     is_known = head[1] & 0x06 and head[1] & 0x18 != 0x08 and head[2] & 0xF0 != 0xF0 and head[2] & 0x0C != 0x0C
     return "MP3" if is_known else ""
-
-
-# Bits per second of MPEG audio's layer III, by the header's four bits: version 1, then versions 2 and 2.5.
-BIT_RATES = (
-    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-)
-MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by version
-
-
-def has_mpeg_frames(data: bytes, in_a_row: int = 3) -> bool:
-    """Whether frames of an MP3 follow one another somewhere in it, each where the one before ends."""
-    place = data.find(b"\xff")
-    while 0 <= place < len(data) - 4:
-        end = place
-        for _ in range(in_a_row):
-            length = _frame_length(data[end : end + 4])
-            if not length:
-                break
-            end += length
-        else:
-            return end <= len(data)
-        place = data.find(b"\xff", place + 1)
-    return False
-
-
-def _frame_length(header: bytes) -> int:
-    """Bytes of the MP3 frame that begins so; 0 where none does."""
-    if _frames(header) != "MP3" or header[1] & 0x06 != 0x02:
-        return 0
-    version, rate, bits = header[1] >> 3 & 3, header[2] >> 2 & 3, header[2] >> 4
-    samples = 144 if version == 3 else 72
-    return samples * 1_000 * BIT_RATES[version != 3][bits] // MPEG_RATES[version][rate] + (header[2] >> 1 & 1)

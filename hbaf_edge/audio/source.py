@@ -48,10 +48,6 @@ class Source(io.RawIOBase):
         """Let readers see `replacement` in place of the bytes at `offset`; the file itself is not changed."""
         self._patches[offset] = replacement
 
-    def cut(self, size: int) -> None:
-        """Let readers see no more than the first `size` bytes."""
-        self.size = min(self.size, size)
-
     def bytes_at(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes at `offset`, without moving the place."""
         place, self._place = self._place, offset
@@ -123,7 +119,8 @@ def open_source(source: Any, has_header: bool = True) -> Source:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return Source(io.BytesIO(bytes(source)), f"the audio of {len(bytes(source)):,} bytes")
+        data = bytes(source)
+        return Source(io.BytesIO(data), f"the audio of {len(data):,} bytes")
     if hasattr(source, "read"):
         try:
             return _open_object(source, has_header)
