@@ -17,11 +17,13 @@ from rich.console import Console
 from export import metadata
 from export.bundle import rewritten
 from export.calibrate import Calibration
+from export.compare import snr_db
 from export.place import check_place, workplace
 from export.qdq import Profile, Recipe, insert
 from export.rewrite import fuse_attention
-from hbaf_edge.backend import INT8, default_threads, session_options
+from hbaf_edge.backends.settings import INT8, default_threads, session_options
 from hbaf_edge.bundle import GRAPHS, Bundle
+from hbaf_edge.errors import BundleError, InputError
 from hbaf_edge.ort import onnxruntime as ort
 
 LEAST_DB = 15.0
@@ -86,10 +88,11 @@ def converted(
         least_db: that they have to keep.
 
     Raises:
-        SystemExit: a graph falls below, or the bundle would replace itself.
+        BundleError: a graph falls below.
+        InputError: the bundle would replace itself.
     """
     if out.resolve() == Path(bundle.path).resolve():
-        raise SystemExit(f"{out} is the bundle itself; what is made of it needs another place")
+        raise InputError(f"{out} is the bundle itself; what is made of it needs another place")
     check_place(out)
     with workplace(out) as folder:
         for graph in GRAPHS:
@@ -97,7 +100,7 @@ def converted(
             after = convert(graph, before)
             if graph in stored and (ratio := fidelity(before, after)) < least_db:
                 what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
-                raise SystemExit(f"{what}; keep float32")
+                raise BundleError(f"{what}; keep float32")
             mixed = graph in stored and about["precision"] in metadata.MIXED
             metadata.converted(after, bundle.graph(graph), WEIGHTS_ONLY if mixed else about.get("precision"))
             onnx.save(after, Path(folder) / f"{graph}.onnx")
@@ -109,25 +112,23 @@ def weights_only(model: ModelProto) -> ModelProto:
     return insert("", model, Recipe(), {}, {})
 
 
-def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0, integers: bool = False) -> float:
+def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0) -> float:
     """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis.
 
-    Texts are of three lengths, and what is padding counts for nothing. With `integers`, what stands between Q/DQ is
-    computed in INT8.
+    Texts are of three lengths, and what is padding counts for nothing.
     """
     rng = np.random.default_rng(seed)
     inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
     results = [
         ort.InferenceSession(
-            m.SerializeToString(), session_options(default_threads(), integers), providers=["CPUExecutionProvider"]
+            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
         ).run(None, inputs)
         for m in (before, after)
     ]
     mask = inputs.get("token_mask")
     if mask is not None and mask.dtype == np.int64:  # the text graph's
         results = [[states[mask > 0] for states in each] for each in results]
-    noise = [np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-12) for a, b in zip(*results, strict=True)]
-    return float(-10 * np.log10(max(*noise, 1e-12)))
+    return min(snr_db(a, b) for a, b in zip(*results, strict=True))
 
 
 def _random(value: onnx.ValueInfoProto, length: int, rng: np.random.Generator) -> NDArray[Any]:

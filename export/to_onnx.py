@@ -8,7 +8,6 @@ calibration, quantisation and all comparisons start from.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,16 @@ from transformers import BertModel
 
 from export import metadata
 from export.bundle import about_checkpoint, write_bundle
-from export.command import run
+from export.compare import largest_difference
 from export.gate_function import add_function
 from export.graphs import Graph, graphs
 from export.place import check_place, workplace
 from export.rewrite import mix_layers
-from hbaf_edge.backend import default_threads, session_options
+from hbaf_edge.backends.settings import default_threads, session_options
+from hbaf_edge.errors import BundleError, InputError
 from hbaf_edge.ort import onnxruntime as ort
-from training import checkpoint
+from training import checkpoint as checkpoints
+from training.command import cli
 from training.config import ModelConfig
 from training.model import HBAF
 from training.whisper import WhisperEncoder
@@ -44,20 +45,16 @@ def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Pa
     """Write `{name}.onnx` for the four graphs into `out`; returns each one's difference from PyTorch."""
     if not isinstance(audio, WhisperEncoder) or not isinstance(text, BertModel):
         kinds = " and ".join(type(part).__name__ for part in (audio, text))
-        raise SystemExit(f"the runtime hears through Whisper and reads through BERT; this model has {kinds}")
+        raise InputError(f"the runtime hears through Whisper and reads through BERT; this model has {kinds}")
     out.mkdir(parents=True, exist_ok=True)
     differences = {}
     sha256 = metadata.identity(model, audio, text)
-    try:
-        parts = graphs(model.eval(), audio.eval(), text.eval())
-    except ValueError as error:  # a variant for research
-        raise SystemExit(str(error)) from error
-    for name, graph in parts.items():
+    for name, graph in graphs(model.eval(), audio.eval(), text.eval()).items():
         path = out / f"{name}.onnx"
         _write(name, graph, path, model.config, sha256)
         differences[name] = compare(graph, path)
         if not differences[name] <= TOLERANCE:
-            raise SystemExit(f"{path}: differs from PyTorch by {differences[name]:.1e}, {TOLERANCE:.0e} is allowed")
+            raise BundleError(f"{path}: differs from PyTorch by {differences[name]:.1e}, {TOLERANCE:.0e} is allowed")
     return differences
 
 
@@ -158,10 +155,7 @@ def compare(graph: Graph, path: Path, seed: int = 0) -> float:
     expected = (expected,) if isinstance(expected, Tensor) else expected
     session = ort.InferenceSession(str(path), session_options(default_threads()), providers=["CPUExecutionProvider"])
     found = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
-    return max(
-        float(np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())))
-        for a, b in zip(found, expected, strict=True)
-    )
+    return largest_difference(found, [tensor.numpy() for tensor in expected])
 
 
 def _resized(name: str, tensor: Tensor, graph: Graph) -> Tensor:
@@ -181,23 +175,25 @@ def _resized(name: str, tensor: Tensor, graph: Graph) -> Tensor:
     return torch.randint(1 if name == "distance" else 0, highest, shape)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", default="hbaf-edge model")
-    given = parser.parse_args()
-    check_place(given.out)
-    stored = checkpoint.load(given.checkpoint)
+def main(checkpoint: Path, /, out: Path, name: str = "hbaf-edge model") -> None:
+    """Export.
+
+    Args:
+        checkpoint: that training.train wrote and training.evaluate scored.
+        out: the bundle's folder.
+        name: of the model, for its card.
+    """
+    check_place(out)
+    stored = checkpoints.load(checkpoint)
     config = stored.hbaf.config
-    described = about_checkpoint(stored.about, config, given.name, "float32")
-    with workplace(given.out) as folder:
+    described = about_checkpoint(stored.about, config, name, "float32")
+    with workplace(out) as folder:
         differences = export(stored.hbaf, stored.audio, stored.text, Path(folder))
-        write_bundle(Path(folder), given.out, config, described)
-    for name, difference in differences.items():
-        size = (given.out / f"{name}.onnx").stat().st_size / 1e6
-        Console().print(f"{name:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")
+        write_bundle(Path(folder), out, config, described)
+    for graph, difference in differences.items():
+        size = (out / f"{graph}.onnx").stat().st_size / 1e6
+        Console().print(f"{graph:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

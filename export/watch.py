@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import Backend, options_of
 from hbaf_edge.bundle import Bundle
-from hbaf_edge.ort import onnxruntime as ort
 
 See = Callable[[str, dict[str, NDArray[Any]]], None]
 
@@ -25,27 +24,17 @@ def watched(bundle: Bundle, tensors: Mapping[str, Sequence[str]], see: See, thre
         see: called after every run of a graph with its name and the tensors by name.
         threads: of each operator.
     """
-    runtime = HBAFRuntime(bundle.path, threads=threads)
-    backend = runtime._ready().backend
-    sessions, outputs = {}, {}
-    for graph in tensors:
+    files = dict(bundle.files)
+    for graph, names in tensors.items():
         model = onnx.load_from_string(bundle.graph(graph))
-        outputs[graph] = [o.name for o in model.graph.output]
-        shown = [name for name in tensors[graph] if name not in outputs[graph]]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
-        sessions[graph] = ort.InferenceSession(
-            model.SerializeToString(), options_of(bundle, threads), providers=["CPUExecutionProvider"]
-        )
-    assert isinstance(backend, Backend)
-    run = backend._run
+        outputs = {output.name for output in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+        files[bundle.manifest["graphs"][graph]["file"]] = model.SerializeToString()
+    runtime = HBAFRuntime(replace(bundle, files=files), threads=threads)
 
-    def running(graph: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        if graph not in sessions:
-            return run(graph, **inputs)
-        names = [o.name for o in sessions[graph].get_outputs()]
-        found = dict(zip(names, sessions[graph].run(names, inputs)))
-        see(graph, {name: ({**found, **inputs})[name] for name in tensors[graph]})
-        return [found[name] for name in outputs[graph]]
+    def tap(graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
+        if graph in tensors:
+            see(graph, {name: ({**outputs, **inputs})[name] for name in tensors[graph]})
 
-    backend._run = running  # type: ignore[method-assign]
+    runtime.engine.backend.set_tap(tap)
     return runtime

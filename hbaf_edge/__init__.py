@@ -13,17 +13,15 @@ __version__ = "0.1.0"
 
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import BackendError, BundleError, HBAFError, InputError, StateError
-from hbaf_edge.gather import Gatherer
-from hbaf_edge.live import LiveTurn
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
+from hbaf_edge.streaming import LiveTurn
 from hbaf_edge.telemetry import disable_telemetry
 
 __all__ = [
     "BackendError",
     "BundleError",
     "Conversation",
-    "Gatherer",
     "HBAFError",
     "HBAFRuntime",
     "InputError",

@@ -1,54 +1,73 @@
-"""All that a conversation is: rings of the last W turns' keys and values, who spoke, and how many turns there were.
+"""A conversation's state: rings of the last W turns' keys and values, who spoke, and how many turns there were.
 
-Turn i owns slot i mod W. A slot becomes visible only when the turn counter moves on, and the slot about to be
-written is the one that has just left the window; so a commit that is cut short changes nothing a reader can see.
-Order enters the model only through distance and speaker relation (training/MODEL.md, "Two scopes"), so no stored
-key is ever recomputed.
+Turn i owns slot i mod W. A slot becomes visible only when the turn counter moves on, and the slot about to be written
+is the one that has just left the window. Order enters the model only through distance and speaker relation
+(training/MODEL.md, "Two scopes"), so no stored key is ever recomputed.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
-import time
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge import state
+from hbaf_edge import state_file
 from hbaf_edge.errors import InputError, StateError
 from hbaf_edge.text import normalise_name
 
 SAME, OTHER, UNKNOWN = 0, 1, 2
-_stamps = itertools.count()  # no two states of conversations have the same
+Floats = NDArray[np.float32]
 
 
-class Recall(NamedTuple):
-    """What a turn may recall, as the graphs take it (batch of one).
+class Context(NamedTuple):
+    """What a turn may look back on, as the graphs take it (batch of one, or of several).
 
     Shapes: context_keys and context_values (1, W, 2, d), keys and values (1, layers, W, 2, d), visible (1, W, 2)
     bool, distance and relation (1, W) int64, own_relation (1, 1) int64. Modality 0 is audio, 1 is text.
     """
 
-    context_keys: NDArray[np.float32]
-    context_values: NDArray[np.float32]
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
+    context_keys: Floats
+    context_values: Floats
+    keys: Floats
+    values: Floats
     visible: NDArray[np.bool_]
     distance: NDArray[np.int64]
     relation: NDArray[np.int64]
     own_relation: NDArray[np.int64]
 
 
-class Slot(NamedTuple):
+class ContextView(NamedTuple):
+    """A turn's context, and which memory of which version it shows.
+
+    Attributes:
+        arrays: views of the memory; the rings among them are not copies.
+        memory: that they show.
+        version: of the memory when the view was taken.
+        number: of the turn that looks back.
+    """
+
+    arrays: Context
+    memory: Memory
+    version: int
+    number: int
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the memory is still as it was."""
+        return self.memory.version == self.version
+
+
+class TurnState(NamedTuple):
     """What one turn leaves behind: context key and value (2, d), keys and values (layers, 2, d), present (2,) bool."""
 
-    context_key: NDArray[np.float32]
-    context_value: NDArray[np.float32]
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
+    context_key: Floats
+    context_value: Floats
+    keys: Floats
+    values: Floats
     present: NDArray[np.bool_]
 
 
@@ -63,43 +82,115 @@ class Turn(NamedTuple):
     at: float
 
 
+class Sizes(NamedTuple):
+    """Of a memory: turns in the window, layers of the dialogue scope, width d."""
+
+    window: int
+    layers: int
+    width: int
+
+
+class Memory:
+    """The rings and what belongs to them. Not locked: `Conversation` is.
+
+    Attributes:
+        count: how many turns were committed.
+        version: one more with every commit or revision, each of which changes the slot of turn count − 1 alone.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        window, layers, width = self.sizes = sizes
+        self.count = self.version = 0
+        self.context_keys = np.zeros((window, 2, width), np.float32)
+        self.context_values = np.zeros_like(self.context_keys)
+        self.keys = np.zeros((layers, window, 2, width), np.float32)
+        self.values = np.zeros_like(self.keys)
+        self.present = np.zeros((window, 2), bool)
+        self.turns: list[Turn | None] = [None] * window
+
+    @property
+    def rings(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Context keys, context values, keys, values."""
+        return self.context_keys, self.context_values, self.keys, self.values
+
+    def copy(self) -> Memory:
+        """Another one with the same content."""
+        made = Memory(self.sizes)
+        for ours, theirs in zip(self.rings, made.rings):
+            theirs[:] = ours
+        made.present[:] = self.present
+        made.turns, made.count = list(self.turns), self.count
+        return made
+
+    def view(self, speaker: str | None, number: int | None = None) -> ContextView:
+        """What the next turn, spoken by `speaker`, may look back on; or the last one again, if that is its number."""
+        number = self.count if number is None else number
+        window = self.sizes.window
+        distance = (number - 1 - np.arange(window)) % window + 1
+        inside = (distance < window) & (distance <= number)
+        relation = [relate(speaker, turn and turn.speaker) for turn in self.turns]
+        arrays = Context(
+            self.context_keys[None],
+            self.context_values[None],
+            self.keys[None],
+            self.values[None],
+            (self.present & inside[:, None])[None],
+            distance[None],
+            np.array([relation], np.int64),
+            np.array([[relate(speaker, speaker)]], np.int64),
+        )
+        return ContextView(arrays, self, self.version, number)
+
+    def store(self, state: TurnState, turn: Turn) -> None:
+        """Write a turn into its slot: the next one, or the last one again."""
+        self.version += 1  # first: who reads the rings unlocked looks at it last
+        place = turn.number % self.sizes.window
+        self.present[place] = False  # so that a slot is seen whole or not at all
+        self.context_keys[place] = state.context_key
+        self.context_values[place] = state.context_value
+        self.keys[:, place] = state.keys
+        self.values[:, place] = state.values
+        self.present[place] = state.present
+        self.turns[place] = turn
+        self.count = turn.number + 1
+
+
 class Conversation:
     """One dialogue's state; make it with `HBAFRuntime.conversation()`. Its size is constant, 384 KiB at the defaults.
 
-    Turns of one conversation run one after another, also when several threads ask at once.
+    Turns of one conversation are computed one after another, in the order of their calls, also when several threads or
+    asyncio tasks ask at once.
 
     Attributes:
-        turn: how many turns were committed.
+        lock: held for moments, while the memory is read or changed as a whole.
+        line: calls that wait for their turn in this conversation, first come first (hbaf_edge/engine.py).
     """
 
-    def __init__(self, key: str, window: int, layers: int, width: int) -> None:
-        self.turn = 0
-        self._key = key
-        self._lock = threading.Lock()
-        self._window = window
-        self._context_keys = np.zeros((window, 2, width), np.float32)
-        self._context_values = np.zeros_like(self._context_keys)
-        self._keys = np.zeros((layers, window, 2, width), np.float32)
-        self._values = np.zeros_like(self._keys)
-        self._present = np.zeros((window, 2), bool)
-        self._turns: list[Turn | None] = [None] * window
-        self._changed()
+    def __init__(self, key: str, sizes: Sizes) -> None:
+        self.key = key
+        self.lock = threading.Lock()
+        self.line: deque[Any] = deque()
+        self._memory = Memory(sizes)
 
-    def _changed(self) -> None:
-        """Whoever keeps a copy of the rings (hbaf_edge/gpu/pool.py) has to write it anew."""
-        self._stamp, self._place = next(_stamps), -1
-        self._before: int | None = None
+    @property
+    def memory(self) -> Memory:
+        """What the engine reads and writes; `reset` puts another in its place."""
+        return self._memory
+
+    @property
+    def turn(self) -> int:
+        """How many turns were committed."""
+        return self._memory.count
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The last W turns, oldest first. Older ones are dropped: a conversation of weeks must not grow."""
-        return tuple(sorted(t for t in self._turns if t is not None))
+        return tuple(sorted(turn for turn in self._memory.turns if turn is not None))
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        arrays = (self._context_keys, self._context_values, self._keys, self._values, self._present)
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in (*self._memory.rings, self._memory.present))
 
     def __len__(self) -> int:
         return self.turn
@@ -107,46 +198,16 @@ class Conversation:
     def __repr__(self) -> str:
         return f"<Conversation of {self.turn} turns, {self.nbytes / 1024:.0f} KiB>"
 
-    def recall(self, speaker: str | None, number: int | None = None) -> Recall:
-        """What the next turn, spoken by `speaker`, may recall; or the last one again, if that is its number."""
-        number = self.turn if number is None else number
-        distance = (number - 1 - np.arange(self._window)) % self._window + 1
-        inside = (distance < self._window) & (distance <= number)
-        relation = [relate(speaker, turn and turn.speaker) for turn in self._turns]
-        return Recall(
-            self._context_keys[None],
-            self._context_values[None],
-            self._keys[None],
-            self._values[None],
-            (self._present & inside[:, None])[None],
-            distance[None],
-            np.array([relation], np.int64),
-            np.array([[relate(speaker, speaker)]], np.int64),
+    def __reduce__(self) -> NoReturn:
+        raise StateError(
+            "a conversation cannot be copied or pickled: chat.fork() makes a second one with the same past, "
+            "chat.save(path) or chat.to_bytes() keeps it for later"
         )
 
-    def commit(
-        self,
-        slot: Slot,
-        speaker: str | None,
-        label: str | None = None,
-        confidence: float = 0.0,
-        modalities: tuple[str, ...] = (),
-        number: int | None = None,
-    ) -> Turn:
-        """Store the turn in its slot, then let it be seen; with the last turn's number, in that one's place."""
-        number = self.turn if number is None else number
-        place = number % self._window
-        self._present[place] = False  # so that a slot that is revised is seen whole or not at all
-        self._context_keys[place] = slot.context_key
-        self._context_values[place] = slot.context_value
-        self._keys[:, place] = slot.keys
-        self._values[:, place] = slot.values
-        self._present[place] = slot.present
-        turn = Turn(number, label, confidence, speaker, modalities, time.time())
-        self._turns[place] = turn
-        self._before, self._stamp, self._place = self._stamp, next(_stamps), place
-        self.turn = number + 1
-        return turn
+    def view(self, speaker: str | None, number: int | None = None) -> ContextView:
+        """`Memory.view` of this moment."""
+        with self.lock:
+            return self._memory.view(speaker, number)
 
     def last(self, turn: Turn) -> int:
         """The number of a committed turn, if no other was committed since.
@@ -154,7 +215,8 @@ class Conversation:
         Raises:
             InputError: later turns have built on it, or the conversation was reset.
         """
-        if self.turn != turn.number + 1 or self._turns[turn.number % self._window] is not turn:
+        memory = self._memory
+        if memory.count != turn.number + 1 or memory.turns[turn.number % memory.sizes.window] is not turn:
             raise InputError(
                 f"turn {turn.number} cannot be revised any more: the conversation has gone on or was reset; "
                 "revise a turn before the next one is committed"
@@ -162,61 +224,68 @@ class Conversation:
         return turn.number
 
     def reset(self) -> None:
-        """Forget every turn, as if it had just been made."""
-        with self._lock:
-            self.turn = 0
-            self._present[:] = False
-            self._turns = [None] * self._window
-            self._changed()
+        """Forget every turn, as if it had just been made. A turn under way becomes its first one."""
+        with self.lock:
+            self._memory = Memory(self._memory.sizes)
 
     def fork(self) -> Conversation:
         """Another conversation with the same past; from here on neither knows of the other."""
-        layers, _, _, width = self._keys.shape
-        made = Conversation(self._key, self._window, layers, width)
-        with self._lock:
-            for ours, theirs in zip(self._rings(), made._rings()):
-                theirs[:] = ours
-            made._present[:] = self._present
-            made._turns, made.turn = list(self._turns), self.turn
+        made = Conversation(self.key, self._memory.sizes)
+        made._memory = self._copied()
         return made
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file that `HBAFRuntime.load_conversation` goes on from, bit for bit.
+    def _copied(self) -> Memory:
+        with self.lock:
+            return self._memory.copy()
 
-        The file holds speakers' names and what they seemed to express: treat it as personal data.
+    def to_bytes(self) -> bytes:
+        """All of it, to be gone on from bit for bit with `HBAFRuntime.load_conversation`.
+
+        The bytes hold speakers' names and what they seemed to express: treat them as personal data.
+        """
+        memory = self._copied()
+        header = {
+            "bundle": self.key, **memory.sizes._asdict(),
+            "present": memory.present.tolist(), "turns": memory.turns, "turn": memory.count,
+        }  # fmt: skip
+        return state_file.encode(header, memory.rings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_bytes` to a file. Turns go on meanwhile; the file shows the moment of the call.
 
         Raises:
             StateError: it cannot be written; a file that was there before is as it was.
         """
-        with self._lock:
-            layers, window, _, width = self._keys.shape
-            sizes = {"window": window, "layers": layers, "width": width}
-            found = {"present": self._present.tolist(), "turns": self._turns, "turn": self.turn}
-            state.write(path, {"bundle": self._key, **sizes, **found}, self._rings())
+        state_file.write(path, self.to_bytes())
 
-    def _restore(self, path: str | os.PathLike[str]) -> Conversation:
-        """Take over what `save` wrote."""
-        rings = self._rings()
-        header, values = state.read(path, sum(ring.size for ring in rings))
-        if header.get("bundle") != self._key:
-            raise StateError(f"{path} was begun with another bundle, whose keys mean other things; begin a new one")
+    def restore(self, source: str | os.PathLike[str] | bytes) -> Conversation:
+        """Take over what `save` or `to_bytes` gave; `HBAFRuntime.load_conversation` calls it on a new conversation.
+
+        Raises:
+            StateError: it cannot be read, or is of another bundle.
+        """
+        memory = Memory(self._memory.sizes)
+        rings, window = memory.rings, memory.sizes.window
+        name = state_file.name_of(source)
+        header, values = state_file.read(source, sum(ring.size for ring in rings))
+        if header.get("bundle") != self.key:
+            raise StateError(f"{name} was begun with another bundle, whose keys mean other things; begin a new one")
         try:
-            turns = [t and Turn(t[0], t[1], t[2], _known(t[3]), tuple(t[4]), float(t[5])) for t in header["turns"]]
-            present = np.array(header["present"], bool).reshape(self._window, 2)
-            count = int(header["turn"])
-            _check_turns(count, turns, self._window)
+            memory.turns = [
+                t and Turn(t[0], t[1], t[2], _known(t[3]), tuple(t[4]), float(t[5])) for t in header["turns"]
+            ]
+            memory.present = np.array(header["present"], bool).reshape(window, 2)
+            memory.count = int(header["turn"])
+            _check_turns(memory.count, memory.turns, window)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise StateError(f"{path}: its header does not describe a conversation ({error})") from None
+            raise StateError(f"{name}: its header does not describe a conversation ({error})") from None
         if not np.isfinite(values).all():
-            raise StateError(f"{path} holds values that are not numbers; begin a new conversation")
+            raise StateError(f"{name} holds values that are not numbers; begin a new conversation")
         for ring, part in zip(rings, np.split(values, np.cumsum([ring.size for ring in rings])[:-1])):
             ring[:] = part.reshape(ring.shape)
-        self._present, self._turns, self.turn = present, turns, count
-        self._changed()
+        with self.lock:
+            self._memory = memory
         return self
-
-    def _rings(self) -> list[NDArray[np.float32]]:
-        return [self._context_keys, self._context_values, self._keys, self._values]
 
 
 def _known(speaker: Any) -> Any:
@@ -225,7 +294,7 @@ def _known(speaker: Any) -> Any:
 
 
 def _check_turns(count: int, turns: list[Turn | None], window: int) -> None:
-    """Turn i in slot i mod W, the last W of them and no other: what `recall` relies on."""
+    """Turn i in slot i mod W, the last W of them and no other: what `Memory.view` relies on."""
     if count < 0 or len(turns) != window:
         raise ValueError(f"{len(turns)} slots and {count} turns in a window of {window}")
     expected = {i % window: i for i in range(max(0, count - window), count)}

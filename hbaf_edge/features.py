@@ -18,6 +18,7 @@ from hbaf_edge.errors import InputError
 from hbaf_edge.language import not_english
 from hbaf_edge.mel import log_mel
 from hbaf_edge.text import MAX_CHARACTERS, clean_text, normalise_text, removal_warning
+from hbaf_edge.workers import native
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +47,7 @@ class Tokeniser:
         """Normalised text -> ((tokens,) int64 ids of at most 64 tokens, or None without text; warnings)."""
         if not text:
             return None, ()
-        encoding = self._tokenizer.encode(text)
+        encoding = native(self._tokenizer.encode, text)
         ids = encoding.ids
         warnings = []
         if len(ids) > MAX_TOKENS:

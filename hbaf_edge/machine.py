@@ -36,6 +36,49 @@ def saturates_here() -> bool:
     return saturates(platform.machine(), _cpuinfo())
 
 
+def available_cpus(root: Path = Path("/sys/fs/cgroup"), group: str | None = None) -> int:
+    """CPUs that this process may use: those of its affinity, as far as a container's quota goes; at least one.
+
+    Args:
+        root: where control groups are mounted.
+        group: this process's group below it; None reads it from /proc/self/cgroup.
+
+    >>> 1 <= available_cpus() <= (os.cpu_count() or 1)
+    True
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _groups(root, group) if (quota := _quota(folder)) is not None]
+    return max(1, min(allowed, *(int(quota) for quota in quotas)) if quotas else allowed)
+
+
+def _groups(root: Path, group: str | None) -> list[Path]:
+    """Folders of this process's control group and all above it, of version 2 and of version 1's CPU controller."""
+    if group is None:
+        lines = (_text("/proc/self/cgroup") or "").splitlines()
+        groups = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines if line.count(":") >= 2}
+    else:
+        groups = {"": group, "cpu,cpuacct": group}
+    found = []
+    for controllers, path in groups.items():
+        if not controllers or "cpu" in controllers.split(","):
+            base = root / controllers if controllers else root
+            inner = base / path.lstrip("/")
+            found += [folder for folder in (inner, *inner.parents) if folder == base or base in folder.parents]
+    return found
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that a control group may use; None where there is no limit."""
+    limits = (_text(folder / "cpu.max") or "").split()
+    if not limits:
+        limits = [_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    try:
+        quota, period = (float(limit) for limit in limits)
+    except ValueError:  # "max", or no such file
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
 def machine() -> dict[str, Any]:
     """Hardware, versions and flags that a figure depends on."""
     from hbaf_edge.ort import onnxruntime
@@ -47,6 +90,7 @@ def machine() -> dict[str, Any]:
         "vnni": not saturates_here(),
         "flags": " ".join(name for name in TOLD if name in flags),
         "cores": os.cpu_count(),
+        "cores_available": available_cpus(),
         "memory_gb": _memory_gb(),
         "governor": _line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "board": _line("/proc/device-tree/model"),
@@ -87,8 +131,12 @@ def _gpu() -> dict[str, str]:
 
 def _line(path: str) -> str | None:
     """A file's first line; None where there is none."""
+    return (_text(path) or "").strip("\0\n ").split("\n")[0] or None
+
+
+def _text(path: str | Path) -> str | None:
     try:
-        return Path(path).read_text(errors="replace").strip("\0\n ").split("\n")[0] or None
+        return Path(path).read_text(errors="replace")
     except OSError:
         return None
 

@@ -1,5 +1,5 @@
 """`HBAFRuntime`: a turn of a conversation in, its emotion out. Follow `predict` from here:
-runtime -> given -> judge -> backend -> conversation.
+runtime -> inputs -> engine -> backends/onnxruntime -> conversation.
 """
 
 from __future__ import annotations
@@ -8,53 +8,70 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from hbaf_edge.backend import default_threads, open_backend
-from hbaf_edge.bundle import load_bundle
+from hbaf_edge.backends.base import Tap
+from hbaf_edge.backends.open import open_backend
+from hbaf_edge.backends.settings import default_threads
+from hbaf_edge.bundle import Bundle, load_bundle
+from hbaf_edge.calls import Answer, Call, Place
 from hbaf_edge.card import describe
-from hbaf_edge.conversation import Conversation
+from hbaf_edge.conversation import Conversation, Sizes
+from hbaf_edge.engine import Engine
 from hbaf_edge.errors import BackendError, InputError
-from hbaf_edge.given import Prepared, TurnInput, check_speaker, prepare, prepare_all
-from hbaf_edge.judge import Clock, Judge
-from hbaf_edge.live import LiveTurn
+from hbaf_edge.inputs import (
+    TurnInput,
+    check_number,
+    check_speaker,
+    check_turn,
+    check_turns,
+    check_whole,
+    features_of_all,
+)
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
+from hbaf_edge.streaming import LiveTurn
 
 log = logging.getLogger("hbaf_edge")
 log.addHandler(logging.NullHandler())
 MAX_THREADS = 256
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 class HBAFRuntime:
     """Emotion recognition in conversations, turn by turn. Immutable: one runtime serves any number of conversations.
 
     Args:
-        bundle: path of a bundle (folder or `.hbaf` file); None loads the default model inside of the package.
-        threads: CPU threads of the audio encoder, which takes most of a turn; None takes two (one on a single core).
-            From two on the text encoder runs beside it; what follows runs on one.
+        bundle: path of a bundle (folder or `.hbaf` file), or what `load_bundle` returned; None loads the default model
+            inside of the package.
+        threads: CPU threads of the audio encoder, which takes most of a turn; None takes two, or one where the process
+            may use a single core (affinity and a container's quota count). From two on the text encoder runs beside
+            the audio encoder; what follows runs on one.
         provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt" (hbaf_edge/gpu), or
             "auto" for the best of the first three that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
         clean_text: take out of every text what nobody said, such as "<|en|>", "[LAUGHTER]" or "<b>", and name it in
             `Prediction.warnings`; False reads texts as they are.
-        on_prediction: called with every `Prediction` after its turn is committed, on the thread that computed it;
-            what it raises is logged and changes nothing. It should not predict: that would call it again.
+        on_prediction: called with every `Prediction` after its turn is committed and before the caller has it, on one
+            of the runtime's threads; what it raises is logged and changes nothing. It must not wait for another turn.
+        max_batch_size: turns of different conversations, from different threads or tasks, that are computed together:
+            more turns a second on a busy server, at a few milliseconds more for each; 1 for none.
+        max_wait_ms: milliseconds that the first of them waits for others.
+        max_waiting: calls that may wait to be computed; beyond that `predict` raises BackendError at once.
         public_key: PEM file of an Ed25519 key; the bundle must be signed with its private key (extra `sign`).
         kernels: for "cuda" and "tensorrt", folder of `python -m kernels.build --bundle BUNDLE --out FOLDER`; None
             takes the packaged ones, which fit models of the default sizes.
 
-    A runtime is a context manager; `close` gives its memory back. It does not survive `os.fork`: make one in each
-    process, and end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge"
-    tells of every turn at level DEBUG, never what was said.
+    A runtime is a context manager; `close` releases the model. A turn is computed on threads of the runtime, as many as
+    this process may use CPUs, while its caller waits: Ctrl-C ends the wait at once, and the turn is then not committed
+    unless it just was (`Conversation.turn` tells). A runtime does not survive `os.fork`: make one in each process, and
+    end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge" tells of
+    every turn at level DEBUG, never what was said.
 
     Raises:
         BundleError: the bundle is missing, altered or of a newer format.
@@ -68,74 +85,71 @@ class HBAFRuntime:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | None = None,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
         *,
         threads: int | None = None,
         provider: str = "cpu",
         min_confidence: float = 0.0,
         clean_text: bool = True,
         on_prediction: Callable[[Prediction], object] | None = None,
+        max_batch_size: int = 1,
+        max_wait_ms: float = 5.0,
+        max_waiting: int = 256,
         public_key: str | os.PathLike[str] | None = None,
         kernels: str | os.PathLike[str] | None = None,
     ) -> None:
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
-            raise InputError(f"threads={threads!r}; a whole number from 1 to {MAX_THREADS} is expected, or None")
-        if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
-            raise InputError(f"min_confidence={min_confidence!r}; a probability from 0 to 1 is expected")
+        check_whole("threads", threads, MAX_THREADS, may_be_none=True)
+        check_whole("max_batch_size", max_batch_size, 256)
+        check_whole("max_waiting", max_waiting, 1_000_000)
+        check_number("min_confidence", min_confidence, 1)
+        check_number("max_wait_ms", max_wait_ms, 1000)
         if not isinstance(clean_text, bool):
             raise InputError(f"clean_text={clean_text!r}; True or False is expected")
         if on_prediction is not None and not callable(on_prediction):
             raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
-        loaded = load_bundle(bundle, public_key)
+        loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, public_key)
         self.labels = loaded.labels
         self.manifest = loaded.manifest
         self.min_confidence = float(min_confidence)
         self._key = loaded.key
         self._hook = on_prediction
         self._stats = Stats()
-        self._worker: ThreadPoolExecutor | None = None
-        self._worker_lock = threading.Lock()
-        # More turns at once than cores take each other's caches: 16 callers get a tenth more done if most of them wait.
-        self._room = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         backend = open_backend(loaded, provider, threads or default_threads(), kernels)
-        self._judge: Judge | None = Judge(loaded, backend, self.min_confidence, clean_text)
+        self._engine: Engine | None = Engine(
+            loaded, backend, self.min_confidence, clean_text, max_waiting, max_batch_size, max_wait_ms
+        )
 
-    def _ready(self) -> Judge:
-        """What computes, unless it is closed or belongs to another process."""
-        judge = self._judge
-        if judge is None:
+    @property
+    def engine(self) -> Engine:
+        """What computes: for calibration and benchmarks, which look inside.
+
+        Raises:
+            BackendError: it is closed, or belongs to another process.
+        """
+        engine = self._engine
+        if engine is None:
             raise BackendError("this runtime is closed; make a new HBAFRuntime")
-        judge.check_process()
-        return judge
+        engine.check_process()
+        return engine
 
     @property
     def provider(self) -> str:
         """Where it runs; with provider="auto" what was picked."""
-        return self._ready().backend.provider
+        return self.engine.backend.provider
 
     @property
     def threads(self) -> int:
         """CPU threads of the audio encoder's operators."""
-        return self._ready().backend.threads
+        return self.engine.backend.threads
 
     def close(self) -> None:
-        """Give the model's memory back; turns under way on other threads end as they would have. Twice is once."""
-        judge, self._judge = self._judge, None
-        if judge is None or not judge.is_here:
-            return  # in a forked child there is no worker to stop
-        with self._worker_lock:
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.shutdown(wait=False, cancel_futures=True)
+        """Release the model. In-flight calls finish normally. Safe to call more than once."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.workers.end()
 
-    def _background(self, work: Callable[[], object]) -> None:
-        """Have it done on this runtime's own thread, soon."""
-        with self._worker_lock:
-            if self._worker is None and self._judge is not None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="hbaf_edge")
-            if self._worker is not None:
-                self._worker.submit(work)
+    def __reduce__(self) -> NoReturn:
+        raise BackendError("a runtime cannot be copied or pickled; make one in each process, threads can share it")
 
     def __enter__(self) -> HBAFRuntime:
         return self
@@ -147,8 +161,9 @@ class HBAFRuntime:
         """Run turns of 1, 3 and 10 s with words on a conversation of their own, so that the first real one is quick."""
         noise = np.random.default_rng(0).standard_normal(10 * 16_000).astype(np.float32) * 0.01
         for seconds in (1, 3, 10):
-            said = "And how do you feel about that?"
-            self._turn(TurnInput(audio=noise[: seconds * 16_000], sample_rate=16_000, text=said))
+            words = "And how do you feel about that?"
+            turn = TurnInput(audio=noise[: seconds * 16_000], sample_rate=16_000, text=words)
+            self._predict([turn], is_told=False)
 
     def stats(self) -> dict[str, Any]:
         """Turns and failed calls so far, p50, p90 and p99 of each stage in milliseconds, and resident memory in MB.
@@ -161,23 +176,31 @@ class HBAFRuntime:
         return self._stats.to_json()
 
     def __repr__(self) -> str:
-        if self._judge is None:
+        if self._engine is None:
             return "<HBAFRuntime, closed>"
-        ran = f"{self._judge.backend.provider}, {self._judge.backend.threads} threads"
+        ran = f"{self._engine.backend.detail}, {self._engine.backend.threads} threads"
         return "\n".join([f"<HBAFRuntime on {ran}", *(f"  {line}" for line in describe(self.manifest))]) + ">"
 
     def conversation(self) -> Conversation:
         """A new, empty conversation."""
         m = self.manifest
-        return Conversation(self._key, int(m["window"]), int(m["dialogue_layers"]), int(m["width"]))
+        return Conversation(self._key, Sizes(int(m["window"]), int(m["dialogue_layers"]), int(m["width"])))
 
-    def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
-        """A conversation that `Conversation.save` wrote; it goes on bit for bit as it would have.
+    def load_conversation(self, source: str | os.PathLike[str] | bytes) -> Conversation:
+        """A conversation from a file that `Conversation.save` wrote, or from the bytes of `Conversation.to_bytes`.
+
+        It goes on bit for bit as it would have.
 
         Raises:
             StateError: the file is missing, cut, edited, of a newer version, or was begun with another bundle.
+
+        >>> runtime = HBAFRuntime()
+        >>> chat = runtime.conversation()
+        >>> _ = runtime.predict(text="We won!", conversation=chat)
+        >>> runtime.load_conversation(chat.to_bytes()).turn
+        1
         """
-        return self.conversation()._restore(path)
+        return self.conversation().restore(source)
 
     def predict(
         self,
@@ -209,11 +232,11 @@ class HBAFRuntime:
         >>> p.label, p.modalities, p.warnings
         ('anger', ('text',), ('audio is digital silence: treated as no audio',))
         """
-        given = TurnInput(
+        turn = TurnInput(
             audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
             sample_format=sample_format,
         )  # fmt: skip
-        return self._finished(self._counted(lambda: self._turn(given)))
+        return self._counted(lambda: self._predict([turn]))[0].prediction
 
     async def apredict(
         self,
@@ -225,18 +248,53 @@ class HBAFRuntime:
         sample_rate: int | None = None,
         sample_format: str | None = None,
     ) -> Prediction:
-        """`predict` for asyncio; the loop goes on meanwhile. Cancelling the wait does not take the turn back.
+        """`predict` for asyncio; the loop goes on meanwhile. Turns of a conversation are in the order of the calls.
+
+        Cancelling the wait does not take the turn back.
 
         >>> import asyncio
         >>> asyncio.run(HBAFRuntime().apredict(text="We won!")).modalities
         ('text',)
         """
-        return await asyncio.to_thread(
-            self.predict, audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
+        turn = TurnInput(
+            audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
             sample_format=sample_format,
         )  # fmt: skip
+        future: Future[Prediction] = Future()
+        call = self._counted(lambda: self._open([turn], self._tell, partial(self._resolve, future)))
+        call.line_up()  # now, before another task can
+        prepare = partial(features_of_all, [turn], self.engine.tokeniser)
+        await asyncio.shield(asyncio.to_thread(self._counted, partial(call.submit, prepare)))
+        return await asyncio.shield(asyncio.wrap_future(future))
 
-    def predict_many(self, turns: Sequence[TurnInput]) -> list[Prediction]:
+    def submit(self, audio: Any = None, **arguments: Any) -> Future[Prediction]:
+        """`predict`'s arguments -> a future of its result. Audio is decoded before it returns, on the caller's thread.
+
+        A future's callbacks run on the runtime's threads; a future that is cancelled before its turn is committed takes
+        the turn back.
+
+        Raises:
+            InputError: for unusable input; nobody else's turn is touched.
+            BackendError: too many turns wait.
+
+        >>> runtime = HBAFRuntime(max_batch_size=16, max_wait_ms=2)
+        >>> futures = [runtime.submit(text=text) for text in ("We won! I am so happy!", "I hate you!")]
+        >>> [future.result().label for future in futures]
+        ['joy', 'anger']
+        """
+        turn: TurnInput = {"audio": audio, **arguments}  # type: ignore[typeddict-item]
+        future: Future[Prediction] = Future()
+
+        def submitted() -> None:
+            check_turn(turn)
+            call = self._open([turn], self._tell, partial(self._resolve, future))
+            future.add_done_callback(lambda f: call.abandon() if f.cancelled() else None)
+            call.submit(partial(features_of_all, [turn], self.engine.tokeniser))
+
+        self._counted(submitted)
+        return future
+
+    def predict_batch(self, turns: Iterable[TurnInput]) -> list[Prediction]:
         """One turn of each of several conversations, computed together: more turns a second, all as `predict` has them.
 
         Args:
@@ -249,70 +307,97 @@ class HBAFRuntime:
             InputError: one of them cannot be used, or two are of one conversation; nothing is committed.
 
         >>> runtime = HBAFRuntime()
-        >>> [p.label for p in runtime.predict_many([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
+        >>> [p.label for p in runtime.predict_batch([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
         ['joy', 'anger']
         """
-        found = self._counted(lambda: self._many(prepare_all(turns, self._prepared)))
-        return [self._finished(p) for p in found]
+
+        answers = self._counted(lambda: self._predict(check_turns(turns), numbered=True))
+        return [answer.prediction for answer in answers]
 
     def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
-        """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/live.py).
+        """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/streaming.py).
 
         Args:
             speaker: as in `predict`.
             conversation: the turns before it; without it the turn stands alone.
         """
-        self._ready()
-        speaker = check_speaker(speaker)
-        self._background(int)  # starts the thread now: the first chunk must not wait for it
-        return LiveTurn(self, self._own(conversation), speaker)
+        place = Place(self._own(conversation), check_speaker(speaker))
+        return LiveTurn(self, place, self._tell, self._stats)
 
-    def _counted(self, work: Callable[[], Result]) -> Result:
+    @contextlib.contextmanager
+    def tap(self, tap: Tap) -> Iterator[None]:
+        """Show inputs and outputs of every graph that runs while the context is open.
+
+        Args:
+            tap: called with a graph's name (audio, text, utterance, dialogue), its inputs and its outputs by name, on
+                the thread that computed it. It must not change them.
+
+        Raises:
+            BackendError: this provider cannot show them.
+
+        >>> runtime, graphs = HBAFRuntime(), []
+        >>> with runtime.tap(lambda graph, inputs, outputs: graphs.append(graph)):
+        ...     _ = runtime.predict(text="We won!")
+        >>> graphs
+        ['text', 'utterance', 'dialogue']
+        """
+        backend = self.engine.backend
+        backend.set_tap(tap)
+        try:
+            yield
+        finally:
+            backend.set_tap(None)
+
+    def _counted(self, work: Callable[[], Returned]) -> Returned:
         try:
             return work()
         except Exception:
             self._stats.failed()
             raise
 
-    def _finished(self, result: Prediction) -> Prediction:
-        """Count a committed turn and tell of it."""
-        self._stats.turn(result.timing)
-        return self._tell(result)
+    def _tell(self, answers: list[Answer], is_new: bool = True) -> None:
+        """Count committed turns and tell of them. What the log or the hook raises, the engine catches."""
+        for answer in answers:
+            result = answer.prediction
+            if is_new:
+                self._stats.turn(result.timing)
+            try:
+                log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
+                if self._hook is not None:
+                    self._hook(result)
+            except BaseException:
+                with contextlib.suppress(Exception):  # it may have been the log itself
+                    log.exception("on_prediction raised; the turn is committed all the same")
 
-    def _tell(self, result: Prediction) -> Prediction:
-        """Hooks and log filters are somebody else's code: what they raise must not look as if the turn had failed."""
-        try:
-            log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
-            if self._hook is not None:
-                self._hook(result)
-        except Exception:
-            with contextlib.suppress(Exception):  # it may have been the log itself
-                log.exception("on_prediction raised; the turn is committed all the same")
-        return result
-
-    def _prepared(self, given: TurnInput) -> Prepared:
-        return prepare(given, self._ready().tokeniser, self._own)
-
-    def _turn(self, given: TurnInput) -> Prediction:
-        """`predict` without what is kept about it."""
-        clock, judge = Clock(), self._ready()
-        with self._room:
-            clock.waited()
-            turn = self._prepared(given)
-            clock("features")
-            return judge.estimate(judge.encode(turn.features, clock), turn.chat, turn.speaker, clock)[0]
-
-    def _many(self, turns: Sequence[Prepared]) -> list[Prediction]:
-        """Turns of different conversations together."""
-        clock, judge = Clock(), self._ready()
+    def _predict(self, turns: list[TurnInput], numbered: bool = False, is_told: bool = True) -> list[Answer]:
+        """Turns of different conversations from input to answers."""
         if not turns:
             return []
-        if len({id(t.chat) for t in turns}) < len(turns):
+        call = self._open(turns, self._tell if is_told else None)
+        return call.run(partial(features_of_all, turns, self.engine.tokeniser, numbered))
+
+    def _open(
+        self, turns: list[TurnInput], tell: Callable[[list[Answer]], object] | None = None,
+        ended: Callable[[Call], object] | None = None,
+    ) -> Call:  # fmt: skip
+        """A call for turns whose conversations and speakers were found to be right."""
+        engine = self.engine
+        places = [Place(self._own(turn.get("conversation")), check_speaker(turn.get("speaker"))) for turn in turns]
+        if len({id(place.conversation) for place in places}) < len(places):
             raise InputError("two of these turns are of one conversation; predict them one after another")
-        encoded = judge.encode_many([t.features for t in turns], clock)
-        found = judge.estimate_many(encoded, [t.chat for t in turns], [t.speaker for t in turns], clock)
-        done = time.perf_counter()  # a turn's total also holds what it was decoded in and waited
-        return [replace(p, timing={**p.timing, "total": (done - t.begun) * 1e3}) for p, t in zip(found, turns)]
+        return Call(engine, places, tell, ended)
+
+    def _resolve(self, future: Future[Prediction], call: Call) -> None:
+        """What a call of one turn came to, as a future's result."""
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            (answer,) = call.outcome.wait()
+        except BaseException as error:
+            self._stats.failed()
+            future.set_exception(error)
+        else:
+            future.set_result(answer.prediction)
 
     def observe(
         self,
@@ -340,7 +425,7 @@ class HBAFRuntime:
         if not isinstance(conversation, Conversation):
             kind = type(conversation).__name__
             raise InputError(f"conversation is of type {kind}; make one with runtime.conversation()")
-        if conversation._key != self._key:
+        if conversation.key != self._key:
             raise InputError(
                 "this conversation was begun with another bundle, whose keys mean other things; "
                 "make one with this runtime's conversation()"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbaf_edge.errors import InputError
+from hbaf_edge.workers import native
 
 SAMPLE_RATE = 16_000  # Hz, what the audio encoder hears
 MAX_SECONDS = 20.0  # of a longer utterance the last part is used: the emotion now, not the one at its start
@@ -197,7 +198,7 @@ def resample(mono: Samples, rate: int, frames: int) -> Samples:
     if rate != SAMPLE_RATE:
         import soxr
 
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+        mono = native(soxr.resample, mono, rate, SAMPLE_RATE)
     drop = max(0, crop_start(resampled_length(frames, rate)) - begins)
     return np.ascontiguousarray(mono[drop:][:MAX_SAMPLES], dtype=np.float32)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hbaf_edge.conversation import Conversation, Recall
+from hbaf_edge.backends.base import Request, joined
+from hbaf_edge.conversation import Context, ContextView
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.device import Array, Device, Loaded
 from hbaf_edge.gpu.kernels import CUBINS, choose, most_labels
@@ -90,35 +91,36 @@ class DialogueScope:
         }  # fmt: skip
 
     def given(
-        self, chats: Sequence[Conversation], places: Sequence[Place], recall: Recall, present: Array
+        self, views: Sequence[ContextView], places: Sequence[Place], context: Context, present: Array
     ) -> dict[str, Array]:
         """`inputs`, by what the conversations hold.
 
         Args:
-            chats: whose turn it is.
+            views: of the conversations whose turn it is.
             places: theirs in the pool.
-            recall: of all of them, one behind the other.
+            context: of all of them, one behind the other.
             present: (B, 2) bool, the new turns' modalities.
         """
         both = np.array([1, 2])
-        kept = np.zeros((self.layers, len(chats), 2, 2, self.d), np.float32)
-        for b, (chat, place) in enumerate(zip(chats, places)):
+        kept = np.zeros((self.layers, len(views), 2, 2, self.d), np.float32)
+        for b, (view, place) in enumerate(zip(views, places)):
             if place.slot >= 0:
-                kept[:, b, :, 0], kept[:, b, :, 1] = chat._keys[:, place.slot], chat._values[:, place.slot]
-        # Slots and distances depend on a turn's number modulo the window; what is visible, the recall has settled.
-        turns = recall.distance[:, 0] % self.window + self.window
+                memory = view.memory
+                kept[:, b, :, 0], kept[:, b, :, 1] = memory.keys[:, place.slot], memory.values[:, place.slot]
+        # Slots and distances depend on a turn's number modulo the window; what is visible, the context says.
+        turns = context.distance[:, 0] % self.window + self.window
         return {
             "rows": np.array([p.row for p in places], np.int32), "turns": turns.astype(np.int32),
             "places": np.array([p.slot for p in places], np.int32),
-            "slots": (recall.visible @ both + 4 * recall.relation).astype(np.uint8),
-            "nows": (present @ both + 4 * recall.own_relation[:, 0]).astype(np.uint8), "kept": self._cast(kept),
+            "slots": (context.visible @ both + 4 * context.relation).astype(np.uint8),
+            "nows": (present @ both + 4 * context.own_relation[:, 0]).astype(np.uint8), "kept": self._cast(kept),
         }  # fmt: skip
 
-    def write(self, chats: Sequence[Conversation], places: Sequence[Place]) -> None:
+    def write(self, views: Sequence[ContextView], places: Sequence[Place]) -> None:
         """Whole rings of those that lack them, on the stream."""
-        for chat, place in zip(chats, places):
+        for view, place in zip(views, places):
             if place.whole:
-                for rings, held in ((self._keys, chat._keys), (self._values, chat._values)):
+                for rings, held in ((self._keys, view.memory.keys), (self._values, view.memory.values)):
                     self._device.upload(rings + place.row * self._row * self.kind.itemsize, self._cast(held))
                     self._device.synchronize()  # the cast copy goes away
 
@@ -196,52 +198,44 @@ class Exchange:
 
 
 class DialogueOnGpu:
-    """The dialogue graph's place in `hbaf_edge.backend.Backend`: codes come from the host. Thread-safe."""
+    """In the dialogue graph's place of `hbaf_edge.backends.onnxruntime`: codes come from the host. Thread-safe."""
 
     def __init__(self, scope: DialogueScope, device: Device) -> None:
         self._scope, self._device, self._exchange = scope, device, Exchange(device)
         self._lock = threading.Lock()
 
-    def __call__(
-        self, codes: Array, present: Array, chats: Sequence[Conversation], recall: Recall
-    ) -> tuple[Array, Array, Array, Array]:
+    def __call__(self, codes: Array, present: Array, requests: Sequence[Request]) -> tuple[Array, Array, Array, Array]:
         """codes (B, 2, d), present (B, 2) -> logits, embedding, new keys and values, as the dialogue graph has them.
 
         Raises:
             BackendError: the GPU failed; no conversation has changed, and the next call starts from what they hold.
         """
         most = self._scope.capacity
-        parts = [slice(i, i + most) for i in range(0, len(chats), most)]
+        parts = [slice(i, i + most) for i in range(0, len(requests), most)]
         with self._lock:
-            found = [self._some(codes[p], present[p], chats[p], part_of(recall, p)) for p in parts]
+            found = [self._some(codes[p], present[p], requests[p]) for p in parts]
         logits, embedding, keys, values = (np.concatenate(x) for x in zip(*found))
         return logits, embedding, keys, values
 
-    def _some(
-        self, codes: Array, present: Array, chats: Sequence[Conversation], recall: Recall
-    ) -> tuple[Array, Array, Array, Array]:
+    def _some(self, codes: Array, present: Array, requests: Sequence[Request]) -> tuple[Array, Array, Array, Array]:
         """As many as there are rows at most."""
-        scope, batch = self._scope, len(chats)
+        scope, batch, views = self._scope, len(requests), [request.view for request in requests]
         going = Packed.of({"codes": (codes.shape, np.float32), **scope.inputs(batch)})
         coming = Packed.of(scope.outputs(batch))
-        places = scope.pool.place(chats)
+        places = scope.pool.place(views)
         try:
             with self._device.here("in the middle of a turn; it was not committed"):
-                scope.write(chats, places)
-                at = self._exchange.bring(going, {"codes": codes, **scope.given(chats, places, recall, present)})
+                scope.write(views, places)
+                at = self._exchange.bring(
+                    going, {"codes": codes, **scope.given(views, places, joined(requests), present)}
+                )
                 scope.enqueue(batch, {**at, **self._exchange.room(coming)})
                 found = self._exchange.take(coming)
         except BaseException:
             scope.pool.forget()  # nobody knows what was written
             raise
-        scope.pool.confirm(chats, places)
+        scope.pool.confirm(views, places)
         return (found["logits"], found["embedding"], *split(found["news"]))
-
-
-def part_of(recall: Recall, part: slice) -> Recall:
-    """Of some of several conversations."""
-    parts: list[Any] = [x[part] for x in recall]
-    return Recall(*parts)
 
 
 def split(news: Array) -> tuple[Array, Array]:

@@ -1,8 +1,7 @@
 """A whole turn on the GPU: encoders and utterance scope as engines, the dialogue scope by our kernels.
 
 Spectra and tokens go in with all else that a turn brings, in one copy; logits and what later turns recall come back in
-one. States, codes and rings never leave the GPU. `audio` and `text` therefore compute nothing: they hand on what
-`turns` brings along.
+one. States, codes and rings never leave the GPU, so that a turn's `audio_states` are its spectrum.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hbaf_edge.conversation import Conversation, Recall, Slot
+from hbaf_edge.backends.base import Request, Result, Stages, Tap, joined
+from hbaf_edge.conversation import ContextView, TurnState
+from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.device import Array, Device
 from hbaf_edge.gpu.dialogue import DialogueScope, Exchange, split
 from hbaf_edge.gpu.engine_runner import Runner
@@ -24,14 +25,13 @@ from hbaf_edge.gpu.packed import ALIGNMENT, Packed
 from hbaf_edge.gpu.pool import Place
 
 if TYPE_CHECKING:
-    from hbaf_edge.beside import Beside
     from hbaf_edge.bundle import Bundle
 
 CONTEXT = ("context_keys", "context_values")
 
 
 class EngineBackend:
-    """Answers as `hbaf_edge.backend.Backend` does. Thread-safe: one turn, or one batch, at a time.
+    """See `hbaf_edge.backends.base.Backend`. Thread-safe: one turn, or one batch, at a time.
 
     Args:
         bundle: a verified bundle.
@@ -42,13 +42,11 @@ class EngineBackend:
         folder: of the kernels.
     """
 
-    beside: Beside | None = None
-
     def __init__(
         self, bundle: Bundle, threads: int, scope: DialogueScope, device: Device, engines: Mapping[str, Runner],
         folder: Path = CUBINS,
     ) -> None:  # fmt: skip
-        self.provider, self.threads = "tensorrt", threads
+        self.provider, self.detail, self.threads = "tensorrt", f"tensorrt on {device.name}", threads
         self._scope, self._device, self._engines = scope, device, engines
         self._stack, self._lock = int(bundle.manifest["stack"]), threading.Lock()
         inputs = bundle.manifest["graphs"]["utterance"]["inputs"]
@@ -62,66 +60,46 @@ class EngineBackend:
             self._batch = {name: device.allocate(scope.capacity * ring * 4) for name in CONTEXT}
             device.synchronize()
 
-    def audio(self, mel: Array) -> Array:
-        """(B, 80, frames), as they are: the engine runs with the turn."""
-        return mel
+    def set_tap(self, tap: Tap | None) -> None:
+        """See `Backend`."""
+        if tap is not None:
+            raise BackendError("provider 'tensorrt' keeps its tensors on the GPU and cannot show them; use 'cpu'")
 
-    def text(self, tokens: Sequence[Array]) -> list[Array]:
-        """(tokens,) ids of each -> (1, tokens)."""
-        return [t[None] for t in tokens]
-
-    def turns(
-        self,
-        frames: Sequence[Array | None],
-        tokens: Sequence[Array | None],
-        chats: Sequence[Conversation],
-        recalls: Sequence[Recall],
-        clock: Callable[[str], None],
-    ) -> list[tuple[Array, Array, Slot]]:
-        """As `hbaf_edge.backend.Backend.turns`; the engines' time is in the stage "dialogue", which waits for all.
-
-        Raises:
-            BackendError: the GPU failed; no conversation has changed, and the next call starts from what they hold.
-        """
-        most, found = min(self._scope.capacity, Reach().batch[2]), list[tuple[Array, Array, Slot]]()
+    def infer(self, requests: Sequence[Request]) -> list[Result]:
+        """See `Backend`; the engines' time is in the stage "dialogue", which waits for all."""
+        most, results = min(self._scope.capacity, Reach().batch[2]), list[Result]()
         with self._lock:
-            for i in range(0, len(chats), most):
-                part = slice(i, i + most)
-                found += self._some(frames[part], tokens[part], chats[part], recalls[part], clock)
-        return found
+            for first in range(0, len(requests), most):
+                results += self._some(requests[first : first + most])
+        return results
 
-    def _some(
-        self,
-        mels: Sequence[Array | None],
-        tokens: Sequence[Array | None],
-        chats: Sequence[Conversation],
-        recalls: Sequence[Recall],
-        clock: Callable[[str], None],
-    ) -> list[tuple[Array, Array, Slot]]:
-        from hbaf_edge.backend import joined
-
-        scope, recall = self._scope, joined(recalls)
+    def _some(self, requests: Sequence[Request]) -> list[Result]:
+        scope, context, stages = self._scope, joined(requests), Stages()
+        views = [request.view for request in requests]
+        mels = [_spectrum(request) for request in requests]
+        tokens = [None if request.tokens is None else request.tokens[None] for request in requests]
         present = np.array([[m is not None, t is not None] for m, t in zip(mels, tokens)])
-        places = scope.pool.place(chats)
+        places = scope.pool.place(views)
         try:
             with self._device.here("in the middle of a turn; it was not committed"):
-                scope.write(chats, places)
-                self._write_context(chats, places)
+                scope.write(views, places)
+                self._write_context(views, places)
                 given = {
-                    **scope.given(chats, places, recall, present),
+                    **scope.given(views, places, context, present),
                     **self._heard(mels, tokens),
-                    **{n: getattr(recall, n) for n in ("visible", "distance", "relation")},
-                    "context": _last_context(chats, places),
+                    **{n: getattr(context, n) for n in ("visible", "distance", "relation")},
+                    "context": _last_context(views, places),
                 }
-                found = self._run(given, len(chats), mels, tokens, places, clock)
+                found = self._run(given, len(views), mels, tokens, places, stages.end)
         except BaseException:
             scope.pool.forget()  # nobody knows what was written
             raise
-        scope.pool.confirm(chats, places)
-        clock("dialogue")
+        scope.pool.confirm(views, places)
+        stages.end("dialogue")
         keys, values = split(found["news"])
-        slots = [Slot(*parts) for parts in zip(found["context_key"], found["context_value"], keys, values, present)]
-        return list(zip(found["logits"], found["embedding"], slots))
+        states = [TurnState(*p) for p in zip(found["context_key"], found["context_value"], keys, values, present)]
+        parts = zip(found["logits"], found["embedding"], states, mels)
+        return [Result(*part, stages.milliseconds) for part in parts]
 
     def _run(
         self,
@@ -197,18 +175,19 @@ class EngineBackend:
         if not aligned:
             self._device.copy(target, there, size)
 
-    def _write_context(self, chats: Sequence[Conversation], places: Sequence[Place]) -> None:
+    def _write_context(self, views: Sequence[ContextView], places: Sequence[Place]) -> None:
         """Whole context rings of those that lack them; another conversation's are cleared.
 
         What is masked is multiplied by zero, which leaves nothing of another's turns, unless they were not numbers.
         """
-        for chat, place in zip(chats, places):
+        for view, place in zip(views, places):
+            rings = (view.memory.context_keys, view.memory.context_values)
             if place.fresh:
                 for name in CONTEXT:
-                    size = chat._context_keys.nbytes
+                    size = rings[0].nbytes
                     self._device.clear(self._context[name] + place.row * size, size)
             if place.whole:
-                for name, held in zip(CONTEXT, (chat._context_keys, chat._context_values)):
+                for name, held in zip(CONTEXT, rings):
                     self._device.upload(self._context[name] + place.row * held.nbytes, held)
                 self._device.synchronize()
 
@@ -244,13 +223,20 @@ class Work:
         return address
 
 
-def _last_context(chats: Sequence[Conversation], places: Sequence[Place]) -> Array:
+def _spectrum(request: Request) -> Array | None:
+    """(1, 80, frames), new or of an earlier turn."""
+    if request.audio_states is not None or request.mel is None:
+        return request.audio_states
+    return request.mel[None]
+
+
+def _last_context(views: Sequence[ContextView], places: Sequence[Place]) -> Array:
     """Context key and value of the turns that were committed last, (1, B, 2, 2, d), where a row lacks them."""
-    d = chats[0]._context_keys.shape[-1]
-    kept = np.zeros((1, len(chats), 2, 2, d), np.float32)
-    for b, (chat, place) in enumerate(zip(chats, places)):
+    kept = np.zeros((1, len(views), 2, 2, views[0].memory.sizes.width), np.float32)
+    for b, (view, place) in enumerate(zip(views, places)):
         if place.slot >= 0:
-            kept[0, b, :, 0], kept[0, b, :, 1] = chat._context_keys[place.slot], chat._context_values[place.slot]
+            memory = view.memory
+            kept[0, b, :, 0], kept[0, b, :, 1] = memory.context_keys[place.slot], memory.context_values[place.slot]
     return kept
 
 

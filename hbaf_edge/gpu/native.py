@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hbaf_edge.backends.base import Backend
+from hbaf_edge.backends.onnxruntime import OrtBackend
+from hbaf_edge.backends.settings import PROVIDERS
 from hbaf_edge.errors import BackendError, BundleError
 from hbaf_edge.gpu.device import Device
 from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, dtype_of
@@ -19,7 +22,6 @@ from hbaf_edge.gpu.kernels import CUBINS
 from hbaf_edge.gpu.weights import dialogue_weights
 
 if TYPE_CHECKING:
-    from hbaf_edge.backend import Runs
     from hbaf_edge.bundle import Bundle
 
 log = logging.getLogger("hbaf_edge")
@@ -27,7 +29,7 @@ log = logging.getLogger("hbaf_edge")
 
 def open_native(
     bundle: Bundle, provider: str, threads: int, kernels: Path | None = None, device: Callable[[], Device] = Device
-) -> Runs:
+) -> Backend:
     """The back end of that name, on a device that is opened when it is needed.
 
     Args:
@@ -40,8 +42,6 @@ def open_native(
     Raises:
         BackendError: there is no GPU, a package is missing, or a kernel or engine does not fit.
     """
-    from hbaf_edge.backend import PROVIDERS, Backend
-
     opened, folder = device(), kernels or CUBINS
     scope = DialogueScope(opened, dialogue_weights(bundle), dtype_of(bundle.manifest["precision"]), folder=folder)
     if provider == "tensorrt":
@@ -54,12 +54,12 @@ def open_native(
 
     below = "ort-cuda" if PROVIDERS["ort-cuda"] in ort.get_available_providers() else "cpu"
     try:
-        made = Backend(bundle, below, threads, on_gpu)
+        made = OrtBackend(bundle, below, threads, on_gpu)
     except (BackendError, BundleError) as error:  # the latter where CUDA's provider lacks an operator or memory
         if below == "cpu":
             raise
         log.warning("provider cuda: its encoders run on the CPU: %s", error)
-        made = Backend(bundle, "cpu", threads, on_gpu)
+        made = OrtBackend(bundle, "cpu", threads, on_gpu)
     log.info("provider cuda: dialogue scope on %s, encoders on %s", opened.name, made.provider)
-    made.provider = f"cuda (encoders: {made.provider})"
+    made.provider, made.detail = "cuda", f"cuda (encoders: {made.provider})"
     return made

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.graphs import DialogueGraph, UtteranceGraph
-from hbaf_edge.conversation import Conversation, Slot, relate
+from hbaf_edge.conversation import Conversation, Sizes, TurnState, relate
+from tests.backends import commit
 from training.config import ModelConfig
 from training.model import HBAF, Batch
 
@@ -49,10 +50,10 @@ def turn_by_turn(model, batch, speakers):
     """What the runtime does, with the modules in the graphs' place."""
     c = model.config
     utterance, turn = UtteranceGraph(model), DialogueGraph(model)
-    chat = Conversation("k", c.window, c.dialogue_layers, c.width)
+    chat = Conversation("k", Sizes(c.window, c.dialogue_layers, c.width))
     found = []
     for i, speaker in enumerate(speakers):
-        recall = {k: torch.from_numpy(v) for k, v in chat.recall(speaker)._asdict().items()}
+        recall = {k: torch.from_numpy(v) for k, v in chat.view(speaker).arrays._asdict().items()}
         seen = {k: recall[k] for k in ("visible", "distance", "relation")}
         rings = {k: recall[k] for k in ("context_keys", "context_values")}
         states = (batch.audio[i, :, 0], batch.audio_mask[i], batch.text[i, :, 0], batch.text_mask[i])
@@ -60,7 +61,7 @@ def turn_by_turn(model, batch, speakers):
         present = torch.stack([batch.audio_mask[i].any(), batch.text_mask[i].any()])
         rings = {k: recall[k] for k in ("keys", "values", "own_relation")}
         logits, embedding, keys, values = turn(codes, present[None], **rings, **seen)
-        chat.commit(Slot(*(x[0].numpy() for x in (key, value, keys, values)), present.numpy()), speaker)
+        commit(chat, TurnState(*(x[0].numpy() for x in (key, value, keys, values)), present.numpy()), speaker)
         found.append((logits[0], embedding[0]))
     return [torch.stack(parts) for parts in zip(*found)]
 

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from hbaf_edge import HBAFRuntime, InputError
+from hbaf_edge import BackendError, HBAFRuntime, InputError
+from tests.backends import failing
 from tests.conftest import speech
 
 
@@ -34,7 +35,7 @@ def test_together_they_are_as_alone(tiny_runtime):
     chats = [talk(tiny_runtime, n) for n in (0, 3, 7, 1)]
     others = [chat.fork() for chat in chats]
     for _ in range(3):
-        together = tiny_runtime.predict_many(given(chats))
+        together = tiny_runtime.predict_batch(given(chats))
         alone = [tiny_runtime.predict(**turn) for turn in given(others)]
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
@@ -47,29 +48,27 @@ def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
     turns = given(chats)
     turns[2] = {"conversation": chats[2], "text": " "}
     with pytest.raises(InputError, match=r"turn 2 of these 4: there is nothing to judge.*nothing was committed"):
-        tiny_runtime.predict_many(turns)
+        tiny_runtime.predict_batch(turns)
     with pytest.raises(InputError, match="no 'words'; it takes audio, text, speaker, conversation, sample_rate"):
-        tiny_runtime.predict_many([{"words": "hello"}])
+        tiny_runtime.predict_batch([{"words": "hello"}])
     with pytest.raises(InputError, match="two of these turns are of one conversation"):
-        tiny_runtime.predict_many([{"text": "a", "conversation": chats[0]}, {"text": "b", "conversation": chats[0]}])
+        tiny_runtime.predict_batch([{"text": "a", "conversation": chats[0]}, {"text": "b", "conversation": chats[0]}])
     for wrong in (None, 5, {"text": "a"}, [5], [None], [{1: 2, "a": 3}]):
         with pytest.raises(InputError, match=r"of type|no 1"):
-            tiny_runtime.predict_many(wrong)
+            tiny_runtime.predict_batch(wrong)
     with pytest.raises(InputError, match="turn 1 of these 2"):
-        tiny_runtime.predict_many({"text": text} for text in ("Hello.", ""))
+        tiny_runtime.predict_batch({"text": text} for text in ("Hello.", ""))
     assert [chat.turn for chat in chats] == [0] * 4
-    assert tiny_runtime.predict_many([]) == []
+    assert tiny_runtime.predict_batch([]) == []
 
 
 def test_a_backend_that_fails_commits_none(tiny):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     chats = [runtime.conversation() for _ in range(4)]
-    session = runtime._judge.backend._sessions.pop("dialogue")
-    with pytest.raises(KeyError):
-        runtime.predict_many(given(chats))
+    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match="nothing was committed.*broken"):
+        runtime.predict_batch(given(chats))
     assert [chat.turn for chat in chats] == [0] * 4
-    runtime._judge.backend._sessions["dialogue"] = session
-    assert [p.turn for p in runtime.predict_many(given(chats))] == [0] * 4
+    assert [p.turn for p in runtime.predict_batch(given(chats))] == [0] * 4
     assert runtime.stats()["turns"] == 4
 
 

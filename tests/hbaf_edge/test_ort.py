@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 
 from hbaf_edge import BackendError
-from hbaf_edge.backend import open_backend
+from hbaf_edge.backends.open import open_backend
 from tests.conftest import ROOT
 
 WITHOUT = """

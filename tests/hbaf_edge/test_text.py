@@ -232,7 +232,7 @@ def test_every_way_in_cleans_and_can_be_told_not_to(runtime):
     said, noisy = S, f"<|en|><|ANGRY|>{S} [LAUGHTER]"
     plain = runtime.predict(text=said)
     one = runtime.predict(text=noisy)
-    (many,) = runtime.predict_many([{"text": noisy}])
+    (many,) = runtime.predict_batch([{"text": noisy}])
     turn = runtime.begin()
     early, last, late = turn.provisional(noisy), turn.finish(noisy), turn.revise(noisy)
     warning = "removed from the text, as nobody said it: '<|en|>', '<|ANGRY|>', '[LAUGHTER]'"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from hbaf_edge.conversation import Conversation, Slot, relate
+from hbaf_edge.conversation import Conversation, Sizes, TurnState, relate
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate
 from kernels.ring import Ring, Step, step_reference
 from kernels.step import step
-from tests.kernels.made import DEVICE, DTYPES, cast, turn, within
+from tests.backends import commit
+from tests.kernels.made import CLOSE, DEVICE, DTYPES, cast, turn, within
 
 SHAPES = [
     {},
@@ -141,22 +142,22 @@ def test_many_turns_are_the_whole_sequence():
                 given.asks[:, m, 0][:, :, None], given.asks[:, m, 1][:, :, None], memories[m], memories[1 - m],
                 GateWeights(*(part[m] for part in weights[1:])),
             )  # fmt: skip
-            torch.testing.assert_close(found[:, m], expected[:, :, 0], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[:, m], expected[:, :, 0], **CLOSE)
 
 
 def test_distance_and_window_are_the_conversations():
     """What the runtime's rings say a turn may recall is what the kernel works out from the turn's number."""
     from kernels.ring import distances
 
-    chat = Conversation("key", 4, 1, 2)
+    chat = Conversation("key", Sizes(4, 1, 2))
     for n in range(11):
-        recall = chat.recall("a")
+        recall = chat.view("a").arrays
         far, inside = distances(torch.tensor([n]), 4)
         assert np.array_equal(far.numpy(), recall.distance)
-        assert np.array_equal((inside & torch.tensor([[t is not None for t in chat._turns]])).numpy(),
+        assert np.array_equal((inside & torch.tensor([[t is not None for t in chat.memory.turns]])).numpy(),
                               recall.visible.any(-1))  # fmt: skip
         zero = np.zeros((2, 2), np.float32)
-        chat.commit(Slot(zero, zero, zero[None], zero[None], np.array([True, False])), "a")
+        commit(chat, TurnState(zero, zero, zero[None], zero[None], np.array([True, False])), "a")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_this_machine_is_measured_and_what_it_lacks_cores_for_is_left_out(monkey
     choices = [choice("built-in, 1", 0.7, 1000), {**choice("other, 1", 0.7, 3000), "bundle": "float32"},
                {**choice("built-in, 2", 0.7, 1000), "threads": 2}]  # fmt: skip
     monkeypatch.setattr(advise, "TURNS", 2)
-    found = advise.here(choices, cores=1)
+    found = advise.measured_here(choices, cores=1)
     assert [(c["name"], c["measured"]) for c in found] == [("built-in, 1", True), ("other, 1", False)]
     assert found[0]["p90_ms"] < 1000, "no machine is so slow"
     assert found[1]["p50_ms"] == pytest.approx(3 * found[0]["p50_ms"])

@@ -7,7 +7,7 @@ import pytest
 
 from hbaf_edge.bench import scenes
 from hbaf_edge.bench.energy import Sampled, jetson, measured, rapl, readers
-from hbaf_edge.bench.scenes import Bench
+from hbaf_edge.bench.turns import Bench
 
 
 def tree(root, files):

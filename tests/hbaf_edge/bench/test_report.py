@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hbaf_edge.bench import compare, document, page
 from hbaf_edge.bench.document import Report, Section, load, measures_of
-from hbaf_edge.bench.series import Series, certain
+from hbaf_edge.bench.series import Series, single
 from hbaf_edge.errors import InputError
 
 SCHEMA = json.loads((Path(document.__file__).parent / "schema.json").read_text())
@@ -105,16 +105,16 @@ def test_only_what_is_more_than_noise_counts_as_changed():
     assert {c.verdict for c in compare.changes(report(barely), report([x + 0.3 for x in barely]))} == {"within noise"}
     assert {c.verdict for c in compare.changes(report(slow, better=""), report(slower))} == {"changed"}
     assert {c.verdict for c in compare.changes(report(slow[:5]), report(slower[:5]))} == {"not judged"}, "too few"
-    single = report(slow)
-    single.sections[0].measures = {"a <turn>": certain(9.0)}
-    assert next(compare.changes(single, report(slower))).verdict == "not judged"
+    alone = report(slow)
+    alone.sections[0].measures = {"a <turn>": single(9.0)}
+    assert next(compare.changes(alone, report(slower))).verdict == "not judged"
 
 
 def test_what_the_whole_machine_lost_the_program_did_not():
     def run(turn, arithmetic):
         made = report([turn + 0.01 * i for i in range(50)])
-        held = {compare.YARDSTICK: Series.of([arithmetic] * 50).to_json()}
-        made.sections.append(Section(compare.YARDSTICK, "", (), [], "", held))
+        measures = {compare.REFERENCE: Series.of([arithmetic] * 50).to_json()}
+        made.sections.append(Section(compare.REFERENCE, "", (), [], "", measures))
         return made
 
     assert {c.verdict for c in compare.changes(run(10, 1.0), run(13, 1.3))} == {"within noise"}

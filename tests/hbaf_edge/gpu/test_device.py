@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from hbaf_edge.conversation import Conversation, Slot
+from hbaf_edge import conversation
+from hbaf_edge.conversation import Conversation, TurnState
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Device, _release, driver
+from hbaf_edge.gpu.device import Device, driver, release
 from hbaf_edge.gpu.kernels import CUBINS
 from hbaf_edge.gpu.packed import ALIGNMENT, Packed
 from hbaf_edge.gpu.pool import Place, Pool
 from hbaf_edge.gpu.replay import capture
+from tests import backends
 
 KINDS = [np.float32, np.float16, np.int32, np.uint8, np.bool_]
 PART = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple), st.sampled_from(KINDS))
@@ -45,17 +47,18 @@ def test_what_does_not_fit_is_said_and_nothing_is_written():
 
 
 def chat():
-    return Conversation("key", 4, 2, 8)
+    return Conversation("key", conversation.Sizes(4, 2, 8))
 
 
-def commit(conversation):
-    conversation.commit(Slot(*(np.zeros((2, 8)) for _ in range(2)), *(np.zeros((2, 2, 8)) for _ in range(2)),
-                             np.ones(2, bool)), None)  # fmt: skip
+def commit(chat):
+    rings = (*(np.zeros((2, 8)) for _ in range(2)), *(np.zeros((2, 2, 8)) for _ in range(2)))
+    backends.commit(chat, TurnState(*rings, np.ones(2, bool)))
 
 
 def placed(pool, *chats):
-    places = pool.place(chats)
-    pool.confirm(chats, places)
+    views = [chat.view(None) for chat in chats]
+    places = pool.place(views)
+    pool.confirm(views, places)
     return places
 
 
@@ -69,7 +72,7 @@ def test_a_row_follows_its_conversation():
     commit(one), commit(one)
     assert placed(pool, one) == [Place(0, True, -1)], "two turns that this GPU did not see"
     commit(one)
-    assert pool.place([one]) == [Place(0, False, 3)]
+    assert pool.place([one.view(None)]) == [Place(0, False, 3)]
     assert placed(pool, one) == [Place(0, False, 3)], "what was not confirmed is still lacking"
     assert placed(pool, one.fork()) == [Place(1, True, -1)]
     one.reset()
@@ -89,7 +92,7 @@ def test_the_row_that_was_not_used_for_longest_gives_way():
     assert placed(pool, a) == [Place(0, False, -1)]
     assert placed(pool, b) == [Place(1, True, -1)]
     with pytest.raises(BackendError, match="3 turns came at once; the GPU keeps 2 conversations"):
-        pool.place([a, b, c])
+        pool.place([one.view(None) for one in (a, b, c)])
 
 
 def test_a_conversation_that_is_gone_leaves_its_row():
@@ -144,7 +147,7 @@ def test_a_device_that_nobody_uses_gives_back_what_it_held():
 
     context, stream, memory, bindings = Held(), Held(), Held(), Bindings()
     graphs, kept = {"a": "graph", "b": False, "c": None}, [memory]
-    _release(context, stream, bindings, graphs, kept)
+    release(context, stream, bindings, graphs, kept)
     assert (context.done, stream.done, memory.done) == (("push", "pop"), ("synchronize",), ("free",))
     assert bindings.called == [("cuGraphExecDestroy", "graph")]
     assert not graphs
@@ -192,17 +195,18 @@ def test_on_a_gpu_it_is_tritons_launch_bit_for_bit(dtype, batch):
     same = shipped == triton.__version__ and device.capability in (75, 80, 86, 89, 90)
     scope = DialogueScope(device, weights, dtype, 4)
     ours, theirs = DialogueOnGpu(scope, device), by_triton(weights, getattr(torch, dtype), 4, "cuda")
-    chats, rng = [Conversation("key", 32, 2, 256) for _ in range(batch)], np.random.default_rng(1)
-    from hbaf_edge.backend import joined
+    chats, rng = [Conversation("key", conversation.Sizes(32, 2, 256)) for _ in range(batch)], np.random.default_rng(1)
+    from hbaf_edge.backends.base import Request, joined
 
     for turn in range(40):
         codes = rng.standard_normal((batch, 2, 256)).astype(np.float32)
         present = np.array([[True, turn % 3 > 0]] * batch)
-        recall = joined([c.recall(("anna", "bob", None)[turn % 3]) for c in chats])
-        found = ours(codes, present, chats, recall)
-        expected = theirs(codes, present, turn, recall)
+        requests = [Request(None, None, c.view(("anna", "bob", None)[turn % 3])) for c in chats]
+        found = ours(codes, present, requests)
+        expected = theirs(codes, present, turn, joined(requests))
         for a, b in zip(found, expected):
             np.testing.assert_allclose(a, b, rtol=0, atol=0 if same else 2e-3)
         zero = np.zeros((2, 256), np.float32)
         for b, one in enumerate(chats):
-            one.commit(Slot(zero, zero, found[2][b], found[3][b], present[b]), ("anna", "bob", None)[turn % 3])
+            state = TurnState(zero, zero, found[2][b], found[3][b], present[b])
+            backends.commit(one, state, ("anna", "bob", None)[turn % 3])

@@ -5,7 +5,9 @@ import json
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import onnx
 import pytest
 
 from export.half import to_half
@@ -16,7 +18,7 @@ from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu import build as building
 from hbaf_edge.gpu import engines
 from hbaf_edge.gpu.engines import Reach, cache_folder, engine, read, shapes, write
-from tests.conftest import ROOT
+from tests.kernels.made import ROOT
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 SMALL = Reach(batch=(1, 1, 2), mel_frames=(8, 40, 80), tokens=(1, 8, 16))
@@ -98,6 +100,28 @@ def test_a_cpu_bundle_and_a_missing_library_are_refused(bundle, tmp_path, reques
         building.gpu_here()
     with pytest.raises(BackendError, match="there are 'tensorrt', 'rtx'"):
         building.library("cuda")
+
+
+def test_with_tensorrt_a_gate_is_the_plugin(bundle, tmp_path, monkeypatch, caplog):
+    """Registered before an engine is built or handed out to be loaded; the cache tells engines with it apart."""
+    trt, registered, built = SimpleNamespace(__name__="tensorrt", __version__="10.3"), [], []
+    monkeypatch.setattr(engines, "library", lambda name: trt)
+    monkeypatch.setattr(engines, "gpu_here", lambda: "Card 9.0")
+    monkeypatch.setattr(engines, "register", lambda *given: registered.append(given))
+    monkeypatch.setattr(engines, "build", lambda trt, graph, *_: built.append(graph) or building.Built(b"engine", b""))
+    for _ in range(2):
+        assert engine(bundle, "utterance", cache=tmp_path) == b"engine"
+    assert registered == [(trt, 2, 16, 5, engines.CUBINS)] * 2
+    (graph,) = map(onnx.load_from_string, built)
+    assert not graph.functions
+    assert {a.s for n in graph.graph.node if n.domain == "hbaf_edge" for a in n.attribute} == {b"hbaf_edge"}
+    assert engine(bundle, "audio", cache=tmp_path) == b"engine"
+    assert len(registered) == 2, "an encoder has no gate"
+    assert built[-1] == bundle.graph("audio")
+    monkeypatch.setattr(engines, "IDENTITY", "hbaf_edge::BimodalAttentionGate 2")
+    with caplog.at_level(logging.WARNING):
+        engine(bundle, "utterance", cache=tmp_path)
+    assert "again: other plugin (was hbaf_edge::BimodalAttentionGate 1)" in caplog.text
 
 
 def test_shapes_follow_the_manifest(bundle):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import Backend
+from hbaf_edge.backends.onnxruntime import OrtBackend
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu import native
@@ -62,11 +62,11 @@ def opened(tiny, cubins, provider, capacity=3, dtype="float32"):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     scope = DialogueScope(device, dialogue_weights(bundle), dtype, capacity, cubins)
     if provider == "cuda":
-        backend = Backend(bundle, "cpu", 1, DialogueOnGpu(scope, device))
+        backend = OrtBackend(bundle, "cpu", 1, DialogueOnGpu(scope, device))
     else:
         engines = {name: ByOrt(device, bundle, name) for name in ("audio", "text", "utterance")}
         backend = EngineBackend(bundle, 1, scope, device, engines, cubins)
-    runtime._ready().backend = backend
+    runtime.engine.backend = backend
     return runtime, device, scope
 
 
@@ -94,8 +94,8 @@ def test_turn_by_turn_it_is_onnx_runtimes_result(tiny, cubins, provider):
         names = device.launches[launched:]
         assert len(names) - names.count("keep") == 3 * scope.layers + 1
         assert names.count("gate_step") == scope.layers, "one launch of the gate a layer"
-    np.testing.assert_allclose(ours._keys, theirs._keys, atol=1e-4)
-    np.testing.assert_allclose(ours._context_values, theirs._context_values, atol=1e-4)
+    np.testing.assert_allclose(ours.memory.keys, theirs.memory.keys, atol=1e-4)
+    np.testing.assert_allclose(ours.memory.context_values, theirs.memory.context_values, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -110,8 +110,8 @@ def test_more_conversations_than_rows_take_turns(tiny, cubins, provider):
             {"audio": speech(0.3 + 0.2 * (i % 2), seed=i + turn), "sample_rate": RATE, "text": f"turn {turn}"}
             for i in range(5)
         ]
-        found = runtime.predict_many([{**g, "conversation": c} for g, c in zip(given, ours)])
-        expected = plain.predict_many([{**g, "conversation": c} for g, c in zip(given, theirs)])
+        found = runtime.predict_batch([{**g, "conversation": c} for g, c in zip(given, ours)])
+        expected = plain.predict_batch([{**g, "conversation": c} for g, c in zip(given, theirs)])
         for a, b in zip(found, expected):
             close(a, b)
         close(say(runtime, ours[turn], *SCRIPT[1]), say(plain, theirs[turn], *SCRIPT[1]))
@@ -158,11 +158,11 @@ def test_a_gpu_that_fails_loses_no_turn(tiny, cubins, provider):
     ours, theirs = runtime.conversation(), plain.conversation()
     for said in SCRIPT[:3]:
         say(runtime, ours, *said), say(plain, theirs, *said)
-    before, device.broken = copy.deepcopy(ours._keys), True
+    before, device.broken = copy.deepcopy(ours.memory.keys), True
     with pytest.raises(BackendError, match="in the middle of a turn; it was not committed"):
         say(runtime, ours, *SCRIPT[3])
     assert ours.turn == 3
-    assert np.array_equal(ours._keys, before)
+    assert np.array_equal(ours.memory.keys, before)
     close(say(plain, ours.fork(), *SCRIPT[3]), say(plain, theirs.fork(), *SCRIPT[3]))  # another back end goes on
     device.broken = False
     close(say(runtime, ours, *SCRIPT[3]), say(plain, theirs, *SCRIPT[3]))
@@ -176,7 +176,7 @@ def test_a_row_taken_over_brings_nothing_along(tiny, cubins, provider):
     plain = HBAFRuntime(tiny.bundle, threads=1)
     for said in SCRIPT[:2]:
         say(runtime, runtime.conversation(), *said)
-    held = getattr(runtime._ready().backend, "_context", {})
+    held = getattr(runtime.engine.backend, "_context", {})  # the rings on the card, which nothing else shows
     for address in held.values():
         device.array(address, (5, 2, 32), np.float32)[...] = np.nan
     ours, theirs = runtime.conversation(), plain.conversation()
@@ -240,7 +240,7 @@ def test_without_a_gpu_the_runtime_says_so(tiny, provider):
 
 def test_the_back_end_names_what_runs_where(tiny, cubins):
     backend = native.open_native(load_bundle(tiny.bundle), "cuda", 1, cubins, lambda: HostDevice(Sizes(5, 2, 16)))
-    assert backend.provider == "cuda (encoders: cpu)"
+    assert (backend.provider, backend.detail) == ("cuda", "cuda (encoders: cpu)")
 
 
 def test_kernels_of_its_own_are_for_a_gpu_alone(tiny, cubins):

@@ -1,16 +1,18 @@
 """The plugin's logic of shapes, types and arguments; TensorRT itself runs none here."""
 
-import inspect
-import re
 import subprocess
 import sys
 import types
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
+from export.gate_function import example, function
+from export.to_onnx import OPSET
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu import plugin
 from hbaf_edge.gpu.kernels import choose
@@ -18,7 +20,9 @@ from kernels import node
 from kernels.gate import DOMAIN, INPUTS, NAME
 from kernels.shipped import Sizes
 from tests.hbaf_edge.gpu.host import HostDevice
+from tests.kernels.made import ROOT
 from tests.kernels.test_node import inputs, reference
+from training.config import ModelConfig
 
 KERNELS = [k for k in choose("gate_node", 90, "float32", 32, 4, 64) if k.form == "ptx"]
 
@@ -63,17 +67,73 @@ def test_launched_with_its_arguments_the_kernel_is_the_reference(scope):
         np.testing.assert_allclose(device.array(found, shape, np.float32), expected, atol=1e-5)
 
 
-def test_portable_code_has_the_arguments_that_tensorrt_passes(tmp_path):
-    """And still compiles."""
-    triton = pytest.importorskip("triton")
-    made = plugin.portable(KERNELS[0].content)
-    entry = re.search(rb"\.entry gate_node\((.*?)\)", made, re.DOTALL)
-    assert len(re.findall(rb"\.param", entry.group(1))) == 20 + 14 + 2
-    (tmp_path / "a.ptx").write_bytes(made)
-    tool = triton.knobs.nvidia.ptxas.path
-    subprocess.run([tool, "-arch=sm_90", tmp_path / "a.ptx", "-o", tmp_path / "a.cubin"], check=True)
-    with pytest.raises(BackendError, match="not laid out as this version expects"):
-        plugin.portable(made.replace(b"{", b"{ // gate_node_param_35", 1))
+def gate_alone(**attributes):
+    """A graph of nothing but the node, with the function that other runtimes take."""
+    given = example("dialogue", ModelConfig(width=32, heads=4, window=5))
+    kinds = {torch.bool: TensorProto.BOOL, torch.float32: TensorProto.FLOAT}
+    node = helper.make_node(NAME, list(INPUTS), ["audio", "text"], domain=DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node], "gate",
+        [helper.make_tensor_value_info(n, kinds[x.dtype], x.shape) for n, x in zip(INPUTS, given[0])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("audio", "text")],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, functions=[function(*given, OPSET)], opset_imports=imports, ir_version=10)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"plugin_namespace": DOMAIN}], ids=["exported before", "as exported"])
+def test_a_graph_left_to_the_plugin_has_no_function_to_fall_back_on(attributes):
+    model = gate_alone(**attributes)
+    other = helper.make_function(DOMAIN, "Other", ["x"], ["y"], [helper.make_node("Identity", ["x"], ["y"])], [])
+    model.functions.append(other)
+    assert plugin.has_gate(model.SerializeToString())
+    made = onnx.load_from_string(plugin.with_plugin(model.SerializeToString()))
+    assert [f.name for f in made.functions] == ["Other"]
+    assert [(a.name, a.s) for a in made.graph.node[0].attribute] == [("plugin_namespace", b"hbaf_edge")]
+    assert not plugin.has_gate(onnx.helper.make_model(helper.make_graph([], "", [], [])).SerializeToString())
+
+
+# TensorRT-RTX has TensorRT's parser and registry but cannot add a layer written in Python: it ends the process there.
+PARSE = """
+import sys
+import tensorrt_rtx as trt
+from hbaf_edge.gpu import plugin
+
+class Logger(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+
+    def log(self, severity, message):
+        print(message, flush=True)
+
+if sys.argv[2] == "registered":
+    creator = plugin.creator_of(trt, None)
+    assert trt.get_plugin_registry().register_creator(creator, plugin.NAMESPACE)
+    assert not trt.get_plugin_registry().register_creator(plugin.creator_of(trt, None), plugin.NAMESPACE)
+logger = Logger()
+network = trt.Builder(logger).create_network(0)
+print("parsed:", trt.OnnxParser(network, logger).parse(open(sys.argv[1], "rb").read()))
+"""
+
+
+@pytest.mark.tensorrt
+def test_the_parser_finds_the_plugin_by_the_nodes_attribute(tmp_path):
+    """And without the function it never goes on without the plugin."""
+    pytest.importorskip("tensorrt_rtx")
+    graph = plugin.with_plugin(gate_alone().SerializeToString())
+    said = {}
+    for name, content, state in (
+        ("left to it", graph, "registered"), ("missing", graph, "not"),
+        ("no attribute", gate_alone().SerializeToString(), "registered"),
+    ):  # fmt: skip
+        (tmp_path / "gate.onnx").write_bytes(content)
+        command = [sys.executable, "-c", PARSE, tmp_path / "gate.onnx", state]
+        said[name] = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "Successfully created plugin: BimodalAttentionGate" in said["left to it"]
+    assert "Plugin not found" in said["missing"]
+    assert "parsed: False" in said["missing"]
+    assert "parsed: True" in said["no attribute"]
+    assert "plugin" not in said["no attribute"], "inlined in silence"
 
 
 def test_tensorrts_own_classes_take_it():
@@ -135,25 +195,32 @@ def test_the_next_kernel_is_taken_where_the_driver_refuses_one(monkeypatch):
         plugin.Launch(cubins[:1]).loaded()
 
 
-def test_the_quick_plugin_has_a_signature_that_tensorrt_can_read(monkeypatch):
-    """Its types stand in the annotations, not their names."""
-    quick, made = types.ModuleType("trt.plugin"), {}
-    quick.TensorDesc = type("TensorDesc", (), {})
-    for name in ("register", "autotune", "aot_impl"):
-        setattr(quick, name, lambda identity, name=name: lambda function: made.setdefault(name, (identity, function)))
-    monkeypatch.setitem(sys.modules, "trt.plugin", quick)
-    monkeypatch.setattr(plugin, "_capability", lambda: 90)
-    plugin.register_ahead_of_time(types.SimpleNamespace(__name__="trt", __version__="11"), 4, 64, 32)
-    assert {identity for identity, _ in made.values()} == {"hbaf_edge::BimodalAttentionGate"}
-    signature = inspect.signature(made["register"][1])
-    assert [p.annotation for p in signature.parameters.values()] == [quick.TensorDesc] * 20
-    assert signature.return_annotation == tuple[quick.TensorDesc, quick.TensorDesc]
+def fake_tensorrt(taken):
+    class Registry:
+        def register_creator(self, creator, namespace):
+            taken.append((creator, namespace))
+            return len(taken) == 1
+
+    return types.new_class("trt", exec_body=lambda scope: scope.update(
+        __version__="10.3", IPluginV3=object, get_plugin_registry=lambda: Registry()))  # fmt: skip
+
+
+def test_it_is_registered_once_a_process(monkeypatch):
+    taken, kernels = [], []
+    monkeypatch.setattr(plugin, "creator_of", lambda trt, launch: launch)
+    monkeypatch.setattr(plugin, "gpu_here", lambda: "Card 9.0")
+    monkeypatch.setattr(plugin, "Launch", lambda fitting: kernels.append(fitting) or "creator")
+    trt = fake_tensorrt(taken)
+    assert [plugin.register(trt, 4, 64, 32) for _ in range(2)] == ["creator"] * 2
+    assert taken == [("creator", "hbaf_edge")]
+    assert [k.capability for k in kernels[0] if k.form == "cubin"] == [90]
+    with pytest.raises(BackendError, match="registered for a model of other sizes"):
+        plugin.register(trt, 4, 64, 32, plugin.CUBINS.parent / "cubins" / ".")
+    with pytest.raises(BackendError, match=r"10.1 has no IPluginV3: 10.3 or later"):
+        plugin.register(types.new_class("trt", exec_body=lambda scope: scope.update(__version__="10.1")), 4, 64, 32)
 
 
 def test_without_what_it_needs_it_says_so(monkeypatch):
-    trt = pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(BackendError, match="has no quickly deployable plugins"):
-        plugin.register_ahead_of_time(trt, 4, 64, 32)
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(BackendError, match="pip install cuda-bindings"):
         plugin.Launch(KERNELS)

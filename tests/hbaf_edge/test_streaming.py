@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hbaf_edge import BackendError, HBAFRuntime, InputError
+from tests.backends import failing
 from tests.conftest import speech
 
 WORDS = "And how do you feel about that?"
@@ -39,7 +40,7 @@ def same(a, b, tolerance=0.0):
 
 
 def rings(chat):
-    return [*chat._rings(), chat._present]
+    return [*chat.memory.rings, chat.memory.present]
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.3, 23.7])
@@ -175,12 +176,12 @@ def test_silence_before_a_word_is_no_silence(tiny_runtime, chat):
 def test_a_provisional_estimate_counts_what_was_taken_in(tiny_runtime, monkeypatch):
     """A chunk that arrives while it computes is not in it, and does not make it look longer."""
     turn = tiny_runtime.begin()
+    monkeypatch.setattr(turn, "_take_in", lambda: None)  # no worker beside this test
     turn.feed(speech(0.05), 16_000)
     absorb = turn._absorb
 
     def meanwhile(last=False):
         absorb(last)
-        turn._ask = lambda: None
         turn.feed(speech(30.0), 16_000)
 
     monkeypatch.setattr(turn, "_absorb", meanwhile)
@@ -226,11 +227,9 @@ def test_a_backend_that_fails_at_the_end_leaves_the_turn_to_be_finished(tiny):
     chat, sound = runtime.conversation(), speech(0.6)
     other = chat.fork()
     turn = spoken(runtime, chat, sound, 48_000)
-    session = runtime._judge.backend._sessions.pop("dialogue")
-    with pytest.raises(KeyError):
+    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match="broken"):
         turn.finish()
     assert chat.turn == 0
-    runtime._judge.backend._sessions["dialogue"] = session
     same(turn.finish(), runtime.predict(sound, sample_rate=48_000, speaker="anna", conversation=other), 1e-5)
 
 

@@ -1,15 +1,17 @@
 """A turn that is still being spoken: sound goes in as a microphone gives it, an estimate comes out at any time.
 
-`feed` only checks and queues; log-mel is computed on the runtime's own thread while speech goes on, so that little is
+`feed` only checks and queues; log-mel is computed by the runtime's workers while speech goes on, so that little is
 left to do at its end. Words may come with `finish`, or later with `revise`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +28,15 @@ from hbaf_edge.audio import (
     silent_end,
     too_long,
 )
-from hbaf_edge.conversation import Conversation, Turn
-from hbaf_edge.errors import InputError
+from hbaf_edge.calls import Answer, Call, Place
+from hbaf_edge.conversation import Turn
+from hbaf_edge.engine import Engine
+from hbaf_edge.errors import BackendError, InputError
 from hbaf_edge.features import Features, from_sound, from_text, something, unheard
-from hbaf_edge.judge import Clock, Encoded
 from hbaf_edge.mel import MelStream
 from hbaf_edge.prediction import Prediction
+from hbaf_edge.stats import Stats
+from hbaf_edge.workers import native
 
 if TYPE_CHECKING:
     import soxr
@@ -39,12 +44,20 @@ if TYPE_CHECKING:
     from hbaf_edge.runtime import HBAFRuntime
 
 Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
+Tell = Callable[[list[Answer], bool], object]
+log = logging.getLogger("hbaf_edge")
 
 
 class LiveTurn:
     """One turn while it is spoken; make it with `HBAFRuntime.begin`. Its methods may be called from any thread.
 
     It gets its number when it is finished, so others' turns (`observe`) may join the conversation meanwhile.
+
+    Args:
+        runtime: whose engine computes.
+        place: conversation and speaker.
+        tell: called with answers, and whether they are of new turns, after they are committed.
+        stats: that count what fails.
 
     >>> from hbaf_edge import HBAFRuntime
     >>> runtime = HBAFRuntime()
@@ -54,21 +67,24 @@ class LiveTurn:
     'anger'
     """
 
-    def __init__(self, runtime: HBAFRuntime, chat: Conversation, speaker: str | None) -> None:
-        self._runtime, self._chat, self._speaker = runtime, chat, speaker
+    def __init__(self, runtime: HBAFRuntime, place: Place, tell: Tell, stats: Stats) -> None:
+        self._runtime, self._place, self._tell, self._stats = runtime, place, tell, stats
+        runtime.engine.check_process()
         self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
         self._busy = threading.Lock()
         self._waiting: deque[tuple[NDArray[np.float32], bool]] = deque()  # chunks; whether to look back after each
-        self._asked = False  # whether the runtime's thread is to take in what waits
+        self._is_asked = False  # whether a worker is to take in what waits
         self._ended = ""  # why nothing can be fed any more
+        self._failure: Exception | None = None  # of a worker, not raised yet
         self._rate: int | None = None
         self._mix: Downmix | None = None
         self._level = Level()
         self._resampler: soxr.ResampleStream | None = None
         self._mel = MelStream()
         self._spoken: NDArray[np.float32] | None = None  # log-mel up to a second after the last sound
-        self._noted: tuple[str, ...] = ()  # what the sound gave cause to warn of
-        self._encoded: Encoded | None = None
+        self._warnings: tuple[str, ...] = ()  # of the audio
+        self._audio_states: NDArray[np.float32] | None = None
+        self._call: Call | None = None  # that commits it
         self._turn: Turn | None = None
 
     @property
@@ -93,10 +109,12 @@ class LiveTurn:
 
         Raises:
             InputError: they are no sound, of another rate, or the turn is finished; what was fed before stays.
+            BackendError: what was fed before could not be taken in; the turn is lost.
         """
         block, rate, widened = load_chunk(samples, sample_rate, sample_format)
-        self._runtime._ready()
+        engine = self._runtime.engine
         with self._gate:
+            self._check_failure()
             if self._ended:
                 raise InputError(f"this turn is {self._ended} and hears no more; begin another with runtime.begin()")
             if self._rate not in (None, rate):
@@ -105,7 +123,9 @@ class LiveTurn:
             chunk = mix(block)  # refuses what is no sound
             self._rate, self._mix = rate, mix
             self._waiting.append((chunk, self._level.feed(chunk, rate, widened)))
-        self._ask()
+            is_asked, self._is_asked = self._is_asked, True
+        if not is_asked:
+            engine.workers.submit(self._take_in)
 
     def provisional(self, text: str | None = None) -> Prediction:
         """What it seems to express so far; nothing is committed, and `turn` is the number it would get now.
@@ -116,7 +136,7 @@ class LiveTurn:
         Raises:
             InputError: nothing can be judged yet (less than 0.1 s of sound, no words), or the turn is finished.
         """
-        return self._runtime._counted(lambda: self._provisional(text))
+        return self._counted(lambda engine: engine.run(lambda: self._provisional(engine, text)))
 
     def finish(self, text: str | None = None) -> Prediction:
         """The turn is over: estimate and commit it. Without text at hand, `revise` may bring it later.
@@ -126,7 +146,7 @@ class LiveTurn:
         Raises:
             InputError: there is neither sound nor words; the turn goes on, and can be finished again or cancelled.
         """
-        return self._runtime._finished(self._runtime._counted(lambda: self._finish(text)))
+        return self._counted(lambda engine: self._finish(engine, text))
 
     def revise(self, text: str) -> Prediction:
         """Words that came late: the committed turn again with them, its sound not being encoded anew.
@@ -134,71 +154,103 @@ class LiveTurn:
         Raises:
             InputError: the turn is not finished, the conversation has gone on, or there are no words.
         """
-        return self._runtime._tell(self._runtime._counted(lambda: self._revise(text)))
+        return self._counted(lambda engine: self._revise(engine, text))
 
     def cancel(self) -> None:
         """Drop the turn; a finished one stays committed."""
+        self._wait_for_call()
         with self._busy, self._gate:
             if self._turn is None:
                 self._ended = "cancelled"
                 self._forget()
 
-    def _provisional(self, text: str | None) -> Prediction:
-        clock, judge = Clock(), self._runtime._ready()
+    def _counted(self, work: Callable[[Engine], Prediction]) -> Prediction:
+        try:
+            with self._gate:
+                self._check_failure()
+            return work(self._runtime.engine)
+        except Exception:
+            self._stats.failed()
+            raise
+
+    def _check_failure(self) -> None:
+        """Raise once what a worker met; the turn is over then."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise BackendError(
+                f"the audio of this turn could not be taken in ({type(failure).__name__}: {failure}); the turn is "
+                "lost, begin another with runtime.begin()"
+            ) from failure
+
+    def _provisional(self, engine: Engine, text: str | None) -> Prediction:
+        begun = time.perf_counter()
         with self._busy:
             self._check_open()
             self._absorb()
-            features = self._features(from_text(text, judge.tokeniser), self._mel.spectrum)
-            clock("features")
-            encoded = judge.encode(features, clock)
-            result, _ = judge.estimate(encoded, self._chat, self._speaker, clock, commit=False)
-        self._ask()  # for what came in meanwhile
-        return result
+            features = self._features(from_text(text, engine.tokeniser), self._mel.spectrum)
+        return engine.estimate(self._place, features, begun)
 
-    def _finish(self, text: str | None) -> Prediction:
-        clock, judge = Clock(), self._runtime._ready()
+    def _finish(self, engine: Engine, text: str | None) -> Prediction:
+        """Everything that changes the turn happens on workers: whatever breaks off the wait leaves it whole."""
+        self._wait_for_call()
+        self._call = Call(engine, [self._place], self._committed)
+        return self._call.run(lambda: [engine.run(lambda: self._closed(engine, text))])[0].prediction
+
+    def _closed(self, engine: Engine, text: str | None) -> Features:
+        """Take in the last of the audio; what the turn is judged by."""
         with self._busy:
             self._check_open()
-            words = from_text(text, judge.tokeniser)
+            words = from_text(text, engine.tokeniser)
             self._absorb()
             if not self._ended and words[0] is None:
                 self._check_audible()  # while the turn can still go on
             with self._gate:
                 self._ended = "over"  # nothing fed from here on can be lost between here and the drain
             self._absorb(last=True)
-            features = self._features(words, self._mel.spectrum)
-            clock("features")
-            encoded = judge.encode(features, clock)
-            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock)
-            self._encoded, self._ended = encoded, "finished"
-            self._forget()
-        return result
+            return self._features(words, self._mel.spectrum)
 
-    def _revise(self, text: str) -> Prediction:
-        clock, judge = Clock(), self._runtime._ready()
-        with self._busy:
-            if self._turn is None or self._encoded is None:
-                raise InputError("this turn is not finished; give its text to finish(), which then needs no revision")
-            tokens, warnings = from_text(text, judge.tokeniser)
-            if tokens is None:
-                raise InputError(f"there are no words to revise with in {text!r:.80}")
-            clock("features")
-            said = judge.encode(Features(None, tokens, warnings), clock)
-            encoded = replace(self._encoded, tokens=said.tokens, warnings=warnings + self._noted)
-            result, self._turn = judge.estimate(encoded, self._chat, self._speaker, clock, amended=self._turn)
-        return result
+    def _committed(self, answers: list[Answer]) -> None:
+        """It is finished; on a worker, before the caller has the answer."""
+        (answer,) = answers
+        with self._busy, self._gate:
+            self._turn, self._ended, self._audio_states = answer.turn, "finished", answer.audio_states
+            self._forget()
+        self._tell(answers, True)
+
+    def _revised(self, answers: list[Answer]) -> None:
+        """It was revised; on a worker too."""
+        self._turn = answers[0].turn
+        self._tell(answers, False)
+
+    def _wait_for_call(self) -> None:
+        """A call whose wait was broken off may still be under way; it ends before another one begins."""
+        if self._call is not None:
+            with contextlib.suppress(Exception):
+                self._call.outcome.wait()
+
+    def _revise(self, engine: Engine, text: str) -> Prediction:
+        self._wait_for_call()
+        if self._turn is None:
+            raise InputError("this turn is not finished; give its text to finish(), which then needs no revision")
+        tokens, warnings = from_text(text, engine.tokeniser)
+        if tokens is None:
+            raise InputError(f"there are no words to revise with in {text!r:.80}")
+        features = Features(None, tokens, warnings + self._warnings)
+        place = self._place._replace(amended=self._turn)
+        self._call = Call(engine, [place], self._revised, audio_states=self._audio_states)
+        return self._call.run(lambda: [features])[0].prediction
 
     def _check_open(self) -> None:
-        if self._turn is not None or self._ended == "cancelled":
+        if self._turn is not None or self._ended in ("cancelled", "lost"):
             raise InputError(f"this turn is {self._ended}; begin another with runtime.begin()")
 
     def _features(self, words: Words, spectrum: Callable[[], NDArray[np.float32]]) -> Features:
         """What was heard so far and what was said, one of them at least."""
-        mel, self._noted = from_sound(self._heard(), spectrum) if self._level.frames else (None, ())
+        mel, self._warnings = from_sound(self._heard(), spectrum) if self._level.frames else (None, ())
         if self._spoken is not None and self._level.ends_in_silence(self._rate or 1):
             mel = self._spoken
-            self._noted = (*self._mixed(), silent_end(self.seconds, self._level.audible / (self._rate or 1)))
-        return something(mel, words[0], words[1] + self._noted)
+            self._warnings = (*self._mixed(), silent_end(self.seconds, self._level.audible / (self._rate or 1)))
+        return something(mel, words[0], words[1] + self._warnings)
 
     def _check_audible(self) -> None:
         """Refuse what nothing can be heard in, judged by what was fed: a resampler holds back its last samples.
@@ -227,22 +279,22 @@ class LiveTurn:
         self._spoken = None
         self._resampler = None
 
-    def _ask(self) -> None:
-        """Have the runtime's thread take in what waits, unless it is about to."""
+    def _take_in(self) -> None:
+        """On a worker, while speech goes on; what waits does so on while the turn is busy."""
         with self._gate:
-            asked, self._asked = self._asked, True
-        if not asked:
-            self._runtime._background(self._work)
-
-    def _work(self) -> None:
-        """On the runtime's thread; while a computation holds the turn, what waits does so until the next chunk."""
-        with self._gate:
-            self._asked = False
-        if self._busy.acquire(blocking=False):
-            try:
-                self._absorb()
-            finally:
-                self._busy.release()
+            self._is_asked = False
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            self._absorb()
+        except Exception as error:
+            log.exception("audio of a live turn could not be taken in")
+            self._stats.failed()
+            with self._gate:
+                self._failure, self._ended = error, "lost"
+                self._forget()
+        finally:
+            self._busy.release()
 
     def _absorb(self, last: bool = False) -> None:
         """Resample what waits and hand it to the spectrogram."""
@@ -253,7 +305,7 @@ class LiveTurn:
             if silence_began:
                 self._spoken = self._mel.spectrum()
         if last and self._resampler is not None:
-            self._mel.feed(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            self._mel.feed(native(self._resampler.resample_chunk, np.zeros(0, np.float32), last=True))
             self._resampler = None
 
     def _resampled(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -263,4 +315,4 @@ class LiveTurn:
             import soxr
 
             self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
-        return np.asarray(self._resampler.resample_chunk(chunk), np.float32)
+        return np.asarray(native(self._resampler.resample_chunk, chunk), np.float32)

@@ -3,7 +3,7 @@
 import pytest
 
 from hbaf_edge import InputError
-from hbaf_edge.given import MAX_SPEAKER, check_speaker
+from hbaf_edge.inputs import MAX_SPEAKER, check_speaker
 
 EMPTY = ["", "  ", "\n\t", "\x00\x1b", "\u200b\u202e"]
 
@@ -35,7 +35,7 @@ def test_an_empty_name_is_unknown(tiny_runtime, name):
 def test_one_spelling_everywhere(tiny_runtime):
     chat = tiny_runtime.conversation()
     assert tiny_runtime.predict(text="Hello.", speaker=" Zoe\u0308\n", conversation=chat).speaker == "Zoë"
-    (many,) = tiny_runtime.predict_many([{"text": "Hello.", "speaker": "Zo\x1b[31më", "conversation": chat}])
+    (many,) = tiny_runtime.predict_batch([{"text": "Hello.", "speaker": "Zo\x1b[31më", "conversation": chat}])
     live = tiny_runtime.begin(speaker="\u202eZoë ", conversation=chat)
     assert live.provisional("Hello.").speaker == live.finish("Hello.").speaker == many.speaker == "Zoë"
     tiny_runtime.observe(text="Hello.", speaker="Zoë\x00", conversation=chat)
