@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from hbaf_edge.features import Features, from_sound, from_text, something, unhea
 from hbaf_edge.mel import MelStream
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
-from hbaf_edge.workers import native
+from hbaf_edge.workers import at_the_end, native
 
 if TYPE_CHECKING:
     import soxr
@@ -46,6 +47,16 @@ if TYPE_CHECKING:
 Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
 Tell = Callable[[list[Answer], bool], object]
 log = logging.getLogger("hbaf_edge")
+_turns: weakref.WeakSet[LiveTurn] = weakref.WeakSet()
+
+
+def _release_resamplers() -> None:
+    """Those that are alive when Python ends make nanobind, which soxr is bound with, print a page of complaints."""
+    for turn in list(_turns):
+        turn.release_resampler()
+
+
+at_the_end(_release_resamplers)
 
 
 class LiveTurn:
@@ -86,6 +97,7 @@ class LiveTurn:
         self._audio_states: NDArray[np.float32] | None = None
         self._call: Call | None = None  # that commits it
         self._turn: Turn | None = None
+        _turns.add(self)
 
     @property
     def seconds(self) -> float:
@@ -271,6 +283,10 @@ class LiveTurn:
     def _mixed(self) -> tuple[str, ...]:
         """What mixing the channels gave cause to warn of."""
         return self._mix.warnings if self._mix else ()
+
+    def release_resampler(self) -> None:
+        """Only when nothing is fed any more."""
+        self._resampler = None
 
     def _forget(self) -> None:
         """Give back what only an open turn needs."""

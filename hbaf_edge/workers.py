@@ -30,6 +30,7 @@ _lock = threading.Lock()
 _inside: set[int] = set()  # threads inside of compiled code, by their numbers
 _workers: set[int] = set()  # threads of any `Workers`, which are ended in order
 _pools: weakref.WeakSet[Workers] = weakref.WeakSet()
+_last_steps: list[Callable[[], object]] = []
 _is_ending = False
 
 
@@ -202,6 +203,13 @@ def _finish() -> None:
     until = time.monotonic() + MAX_EXIT_WAIT
     while _inside - {threading.get_ident()} and time.monotonic() < until:
         time.sleep(0.001)
+    for step in _last_steps:
+        step()
+
+
+def at_the_end(step: Callable[[], object]) -> None:
+    """Have something done when Python ends and no task runs any more."""
+    _last_steps.append(step)
 
 
 def _forget_in_child() -> None:
