@@ -44,6 +44,7 @@ arm64: .venv/test.done
 lint: .venv/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: .venv/test.done
 	$(BIN)/mypy

@@ -9,14 +9,13 @@ Importing this package never imports torch, transformers or tensorrt. Its output
 expressed, not of what a person feels.
 """
 
-__version__ = "0.1.0"
-
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import BackendError, BundleError, HBAFError, InputError, StateError
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.streaming import LiveTurn
 from hbaf_edge.telemetry import disable_telemetry
+from hbaf_edge.version import __version__
 
 __all__ = [
     "BackendError",

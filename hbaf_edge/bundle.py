@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbaf_edge import __version__
 from hbaf_edge.errors import BundleError
+from hbaf_edge.version import __version__
 
 FORMAT = 1
 GRAPHS = ("audio", "text", "utterance", "dialogue")

@@ -107,7 +107,7 @@ class Call:
         self.features: Sequence[Features] | None = None
         self.audio_states = audio_states
         self.feature_ms = 0.0
-        self.is_abandoned = self._is_running = self._is_lined_up = False
+        self.is_abandoned = self.is_running = self._is_lined_up = False
         self.outcome = Outcome[list[Answer]]()
 
     def run(self, prepare: Callable[[], Sequence[Features]]) -> list[Answer]:
@@ -159,12 +159,12 @@ class Call:
         """Let the calls go on that are first in their lines now; on a worker, when this call starts or ends."""
         with _order:
             heads = {id(head): head for p in self.places if (head := _head(p.conversation)) is not None}
-            ready = [call for call in heads.values() if call._is_ready()]
+            ready = [call for call in heads.values() if call.is_ready()]
             for call in ready:
-                call._is_running = True
-            if self.is_abandoned and not self._is_running and not self.outcome.is_done:
+                call.is_running = True
+            if self.is_abandoned and not self.is_running and not self.outcome.is_done:
                 self.outcome.fail(BackendError(BROKEN_OFF))
-        if self._is_over():
+        if self.is_over():
             self.engine.dismiss(self)
         for call in ready:
             if call is not self:
@@ -172,14 +172,14 @@ class Call:
         if self in ready:
             self.engine.compute(self)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it can be computed and is not yet."""
         is_first = all(_head(place.conversation) is self for place in self.places)
-        return self.features is not None and not self._is_running and is_first
+        return self.features is not None and not self.is_running and is_first
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether it holds up nobody."""
-        return self.outcome.is_done or (self.is_abandoned and not self._is_running)
+        return self.outcome.is_done or (self.is_abandoned and not self.is_running)
 
     def succeed(self, answers: list[Answer]) -> None:
         """It was committed."""
@@ -210,7 +210,7 @@ def _safely(tell: Callable[[Any], object] | None, what: Any) -> None:
 def _head(conversation: Conversation) -> Call | None:
     """The first call in a conversation's line; those that are over leave it."""
     line = conversation.line
-    while line and line[0]._is_over():
+    while line and line[0].is_over():
         line.popleft()
     head: Call | None = line[0] if line else None
     return head
