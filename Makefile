@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders bench report guard gpu model clean
+.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders bench report guard gpu gpu-check model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -64,22 +64,26 @@ report: .venv/test.done
 guard: .venv/test.done
 	$(BIN)/python -m benchmarks.guard
 
-# What needs an NVIDIA GPU: the kernels' numerics on hardware (under compute-sanitizer too, where CUDA's tools are), the
-# launcher, the kernels' benchmark and whole turns. GPU_PYTHON is an interpreter whose PyTorch sees the card, with
-# pytest, hypothesis, matplotlib and pycuda; HBAF_GPU_BUNDLE a float16 bundle (python -m export.half) for TensorRT.
+# For a machine with an NVIDIA GPU that is at hand for minutes and has no network: a folder to carry there, runs/gpu-check
+# (the tree, and as wheels what is missing there), and what to run there, in eight minutes (benchmarks/gpu_check.py).
+# CHECK_PYTHON is an interpreter of that machine's version; pycuda is built with it and CUDA's headers.
+CHECK_PYTHON ?= python3.12
+gpu-check: .venv/test.done
+	$(BIN)/python -m benchmarks.gpu_check prepare --python $(CHECK_PYTHON)
+
+# On a machine with a card, without a hurry: the same check, then races, every size of the kernels' benchmark and the
+# whole benchmark of turns. GPU_PYTHON is an interpreter whose PyTorch sees the card, with pytest, hypothesis, matplotlib
+# and pycuda; HBAF_GPU_BUNDLE a float16 bundle (python -m export.half) for TensorRT.
 GPU_PYTHON ?= $(BIN)/python
 gpu:
-	$(GPU_PYTHON) -m pytest -m gpu tests
-	$(GPU_PYTHON) -m pytest tests/kernels
-	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	  $(GPU_PYTHON) -m pytest tests/kernels -k "every_place or share_a_program or more_conversations" || exit 1; done; fi
+	$(GPU_PYTHON) -m benchmarks.gpu_check run --minutes 60
+	if command -v compute-sanitizer >/dev/null; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck \
+	  --error-exitcode 1 --target-processes all $(GPU_PYTHON) -m pytest --noconftest tests/kernels/test_step.py \
+	  tests/kernels/test_layer.py -k "every_place or share_a_program or more_conversations"; fi
 	$(GPU_PYTHON) -m benchmarks.kernels --save
-	if $(GPU_PYTHON) -c "import pycuda.driver"; then \
-	  $(GPU_PYTHON) -m hbaf_edge benchmark --provider cuda --report benchmarks/results/gpu-cuda && \
-	  if [ -n "$(HBAF_GPU_BUNDLE)" ]; then $(GPU_PYTHON) -m hbaf_edge benchmark --provider tensorrt \
-	    --bundle "$(HBAF_GPU_BUNDLE)" --report benchmarks/results/gpu-tensorrt; fi; \
-	  else echo "no pycuda here: whole turns on the GPU were not timed"; fi
+	$(GPU_PYTHON) -m hbaf_edge benchmark --provider cuda --report benchmarks/results/gpu-cuda
+	if [ -n "$(HBAF_GPU_BUNDLE)" ]; then $(GPU_PYTHON) -m hbaf_edge benchmark --provider tensorrt \
+	  --bundle "$(HBAF_GPU_BUNDLE)" --report benchmarks/results/gpu-tensorrt; fi
 
 # The default recipe, about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out all that forbids
 # commercial use; AUDIO=audio-base takes the larger Whisper encoder. RUNS is where checkpoints and logs go, BUNDLE where

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +100,7 @@ def speed(before: Version, now: Version, repeats: int) -> Section:
     sides = {(kind, name): partial(version.ask, letter) for kind, letter in kinds.items()
              for name, version in (("before", before), ("now", now))}  # fmt: skip
     times = in_turn(repeats, {f"{kind}, {name}": side for (kind, name), side in sides.items()})
-    rows, measures = list[list[Cell]](), {}
+    rows, measures = list[list[Cell]](), dict[str, Mapping[str, Any]]()
     for kind in kinds:
         old, new = (times[f"{kind}, {name}"] for name in ("before", "now"))
         series = [Series.of(values) for values in (old, new)]

@@ -1,27 +1,28 @@
 """The fused gate against PyTorch's own ways to compute it, on a GPU; what smaller boards should give, computed.
 
-    python -m benchmarks.kernels --save        # on a machine with an NVIDIA GPU; elsewhere only what is computed
-    python -m benchmarks.kernels --quick
+python -m benchmarks.kernels --quick       # under a minute on a machine with an NVIDIA GPU
+python -m benchmarks.kernels --save        # minutes: every size, and torch.compile beside the others
 
 Step, layer and sequence, each as the kernel, as plain PyTorch, as two `scaled_dot_product_attention` and a gate, and as
-`torch.compile` of the reference: medians by device events and by replay of a CUDA graph, inputs rotated so that no
-cache holds them, and the share of this card's own memory bandwidth that counted bytes make. Figures of other boards
+`torch.compile` of the reference (not with --quick). Every figure is a median, by device events and by replay of a CUDA
+graph, after a warm-up of fixed time. Inputs rotate over more memory than the L2 cache holds. Figures of other boards
 come from counted bytes and their makers' bandwidth, and are marked as computed. The last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import RESULTS, finish, show
+from benchmarks.report import RESULTS, Save, finish, run, show
 from hbaf_edge.machine import machine
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate, weigh
 from kernels.ring import Ring, Step, StepWeights, distances, step_reference
@@ -32,7 +33,9 @@ SEQUENCES = {"32 dialogues of 64 turns": (32, 64, 64), "64 utterances, 150 frame
 E = 64  # width of a head; d is that many times the heads
 # Makers' figures, GB/s: NVIDIA's data sheets of the modules.
 BOARDS = {"Orin Nano 8 GB": 68.0, "Orin Nano Super": 102.0, "Orin AGX 64 GB": 204.8, "Thor T5000": 273.0}
-ROTATE = 128 << 20  # bytes of inputs that take turns, more than any cache holds
+# Bytes of inputs that take turns. An H200's L2 cache holds 50 MB; of a layer's two sets of weights, each way reads one.
+ROTATE = 192 << 20
+WARM_UP_S = 0.3  # of every measurement: an idle card raises its clocks within that
 WAYS = ("kernel", "plain", "attention twice", "compiled")
 
 
@@ -133,38 +136,56 @@ def made_sequence(batch: int, queries: int, slots: int, dtype: torch.dtype, devi
 
 
 def ways_of(
-    kernel: Callable[..., Tensor], plain: Callable[..., Tensor], twice: Callable[..., Tensor]
+    kernel: Callable[..., Tensor], plain: Callable[..., Tensor], twice: Callable[..., Tensor], quick: bool
 ) -> dict[str, Any]:
-    """Every way to compute the same, by name."""
-    torch._dynamo.reset()
+    """Every way to compute the same, by name; `torch.compile` takes minutes and is left out of a quick run."""
+    if quick:
+        return dict(zip(WAYS, (kernel, plain, twice)))
+    torch.compiler.reset()
     return dict(zip(WAYS, (kernel, plain, twice, torch.compile(plain))))
+
+
+def tensors_of(inputs: Any) -> Iterator[Tensor]:
+    """All tensors of nested inputs, a module's parameters too."""
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, torch.nn.Module):
+        yield from inputs.parameters()
+    elif isinstance(inputs, Sequence):
+        for part in inputs:
+            yield from tensors_of(part)
+
+
+def rotated(make: Callable[[], Any]) -> list[Any]:
+    """As many inputs as it takes until no cache holds those of the last round, at least two."""
+    first = make()
+    size = sum(x.nbytes for x in tensors_of(first))
+    return [first, *(make() for _ in range(max(1, ROTATE // size)))]
+
+
+def event_us(work: Callable[[], Any]) -> float:
+    """Microseconds on the device."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end)
 
 
 def timed(work: Callable[..., Tensor], inputs: list[Any], repeats: int) -> dict[str, float]:
     """Median microseconds of a call by device events, and of one in a replayed graph; inputs take turns."""
-    for given in inputs[:2] * 3:
-        work(*given)
+    until, rounds = time.perf_counter() + WARM_UP_S, 0
+    while rounds < 6 or time.perf_counter() < until:
+        work(*inputs[rounds % 2])
+        rounds += 1
     torch.cuda.synchronize()
-    single = []
-    for n in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work(*inputs[n % len(inputs)])
-        end.record()
-        end.synchronize()
-        single.append(1e3 * start.elapsed_time(end))
+    single = [event_us(partial(work, *inputs[n % len(inputs)])) for n in range(repeats)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for given in inputs:
             work(*given)
-    replayed = []
-    for _ in range(max(5, repeats // len(inputs))):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        replayed.append(1e3 * start.elapsed_time(end) / len(inputs))
+    replayed = [event_us(graph.replay) / len(inputs) for _ in range(max(5, repeats // len(inputs)))]
     return {"events_us": round(statistics.median(single), 3), "graph_us": round(statistics.median(replayed), 3)}
 
 
@@ -192,20 +213,20 @@ def measured(quick: bool) -> dict[str, Any]:
     }
     for batch, window, d in STEPS[:2] if quick else STEPS:
         size = step_bytes(batch, window, d)
-        inputs = [made_step(batch, window, d, torch.float16, "cuda") for _ in range(max(2, ROTATE // size))]
-        ways = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice)
+        inputs = rotated(partial(made_step, batch, window, d, torch.float16, "cuda"))
+        ways = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice, quick)
         times = {n: timed(w, inputs, repeats) for n, w in ways.items()}
         share = size / times["kernel"]["graph_us"] / 1e3 / limit
         counted = {"bytes": size, "operations": step_operations(batch, window, d)}
         row = {"batch": batch, "window": window, "d": d, **counted, "times": times, "bandwidth_share": round(share, 3)}
         found["step"].append(row)
     for batch in (1, 64) if quick else (1, 8, 64, 512):
-        layers = [(made_layer(batch, 32, 256, torch.float16, "cuda"),) for _ in range(8)]
+        layers = [(x,) for x in rotated(partial(made_layer, batch, 32, 256, torch.float16, "cuda"))]
         both = {"kernel": by_kernels, "plain": in_torch}
         found["layer"].append({"batch": batch, "times": {n: timed(w, layers, repeats) for n, w in both.items()}})
     for name, (batch, queries, slots) in SEQUENCES.items():
-        long = [made_sequence(batch, queries, slots, torch.float16, "cuda") for _ in range(16)]
-        ways = ways_of(gate, bimodal_attention_gate, sequence_twice)
+        long = rotated(partial(made_sequence, batch, queries, slots, torch.float16, "cuda"))
+        ways = ways_of(gate, bimodal_attention_gate, sequence_twice, quick)
         found["sequence"].append({"name": name, "times": {n: timed(w, long, repeats) for n, w in ways.items()}})
     return found
 
@@ -226,7 +247,7 @@ def roofline(found: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for way in WAYS:
+    for way in found["step"][0]["times"]:
         points = [
             (s["operations"] / s["bytes"], s["operations"] / s["times"][way]["graph_us"] / 1e6) for s in found["step"]
         ]
@@ -241,41 +262,36 @@ def roofline(found: dict[str, Any]) -> None:
 
 def tables(found: dict[str, Any] | None, boards: list[dict[str, Any]]) -> None:
     """For people."""
+
+    def row(name: str, times: dict[str, dict[str, float]], share: str = "") -> tuple[str, ...]:
+        cells = (f"{times[w]['events_us']:.1f}  {times[w]['graph_us']:.1f}" if w in times else "" for w in WAYS)
+        return name, *cells, share
+
     if found:
-        rows = [
-            (f"{s['batch']} x {s['window']} x {s['d']}",
-             *(f"{s['times'][w]['events_us']:.1f}  {s['times'][w]['graph_us']:.1f}" for w in WAYS),
-             f"{s['bandwidth_share']:.0%}") for s in found["step"]
-        ]  # fmt: skip
-        rows += [
-            (s["name"], *(f"{s['times'][w]['events_us']:.1f}  {s['times'][w]['graph_us']:.1f}" for w in WAYS), "")
-            for s in found["sequence"]
-        ]
-        rows += [
-            (f"layer, {s['batch']} x 32 x 256",
-             *(f"{t['events_us']:.1f}  {t['graph_us']:.1f}" for t in s["times"].values()), "", "", "")
-            for s in found["layer"]
-        ]  # fmt: skip
+        rows = [row(f"{s['batch']} x {s['window']} x {s['d']}", s["times"], f"{s['bandwidth_share']:.0%}")
+                for s in found["step"]]  # fmt: skip
+        rows += [row(s["name"], s["times"]) for s in found["sequence"]]
+        rows += [row(f"layer, {s['batch']} x 32 x 256", s["times"]) for s in found["layer"]]
         show(f"{found['gpu']}, float16, µs by events and by graph", rows, ("batch x window x d", *WAYS, "of bandwidth"))
     rows = [(b["board"], str(b["batch"]), f"{b['computed_us']:.1f}") for b in boards]
     show("computed from bytes and the makers' bandwidth, not measured", rows, ("board", "conversations", "µs a layer"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two sizes, few repeats")
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    found = measured(given.quick) if torch.cuda.is_available() else None
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="two sizes, few repeats, no torch.compile")] = False,
+    save: Save = False,
+) -> int:
+    found = measured(quick) if torch.cuda.is_available() else None
     boards = computed()
     tables(found, boards)
     if found is None:
         print("there is no GPU here: nothing was measured")
-    elif given.save:
+    elif save:
         roofline(found)
     # Without measurements nothing is saved: a file of an earlier run on a GPU says more.
-    finish("kernels", {"machine": machine(), "measured": found, "computed": boards}, given.save and found is not None)
+    finish("kernels", {"machine": machine(), "measured": found, "computed": boards}, save and found is not None)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

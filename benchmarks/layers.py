@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels import E, made_step
+from kernels.gate import SWITCH
 from kernels.layer import LayerWeights, layer, weights_of
 from kernels.ring import Ring, Step, distances
 from training.config import ModelConfig
@@ -39,7 +43,21 @@ def by_kernels(made: Layer) -> Tensor:
     return layer(*made[:4], store=True)
 
 
+@contextmanager
+def reference_gate() -> Iterator[None]:
+    """The gate without its kernel, which on a GPU the modules of training take by themselves."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "reference"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
 @torch.no_grad()
+@reference_gate()
 def in_torch(made: Layer) -> Tensor:
     """Rings gathered and joined with the new turn's keys and values, then the layer itself."""
     states, given, ring, _, fusion, order = made

@@ -1,58 +1,74 @@
-"""Bundle -> engines in the user's cache folder, for the GPU back end to come.
+"""Bundle -> engines in the user's cache folder, for `provider="tensorrt"`.
 
-    python -m export.engine runs/mine/float16                                # TensorRT, for the GPU that is here
+    python -m export.engine runs/mine/float16                    # TensorRT, for the GPU that is here
     python -m export.engine runs/mine/int8-tensorrt --library rtx --capability 8.6 8.9 12.0   # needs no GPU
 
-What is in the cache already is not built again. The last line is JSON.
+With TensorRT the gates are our kernel (hbaf_edge/gpu/plugin.py). What is in the cache already is not built again. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from export.command import run
-from hbaf_edge.bundle import GRAPHS, load_bundle
-from hbaf_edge.gpu.build import LIBRARIES
+from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.gpu.engines import Reach, cache_folder, engine
+from hbaf_edge.gpu.kernels import CUBINS
+from training.command import cli
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="float32, float16 or int8-tensorrt")
-    parser.add_argument("--library", choices=list(LIBRARIES), default="tensorrt")
-    parser.add_argument("--capability", nargs="+", default=[None], help="such as 8.6; with rtx alone")
-    parser.add_argument("--batch", type=int, default=Reach().batch[2], help="most conversations at once")
-    parser.add_argument("--cache", type=Path, help=f"in place of {cache_folder()}")
-    given = parser.parse_args()
+def timed_engine(bars: Bars, bundle: Bundle, graph: str, **settings: Any) -> tuple[float, float]:
+    """Megabytes of a graph's engine and the seconds it took, with a bar meanwhile."""
+    task, start = bars.add_task(graph, total=None), time.perf_counter()
+
+    def show(phase: str, step: int, steps: int) -> None:
+        bars.update(task, description=f"{graph}: {phase}", completed=step, total=steps)
+
+    made = engine(bundle, graph, progress=show, **settings)
+    bars.remove_task(task)
+    return len(made) / 1e6, time.perf_counter() - start
+
+
+def main(
+    bundle: Path,
+    /,
+    library: str = "tensorrt",
+    capability: tuple[str, ...] = (),
+    batch: int = Reach().batch[2],
+    cache: Path | None = None,
+    kernels: Path = CUBINS,
+) -> None:
+    """Build the engines of a bundle's graphs.
+
+    Args:
+        bundle: float32, float16 or int8-tensorrt.
+        library: tensorrt or rtx.
+        capability: such as 8.6; with rtx alone.
+        batch: most conversations at once.
+        cache: in place of the user's cache folder.
+        kernels: folder of python -m kernels.build, for a model of other sizes.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    reach = Reach(batch=(1, 1, given.batch))
-    rows = []
-    bundle = load_bundle(given.bundle)
+    loaded, rows = load_bundle(bundle), []
     with Bars(transient=True) as bars:
-        for capability in given.capability:
-            for graph in GRAPHS:
-                task, start = bars.add_task(graph, total=None), time.perf_counter()
-
-                def show(phase: str, step: int, steps: int, task: object = task, graph: str = graph) -> None:
-                    bars.update(task, description=f"{graph}: {phase}", completed=step, total=steps)  # type: ignore[arg-type]
-
-                made = engine(bundle, graph, given.library, capability, reach, given.cache, show)
-                bars.remove_task(task)
-                rows.append((graph, capability or "here", len(made) / 1e6, time.perf_counter() - start))
-    shown = Table("graph", "capability", "MB", "seconds", title=f"{bundle.manifest['precision']} engines")
+        for one in capability or (None,):
+            settings = {"library_name": library, "capability": one, "reach": Reach(batch=(1, 1, batch)),
+                        "cache": cache, "kernels": kernels}  # fmt: skip
+            rows += [(graph, one or "here", *timed_engine(bars, loaded, graph, **settings)) for graph in GRAPHS]
+    shown = Table("graph", "capability", "MB", "seconds", title=f"{loaded.manifest['precision']} engines")
     for graph, where, size, seconds in rows:
         shown.add_row(graph, where, f"{size:.1f}", f"{seconds:.1f}")
     Console().print(shown)
-    print(json.dumps({"cache": str(given.cache or cache_folder()), "engines": [list(row) for row in rows]}))
+    print(json.dumps({"cache": str(cache or cache_folder()), "engines": [list(row) for row in rows]}))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

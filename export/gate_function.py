@@ -7,17 +7,18 @@ same (kernels/gate.py). Gates stay float32 in every precision.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import torch
-from onnx import FunctionProto, ModelProto, helper
 from torch import Tensor, nn
 
 from kernels import gate
 from kernels.reference import GateWeights, Memory
 from kernels.reference import both_gates as reference
 from training.config import ModelConfig
+
+if TYPE_CHECKING:  # tests on a GPU take `example` where the package onnx is not installed
+    from onnx import FunctionProto, ModelProto
 
 
 class Body(nn.Module):
@@ -37,6 +38,8 @@ class Body(nn.Module):
 
 def add_function(model: ModelProto, scope: str, config: ModelConfig, opset: int) -> None:
     """Give the model of a scope that holds the node its function."""
+    from onnx import helper
+
     if not any(node.op_type == gate.NAME for node in model.graph.node):
         return
     model.functions.append(function(*example(scope, config), opset))
@@ -73,6 +76,8 @@ def example(scope: str, config: ModelConfig) -> tuple[list[Tensor], list[dict[in
 
 def function(examples: list[Tensor], dims: list[dict[int, Any]], opset: int) -> FunctionProto:
     """The exported reference as a function; constants that the exporter stored beside the graph become nodes of it."""
+    from onnx import helper
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -97,6 +102,6 @@ def function(examples: list[Tensor], dims: list[dict[int, Any]], opset: int) -> 
         list(gate.INPUTS),
         list(gate.OUTPUTS),
         [*constants, *graph.node],
-        [onnx.helper.make_opsetid("", opset)],
+        [helper.make_opsetid("", opset)],
     )
     return made

@@ -107,6 +107,8 @@ class HBAFRuntime:
             raise InputError(f"clean_text={clean_text!r}; True or False is expected")
         if on_prediction is not None and not callable(on_prediction):
             raise InputError(f"on_prediction is of type {type(on_prediction).__name__}; a callable is expected")
+        if isinstance(bundle, Bundle) and public_key is not None:
+            raise InputError("public_key was given with a bundle that is loaded already; give it to load_bundle")
         loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, public_key)
         self.labels = loaded.labels
         self.manifest = loaded.manifest

@@ -3,14 +3,13 @@
     python -m kernels.build                                     # the default model's sizes, into hbaf_edge/gpu/cubins
     python -m kernels.build --bundle runs/mine/float16 --out runs/mine/cubins
 
-One machine code file for each architecture and dtype, and PTX, which a driver compiles where none of them fits; beside
-them manifest.json: hashes, registers and shared memory as the compiler reports them, launch grid and argument layout.
-The last line is JSON.
+One machine code file for each architecture and dtype that a backend can ask for, and one PTX, which a driver compiles
+for GPUs that came later; beside them manifest.json: hashes, registers and shared memory as the compiler reports them,
+launch grid and argument layout. The last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -20,10 +19,11 @@ import tempfile
 import warnings
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import triton
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,13 +32,14 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import BackendError, HBAFError
 from kernels import dialogue, layer, parts, step
 from kernels.shipped import SHIPPED, SHORT, SOURCES, Shipped, Sizes
 
 FORMAT = 2
 # Turing, Ampere, RTX 30, Orin, RTX 40, Hopper, Thor, RTX 50. A file of 8.6 also runs on what is later within 8.
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
-PORTABLE = (75, 80)  # whose PTX is kept: what is later than 8.0 runs the second, and has the tensor cores that it uses
+PORTABLE = 80  # whose PTX is kept, for what is later than the list; there is nothing between 7.5 and 8.0
 DTYPE_NAMES = {kind: str(kind).removeprefix("torch.") for kind in SHORT}
 OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "gpu" / "cubins"
 SIXTEENS = ("step_row",)  # multiples of 16, without which a ring would be read element by element
@@ -81,10 +82,10 @@ def compile_kernel(
         sixteens: arguments that are multiples of 16.
 
     Raises:
-        SystemExit: Triton was told to interpret kernels.
+        BackendError: Triton was told to interpret kernels.
     """
     if not isinstance(kernel, triton.runtime.JITFunction):
-        raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
+        raise BackendError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
     names = kernel.arg_names
     types = {name: "constexpr" if name in constants else types[name] for name in names}
     whole = [i for i, n in enumerate(names) if types[n].startswith("*") or n in sixteens]
@@ -93,12 +94,16 @@ def compile_kernel(
     with warnings.catch_warnings(), triton.knobs.compilation.scope():
         warnings.simplefilter("ignore")
         triton.knobs.compilation.disable_line_info = True  # they name folders of the machine that compiled
-        options = {"num_warps": warps, **({"ptx_version": OLDEST_PTX} if capability in PORTABLE else {})}
+        options = {"num_warps": warps, **({"ptx_version": OLDEST_PTX} if capability == PORTABLE else {})}
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def arguments(kernel: Shipped, constants: Collection[str], ptx: str) -> list[list[str]]:
-    """Name and `struct` code of each launch argument, checked against what the compiler made of them."""
+    """Name and `struct` code of each launch argument, checked against what the compiler made of them.
+
+    Raises:
+        BackendError: this Triton lays them out in another way.
+    """
     names = [n for n in kernel.function.arg_names if n not in constants]
     types = kernel.types(kernel.dtypes[0])
     wanted = [[n, CODES.get(types[n], "P")] for n in names] + [[n, "P"] for n in SCRATCH]
@@ -106,7 +111,7 @@ def arguments(kernel: Shipped, constants: Collection[str], ptx: str) -> list[lis
     assert entry is not None
     found = re.findall(r"\.param \.(\w+)", entry.group(1))
     if [PARAMETERS[code] for _, code in wanted] != found:
-        raise SystemExit(
+        raise BackendError(
             f"this Triton {triton.__version__} lays {kernel.name}'s arguments out as {found}; the launcher gives "
             f"{wanted}"
         )
@@ -129,11 +134,16 @@ def build(out: Path, sizes: Sizes, architectures: tuple[int, ...] = ARCHITECTURE
     """Compile everything and write the folder, whole or not at all; returns the manifest.
 
     Architectures that this Triton's assembler does not know are left out, with a warning.
+
+    Raises:
+        BackendError: the kernels do not take the model's sizes, or the folder holds something else.
     """
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").exists():
+        raise BackendError(f"{out} is there and holds no kernels; nothing is replaced: give --out another place")
     fits = sizes.window <= step.LONGEST and sizes.e <= min(parts.WIDEST.values()) and sizes.d <= layer.WIDEST
     if not fits or 2 * sizes.window * sizes.d % 16:
-        raise SystemExit(f"a window of {sizes.window} and {sizes.heads} heads of {sizes.e} came; the kernels take "
-                         f"{step.LIMITS}, and models up to {layer.WIDEST} wide")  # fmt: skip
+        raise BackendError(f"a window of {sizes.window} and {sizes.heads} heads of {sizes.e} came; the kernels take "
+                           f"{step.LIMITS}, and models up to {layer.WIDEST} wide")  # fmt: skip
     known = tuple(a for a in architectures if assembles(a))
     if known != architectures:
         unknown = ", ".join(str(a) for a in architectures if a not in known)
@@ -166,7 +176,7 @@ def build(out: Path, sizes: Sizes, architectures: tuple[int, ...] = ARCHITECTURE
 def _write(folder: Path, kernel: str, dtype: str, capability: int, made: Any) -> list[dict[str, Any]]:
     """One architecture's machine code, and its PTX where that is kept; what the manifest says of them."""
     forms = {"cubin": made.asm["cubin"]}
-    if capability in PORTABLE:
+    if capability == PORTABLE:
         forms["ptx"] = made.asm["ptx"].encode()
     found, used = [], resources(made.asm["cubin"])
     for form, content in forms.items():
@@ -180,15 +190,16 @@ def _write(folder: Path, kernel: str, dtype: str, capability: int, made: Any) ->
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="whose sizes to take; without it the default model's")
-    parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    if given.out.exists() and any(given.out.iterdir()) and not (given.out / "manifest.json").exists():
-        raise SystemExit(f"{given.out} is there and holds no kernels; nothing is replaced: give --out another place")
-    model = load_bundle(given.bundle).manifest["model"]
-    made = build(given.out, Sizes(model["window"], model["heads"], model["width"] // model["heads"]))
+def main(
+    bundle: Annotated[Path | None, typer.Option(help="whose sizes to take; without it the default model's")] = None,
+    out: Annotated[Path, typer.Option(help="folder, which is replaced")] = OUT,
+) -> None:
+    """Compile the runtime's kernels ahead of time."""
+    try:
+        model = load_bundle(bundle).manifest["model"]
+        made = build(out, Sizes(model["window"], model["heads"], model["width"] // model["heads"]))
+    except HBAFError as error:
+        raise SystemExit(str(error)) from error
     head = ("file", "KB", "registers", "spilled", "shared KB", "warps")
     shown = Table(*head, title=f"window {made['window']}, {made['heads']} heads of {made['head_width']}")
     for b in made["builds"]:
@@ -196,8 +207,8 @@ def main() -> None:
         shown.add_row(b["file"], kilobytes, *(str(b[k]) for k in ("registers", "spilled")), f"{b['shared'] / 1024:.1f}",
                       str(b["warps"]))  # fmt: skip
     Console().print(shown)
-    print(json.dumps({"out": str(given.out), "bytes": sum(b["bytes"] for b in made["builds"])}))
+    print(json.dumps({"out": str(out), "bytes": sum(b["bytes"] for b in made["builds"])}))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

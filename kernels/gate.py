@@ -55,6 +55,7 @@ def both_gates(
             inputs,
             dtypes=[ask[0].dtype for ask in asked],
             shapes=[ask[0].shape for ask in asked],
+            attrs={"plugin_namespace": DOMAIN},  # by which TensorRT's parser finds a plugin; others pass over it
             version=VERSION,
         )
     )
@@ -77,7 +78,7 @@ def fused(query: Tensor, whole: bool = True) -> bool:
         return False
     why = _hindrance(query, whole)
     if why:
-        _say(f"the gate runs unfused: {why}")
+        warn_once(f"the gate runs unfused: {why}")
     return not why
 
 
@@ -113,7 +114,7 @@ def _by_kernel(
 
 
 @functools.cache
-def _say(message: str) -> None:
+def warn_once(message: str) -> None:
     """Once for each message."""
     warnings.warn(message, stacklevel=4)
 

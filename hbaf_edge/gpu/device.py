@@ -43,7 +43,7 @@ def driver() -> Any:
     return cuda
 
 
-def _release(context: Any, stream: Any, graphs: Any, captured: dict[Hashable, Any], memory: list[Any]) -> None:
+def release(context: Any, stream: Any, graphs: Any, captured: dict[Hashable, Any], memory: list[Any]) -> None:
     """Graphs and memory of a device, once its work is done; a device that was lost has none left."""
     with suppress(Exception):
         context.push()
@@ -90,7 +90,7 @@ class Device:
             self.stream = int(self._stream.handle)
         # When nobody uses it any more, or Python ends: pycuda frees memory by itself, nobody frees graphs.
         held = self._context, self._stream, self._bindings, self._graphs, self._memory
-        weakref.finalize(self, _release, *held)
+        weakref.finalize(self, release, *held)
 
     @contextmanager
     def here(self, when: str) -> Iterator[None]:
@@ -146,6 +146,7 @@ class Device:
             content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
             try:
                 function = cuda.module_from_buffer(content).get_function(kernel.name)
+                function.prepare(kernel.layout)
                 if kernel.shared > FREE_SHARED:
                     function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
             except cuda.Error as error:
@@ -159,8 +160,9 @@ class Device:
     def launch(self, loaded: Loaded, grid: tuple[int, int, int], values: Mapping[str, float]) -> None:
         """A kernel, on the stream; arguments by name."""
         kernel = loaded.kernel
-        block = (kernel.threads, 1, 1)
-        loaded.function._launch_kernel(grid, block, kernel.pack(values), kernel.shared, self._stream)
+        loaded.function.prepared_async_call(
+            grid, (kernel.threads, 1, 1), self._stream, *kernel.ordered(values), shared_size=kernel.shared
+        )
 
     def replay(self, key: Hashable, enqueue: Callable[[], None]) -> None:
         """What `enqueue` puts on the stream: by itself the first time, captured as a graph the second, then replayed.

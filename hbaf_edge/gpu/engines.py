@@ -1,8 +1,8 @@
 """Engines of a bundle, built where they are missing and kept in the user's cache folder.
 
-A file is named by the hash of all that an engine depends on: ONNX, precision, shapes, library and its version, compute
-capability. It carries its own hash: one that was cut short or altered is deleted and built again. Files come into place
-whole, so two processes that build at once do not meet.
+A file is named by the hash of all that an engine depends on: ONNX, precision, shapes, library and its version, plugin,
+compute capability. It carries its own hash: one that was cut short or altered is deleted and built again. Files come
+into place whole, so two processes that build at once do not meet.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
 from hbaf_edge.gpu.build import Progress, Shape, Shapes, build, gpu_here, library
+from hbaf_edge.gpu.kernels import CUBINS
+from hbaf_edge.gpu.plugin import IDENTITY, has_gate, register, with_plugin
 
 MAGIC = b"HBAFENG1"
 MAX_HEADER = 1 << 16
@@ -76,8 +78,12 @@ def engine(
     reach: Reach = Reach(),
     cache: Path | None = None,
     progress: Progress | None = None,
+    kernels: Path = CUBINS,
 ) -> bytes:
     """A graph's engine, from the cache or built now, which is said.
+
+    With TensorRT a gate is our plugin, which is registered for the process: an engine that holds it loads only then.
+    TensorRT-RTX runs no plugins written in Python; there a gate is its function.
 
     Args:
         bundle: float32, float16 or int8-tensorrt.
@@ -87,9 +93,10 @@ def engine(
         reach: of what varies.
         cache: folder in place of the user's.
         progress: of a build.
+        kernels: folder of the plugin's.
 
     Raises:
-        BackendError: it cannot be built, or the bundle is of another precision.
+        BackendError: it cannot be built, the bundle is of another precision, or no kernel fits.
     """
     precision = bundle.manifest["precision"]
     if precision not in ENGINE_PRECISIONS:
@@ -98,15 +105,20 @@ def engine(
             f"{', '.join(ENGINE_PRECISIONS)} (python -m export.quantize --profile tensorrt, python -m export.half)"
         )
     trt = library(library_name)
-    sizes = shapes(bundle, graph, reach)
+    sizes, content = shapes(bundle, graph, reach), bundle.graph(graph)
+    plugin = has_gate(content) and library_name == "tensorrt"
     parts = {
         "graph": graph,
-        "onnx": hashlib.sha256(bundle.graph(graph)).hexdigest(),
+        "onnx": hashlib.sha256(content).hexdigest(),
         "precision": precision,
         "shapes": json.loads(json.dumps(sizes)),
         "library": f"{trt.__name__} {trt.__version__}",
+        "plugin": IDENTITY if plugin else "none",
         "capability": capability or gpu_here(),
     }
+    if plugin:
+        model = bundle.manifest["model"]
+        register(trt, model["heads"], model["width"] // model["heads"], model["window"], kernels)
     folder = cache or cache_folder()
     path = folder / f"{graph}-{_key(parts)}.engine"
     found = read(path)
@@ -114,7 +126,7 @@ def engine(
         return found
     _say_why(folder, parts)
     timing = folder / f"timing-{_key({k: parts[k] for k in ('library', 'capability')})}"
-    made = build(trt, bundle.graph(graph), sizes, capability, read(timing) or b"", progress)
+    made = build(trt, with_plugin(content) if plugin else content, sizes, capability, read(timing) or b"", progress)
     write(path, parts, made.engine)
     if made.timing:
         write(timing, {k: parts[k] for k in ("library", "capability")}, made.timing)
@@ -185,7 +197,7 @@ def _say_why(folder: Path, parts: dict[str, Any]) -> None:
             continue
         if was.get("capability") != parts["capability"]:
             continue
-        changed = [f"{k} (was {was.get(k)})" for k in ("library", "precision") if was.get(k) != parts[k]]
+        changed = [f"{k} (was {was.get(k)})" for k in ("library", "precision", "plugin") if was.get(k) != parts[k]]
         changed += [k for k in ("onnx", "shapes") if was.get(k) != parts[k]]
         log.warning("building the %s engine again: other %s", parts["graph"], ", ".join(changed) or "settings")
         return

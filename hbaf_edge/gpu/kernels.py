@@ -1,4 +1,4 @@
-"""Which of the shipped kernels fits a GPU, verified by hash, and the bytes of its launch arguments. Needs no GPU.
+"""Which of the shipped kernels fits a GPU, verified by hash, and the order of its launch arguments. Needs no GPU.
 
 `cubins/` beside this file is what `python -m kernels.build` wrote: machine code for each architecture, PTX for what
 comes later, and a manifest that says how each is launched.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +58,8 @@ class Kernel:
         """
         return "".join(code for _, code in self.arguments)
 
-    def pack(self, values: Mapping[str, float]) -> bytes:
-        """Launch arguments by name; scratch pointers are null.
+    def ordered(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """Launch arguments in the kernel's order; scratch pointers are null.
 
         Raises:
             BackendError: one is missing or unknown, or a pointer is not aligned.
@@ -77,10 +76,7 @@ class Kernel:
                     f"{name} lies at {int(values[name]):#x}; {self.name} reads {self.alignment} bytes at once and "
                     f"takes pointers to multiples of {self.alignment}"
                 )
-        try:
-            return struct.pack(self.layout, *(values.get(name, 0) for name, _ in self.arguments))
-        except struct.error as error:
-            raise BackendError(f"{self.name}: an argument is out of range ({error})") from None
+        return tuple(values.get(name, 0) for name, _ in self.arguments)
 
 
 def choose(

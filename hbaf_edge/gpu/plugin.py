@@ -1,16 +1,16 @@
-"""TensorRT plugins for the exported node `hbaf_edge::BimodalAttentionGate`: one shipped kernel in either form.
+"""TensorRT plugin for the exported node `hbaf_edge::BimodalAttentionGate`: our kernel inside of an engine.
 
-`register(trt)` adds a Python IPluginV3 (TensorRT 10.3 on, JetPack 6), which launches through cuda-bindings;
-`register_ahead_of_time(trt)` a quickly deployable plugin (late 10.x and 11), whose PTX becomes part of the engine.
-Without either TensorRT inlines the node's function of standard operators: the same ONNX builds with or without. Only
-logic that needs no card was run so far (tests/hbaf_edge/gpu/test_plugin.py). Argument order: kernels/node.py.
+A Python IPluginV3 (TensorRT 10.3 to 11), which launches through cuda-bindings. hbaf_edge/gpu/engines.py registers it
+before it builds an engine or loads one. An engine holds the plugin's name alone: the kernel is that of the process.
+
+It never ran on a card. What needs none is tested (tests/hbaf_edge/gpu/test_plugin.py): shapes, types and arguments, on
+TensorRT-RTX's own base classes. Argument order: kernels/node.py.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-import re
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hbaf_edge.gpu.build import gpu_here
 from hbaf_edge.gpu.kernels import CUBINS, Kernel, choose
 
 NAMESPACE, NAME, VERSION, KERNEL = "hbaf_edge", "BimodalAttentionGate", "1", "gate_node"
+IDENTITY = f"{NAMESPACE}::{NAME} {VERSION}"
 INPUTS, HALF = 20, 10  # query, q', keys, values, visible, bias and four weights of audio, then of text
 QUERY, KEYS, VISIBLE, BIAS = 0, 2, 4, 5
 QUERIES = 16  # of a program
@@ -59,24 +60,37 @@ def accepts(position: int, dtype: str, linear: bool) -> bool:
     return linear and dtype == ("BOOL" if mask else "FLOAT")
 
 
-def portable(ptx: bytes) -> bytes:
-    """PTX without the two scratch pointers that Triton appends and this kernel never reads: TensorRT passes none.
+def has_gate(graph: bytes) -> bool:
+    """Whether an ONNX file holds the node."""
+    return NAME.encode() in graph
+
+
+def with_plugin(graph: bytes) -> bytes:
+    """The graph with its gates left to the plugin.
+
+    TensorRT's parser finds a plugin by the node's attribute `plugin_namespace`, not by its domain, and some versions
+    prefer the function of the node's name: without that function they take the plugin or say that it is missing.
 
     Raises:
-        BackendError: they are read after all.
+        BackendError: the package onnx is not installed.
     """
-    text = ptx.decode()
-    entry = re.search(rf"\.entry {KERNEL}\((.*?)\)", text, re.DOTALL)
-    names = re.findall(r"\w+_param_\d+", entry.group(1)) if entry else []
-    if len(names) < 3 or any(len(re.findall(rf"{name}\b", text)) != 1 for name in names[-2:]):
-        raise BackendError(f"{KERNEL} is not laid out as this version expects; run python -m kernels.build")
-    assert entry is not None
-    kept = ",".join(entry.group(1).split(",")[:-2]) + "\n"
-    return (text[: entry.start(1)] + kept + text[entry.end(1) :]).encode()
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendError(f"the plugin needs the package onnx ({error}): pip install 'hbaf-edge[tensorrt]'") from error
+    model = onnx.load_from_string(graph)
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (NAMESPACE, NAME) and not node.attribute:  # exported by an earlier version
+            node.attribute.append(onnx.helper.make_attribute("plugin_namespace", NAMESPACE))
+    functions = [f for f in model.functions if (f.domain, f.name) != (NAMESPACE, NAME)]
+    del model.functions[:]
+    model.functions.extend(functions)
+    return bytes(model.SerializeToString())
 
 
+@functools.cache  # TensorRT keeps creators for the life of the process, and no reference to their Python side
 def register(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -> Any:
-    """Make the node a plugin of TensorRT's registry; returns the creator, which has to be kept.
+    """Make the node a plugin of TensorRT's registry, before a graph is parsed or an engine loaded; once a process.
 
     Args:
         trt: the module tensorrt.
@@ -84,55 +98,15 @@ def register(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -
         folder: of the kernels.
 
     Raises:
-        BackendError: no kernel fits the GPU that is there, or cuda-bindings is not installed.
+        BackendError: no kernel fits the GPU that is there, cuda-bindings is not installed, this TensorRT has no
+            IPluginV3, or the process has registered the gate of a model of other sizes.
     """
-    launch = Launch(choose(KERNEL, _capability(), "float32", window, heads, e, folder))
-    creator = creator_of(trt, launch)
-    trt.get_plugin_registry().register_creator(creator, NAMESPACE)
+    if not hasattr(trt, "IPluginV3"):
+        raise BackendError(f"{trt.__name__} {trt.__version__} has no IPluginV3: 10.3 or later is needed")
+    creator = creator_of(trt, Launch(choose(KERNEL, _capability(), "float32", window, heads, e, folder)))
+    if not trt.get_plugin_registry().register_creator(creator, NAMESPACE):
+        raise BackendError(f"{IDENTITY} is registered for a model of other sizes; run each model in its own process")
     return creator
-
-
-def register_ahead_of_time(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -> None:
-    """The same as a quickly deployable plugin.
-
-    Raises:
-        BackendError: this TensorRT has none.
-    """
-    try:
-        quick = importlib.import_module(f"{trt.__name__}.plugin")
-    except ImportError as error:
-        raise BackendError(f"{trt.__name__} {trt.__version__} has no quickly deployable plugins ({error})") from error
-    fitting = [k for k in choose(KERNEL, _capability(), "float32", window, heads, e, folder) if k.form == "ptx"]
-    kernel, code = fitting[0], portable(fitting[0].content)
-    names = ", ".join(f"x{i}: quick.TensorDesc" for i in range(INPUTS))
-    given = ", ".join(f"x{i}" for i in range(INPUTS))
-
-    def compiled(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[bytes, bytes, Any, Any]:
-        shapes = [x.shape_expr for x in inputs]
-        extra = quick.SymIntExprs.from_tuple([quick.SymInt32(n) for n in sizes(shapes)])
-        launched = quick.KernelLaunchParams()
-        longest = shapes[QUERY][2] + shapes[HALF + QUERY][2]  # a bound of the longer: programs beyond it store nothing
-        launched.grid_x, launched.grid_y = quick.cdiv(longest, QUERIES), shapes[QUERY][0]
-        launched.grid_z = 2 * heads
-        launched.block_x, launched.shared_mem = kernel.threads, kernel.shared
-        return KERNEL.encode(), code, launched, extra
-
-    # TensorRT reads a plugin's inputs off its signature, which with twenty of them is written here.
-    source = (
-        f"def described({names}) -> tuple[quick.TensorDesc, quick.TensorDesc]:\n    return x0.like(), x{HALF}.like()\n"
-        f"def tuned({given}, outputs):\n    return [combination()]\n"
-        f"def built({given}, outputs, tactic):\n    return compiled([{given}], outputs)\n"
-    )
-    forms = ", ".join("BOOL" if i % HALF == VISIBLE and i < INPUTS else "FP32" for i in range(INPUTS + 2))
-    scope: dict[str, Any] = {
-        "quick": quick, "compiled": compiled, "combination": lambda: quick.AutoTuneCombination(forms, "LINEAR"),
-    }  # fmt: skip
-    # Of the constants above alone. With this file's `annotations` it would leave strings where TensorRT reads types.
-    exec(compile(source, "<plugin>", "exec", dont_inherit=True), scope)  # noqa: S102
-    identity = f"{NAMESPACE}::{NAME}"
-    quick.register(identity)(scope["described"])
-    quick.autotune(identity)(scope["tuned"])
-    quick.aot_impl(identity)(scope["built"])
 
 
 class Launch:
@@ -218,6 +192,8 @@ def creator_of(trt: Any, launch: Any) -> Any:
         def configure_plugin(self, *_: Any) -> None: ...
 
         def on_shape_change(self, *_: Any) -> None: ...
+
+        def set_tactic(self, _: int) -> None: ...
 
         def attach_to_context(self, _: Any) -> Any:
             launch.loaded()

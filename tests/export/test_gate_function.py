@@ -20,7 +20,11 @@ def run_alone(body, inputs):
     """A model of nothing but the node and its function, on ONNX Runtime."""
     kinds = {torch.bool: TensorProto.BOOL, torch.float32: TensorProto.FLOAT}
     graph = helper.make_graph(
-        [helper.make_node(gate.NAME, list(gate.INPUTS), list(gate.OUTPUTS), domain=gate.DOMAIN)],
+        [
+            helper.make_node(
+                gate.NAME, list(gate.INPUTS), list(gate.OUTPUTS), domain=gate.DOMAIN, plugin_namespace=gate.DOMAIN
+            )
+        ],
         "gate",
         [helper.make_tensor_value_info(n, kinds[t.dtype], t.shape) for n, t in zip(gate.INPUTS, inputs, strict=True)],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in gate.OUTPUTS],
@@ -71,6 +75,9 @@ def test_every_gate_of_a_file_is_the_node(tiny, scope):
     assert [n.op_type for n in nodes] == [gate.NAME] * layers
     assert [(f.domain, f.name, list(f.input)) for f in model.functions] == [(gate.DOMAIN, gate.NAME, list(gate.INPUTS))]
     assert all(len(n.input) == len(gate.INPUTS) and all(n.input) for n in nodes)
+    onnx.checker.check_model(model)
+    for node in nodes:
+        assert [(a.name, a.s.decode()) for a in node.attribute] == [("plugin_namespace", gate.DOMAIN)]
 
 
 def test_an_ablated_gate_is_no_such_node(tiny):

@@ -234,7 +234,7 @@ class TestFailures:
             first = runtime.submit(text="0", conversation=chat)
             assert begun.wait(10)
             waiting = [runtime.submit(text=str(n), conversation=chat) for n in range(1, 4)]
-            with pytest.raises(BackendError, match="3 calls wait to be computed.*max_waiting"):
+            with pytest.raises(BackendError, match=r"3 calls wait to be computed.*max_waiting"):
                 runtime.predict(text="4", conversation=chat)
             waiting[0].cancel()
             gate.set()

@@ -65,7 +65,7 @@ def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
 def test_a_backend_that_fails_commits_none(tiny):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     chats = [runtime.conversation() for _ in range(4)]
-    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match="nothing was committed.*broken"):
+    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match=r"nothing was committed.*broken"):
         runtime.predict_batch(given(chats))
     assert [chat.turn for chat in chats] == [0] * 4
     assert [p.turn for p in runtime.predict_batch(given(chats))] == [0] * 4

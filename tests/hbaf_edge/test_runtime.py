@@ -184,7 +184,7 @@ def test_a_backend_that_fails_mid_turn_leaves_the_conversation(tiny, clips):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     chat = runtime.conversation()
     runtime.predict(text="Hello.", conversation=chat)
-    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match="nothing was committed.*broken"):
+    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match=r"nothing was committed.*broken"):
         runtime.predict(clips[0], text="Hello?", conversation=chat)
     assert chat.turn == 1
     assert runtime.predict(text="Hello?", conversation=chat).turn == 1

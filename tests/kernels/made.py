@@ -1,10 +1,15 @@
 """Random inputs for the kernels, the same for the same seed, and what is allowed to differ."""
 
+from pathlib import Path
+
 import torch
 
 from kernels.ring import Ring, Step, StepWeights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Of two float32 results: a card's exponential is approximate, the interpreter's is NumPy's.
+CLOSE = {"rtol": 1e-5, "atol": 1e-6} if DEVICE == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -40,8 +45,14 @@ def turn(batch=3, window=8, heads=2, e=16, turns=None, dtype=torch.float32, seed
     return step, ring, weights
 
 
+def rounding(exact, dtype):
+    """What an error may exceed twice plain PyTorch's by: in half precision one rounding of the largest exact value,
+    which a card's approximate exponential can tip; in float32 next to nothing."""
+    return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * float(exact.abs().max())
+
+
 def within(found, exact, plain):
-    """A kernel's error is at most twice that of plain PyTorch at the same dtype, both against float64."""
+    """A kernel's error is at most twice that of plain PyTorch at the same dtype plus one rounding, against float64."""
     error, allowed = (float((x.double() - exact).abs().max()) for x in (found, plain))
     assert torch.isfinite(found).all()
-    assert error <= 2 * allowed + 1e-6, f"{error:.2e}, plain PyTorch {allowed:.2e}"
+    assert error <= 2 * allowed + rounding(exact, found.dtype), f"{error:.2e}, plain PyTorch {allowed:.2e}"

@@ -10,8 +10,7 @@ import torch
 from kernels import gate as selection
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate
 from kernels.sequence import gate
-from tests.conftest import ROOT
-from tests.kernels.made import DEVICE, DTYPES, cast, within
+from tests.kernels.made import CLOSE, DEVICE, DTYPES, ROOT, cast, within
 from tests.kernels.test_reference import case
 
 
@@ -121,7 +120,7 @@ def both(given, second):
 
 @pytest.fixture
 def switch(monkeypatch):
-    selection._say.cache_clear()
+    selection.warn_once.cache_clear()
     return lambda value: monkeypatch.setenv(selection.SWITCH, value)
 
 
@@ -136,7 +135,7 @@ def test_the_model_gets_the_same_from_kernel_and_reference(switch):
     switch("reference")
     assert not selection.fused(given[0])
     for a, b in zip(found, selection.both_gates(*arguments), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, **CLOSE)
         assert not torch.equal(a, torch.zeros_like(a))
 
 
