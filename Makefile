@@ -21,7 +21,7 @@ test: .venv/test.done
 
 # The inner loop, at most a minute: the runtime, without what exports a model first and without its benchmarks.
 quick: .venv/test.done
-	@$(PYTEST) -m "not slow and not exports" --ignore tests/hbaf_edge/bench --ignore tests/hbaf_edge/gpu \
+	@$(PYTEST) -m "not slow and not exports" --ignore tests/hbaf_edge/bench --ignore tests/hbaf_edge/cuda \
 	  tests/hbaf_edge hbaf_edge
 
 # What `make test` leaves out: exhaustive sweeps, long trainings, kills, engines, compilers.

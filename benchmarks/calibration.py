@@ -4,21 +4,22 @@
 
 The same turns calibrate twice: as conversations, and each by itself. Then held-out conversations are run, and only
 turns with 32 and more turns before them are looked at: how much of each tensor's values the ranges cut off, how far
-the ranges are from what was reached there, and how many labels INT8 flips. The last line is JSON.
+the ranges are from what was reached there, and how many labels INT8 flips.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
-from benchmarks.report import finish, show
+from benchmarks.report import Save, conclude, run
 from export.calibrate import Calibration, activations, all_linears, calibrate, talk
 from export.compare import drift
 from export.conversations import conversations, counts, singles
@@ -26,94 +27,92 @@ from export.histogram import Histogram
 from export.int8 import quantised
 from export.qdq import Recipe
 from export.watch import watched
-from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge import HBAFRuntime, InputError, Prediction
+from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.series import rounded, single
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
-from hbaf_edge.machine import machine
 from training.corpora.records import Dialogue
 
 DEPTH = 32
 
 
-def seen_deep(bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, Histogram]:
+def deep_histograms(bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, Histogram]:
     """What every tensor was, from turn 33 on."""
     wanted = activations(all_linears(bundle))
-    found = {f"{graph}/{name}": Histogram() for graph in GRAPHS for name in wanted[graph]}
-    chats: list[Any] = []
+    histograms = {f"{graph}/{name}": Histogram() for graph in GRAPHS for name in wanted[graph]}
+    turn = 0
 
     def see(graph: str, tensors: dict[str, NDArray[Any]]) -> None:
-        if chats and chats[0].turn >= DEPTH:
+        nonlocal turn
+        if turn >= DEPTH:
             for name, value in tensors.items():
-                found[f"{graph}/{name}"].add(value)
+                histograms[f"{graph}/{name}"].add(value)
+        turn += graph == "dialogue"  # a turn's last graph
 
     with watched(bundle, wanted, see, threads=2) as runtime:
-        made = runtime.conversation
-
-        def conversation() -> Any:
-            chats[:] = [made()]
-            return chats[0]
-
-        runtime.conversation = conversation  # type: ignore[method-assign]
         for dialogue in dialogues:
+            turn = 0
             talk(runtime, dialogue)
-    return {key: histogram for key, histogram in found.items() if histogram.count}
+    return {key: histogram for key, histogram in histograms.items() if histogram.count}
 
 
-def deep(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Prediction]:
+def deep_predictions(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Prediction]:
     """A bundle's predictions from turn 33 on."""
     with HBAFRuntime(path, threads=2) as runtime:
         return [p for d in dialogues for p in talk(runtime, d) if p.turn >= DEPTH]
 
 
-def judge(
-    bundle: Bundle, calibration: Calibration, dialogues: Sequence[Dialogue], seen: dict[str, Histogram],
-    reference: Sequence[Prediction],
-) -> dict[str, Any]:  # fmt: skip
-    """One calibration, by graph: share cut off and error of the range; and what INT8 from it does."""
+def range_rows(calibration: Calibration, seen: dict[str, Histogram]) -> list[list[Cell]]:
+    """By graph: the share of values that the ranges cut off, mean and worst, and how far the ranges are off in %."""
     ranges = calibration.ranges["minmax"]
     by_graph: dict[str, list[tuple[float, float]]] = {}
     for key, histogram in seen.items():
         low, high = ranges[key]
-        reach, there = max(-low, high), max(-histogram.low, histogram.high)
-        by_graph.setdefault(key.split("/")[0], []).append((histogram.outside(low, high), abs(reach - there) / there))
-    with tempfile.TemporaryDirectory() as folder:
-        out = quantised(bundle, calibration, Recipe(method="minmax"), Path(folder) / "int8")
-        moved = drift(deep(out, dialogues), reference)
-    return {
-        "cut_off": {graph: float(np.mean([c for c, _ in values])) for graph, values in by_graph.items()},
-        "cut_off_worst": {graph: max(c for c, _ in values) for graph, values in by_graph.items()},
-        "range_error": {graph: float(np.mean([e for _, e in values])) for graph, values in by_graph.items()},
-        **moved,
-    }
+        calibrated, reached = max(-low, high), max(-histogram.low, histogram.high)
+        error = 100 * abs(calibrated - reached) / reached
+        by_graph.setdefault(key.split("/")[0], []).append((histogram.outside(low, high), error))
+    rows: list[list[Cell]] = []
+    for graph, pairs in by_graph.items():
+        cut_off, errors = zip(*pairs)
+        rows.append([graph, float(np.mean(cut_off)), max(cut_off), float(np.mean(errors))])
+    return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="float32")
-    parser.add_argument("--turns", type=int, default=1000)
-    parser.add_argument("--on", help="corpus in place of the bundle's own")
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    bundle = load_bundle(given.bundle)
-    train = conversations(bundle.manifest, "train", given.turns, given.on)
-    held = [d for d in conversations(bundle.manifest, "dev", 4 * given.turns, given.on, 1) if len(d.turns) > DEPTH]
-    if not held:
-        raise SystemExit(f"no held-out conversation has more than {DEPTH} turns")
-    seen, reference = seen_deep(bundle, held), deep(bundle.path, held)
-    found = {}
+def sections(bundle: Bundle, train: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> list[Section]:
+    """Calibration on conversations beside calibration on single utterances: their ranges, and what INT8 changes."""
+    seen, reference = deep_histograms(bundle, held_out), deep_predictions(bundle.path, held_out)
+    ranges: list[list[Cell]] = []
+    changes: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, talks in (("conversations", train), ("single utterances", singles(train))):
-            calibration = calibrate(bundle, talks, Path(folder) / f"{name}.json")
-            found[name] = judge(bundle, calibration, held, seen, reference)
-    rows = [
-        (name, *(f"{f['cut_off_worst'][g]:.1e}  {f['range_error'][g]:.1%}" for g in ("utterance", "dialogue")),
-         f"{f['flip_rate']:.2%}", f"{f['kl_divergence']:.5f}")
-        for name, f in found.items()
+        for name, dialogues in (("conversations", train), ("single utterances", singles(train))):
+            calibration = calibrate(bundle, dialogues, Path(folder) / f"{name}.json")
+            ranges += [[name, *row] for row in range_rows(calibration, seen)]
+            out = quantised(bundle, calibration, Recipe(method="minmax"), Path(folder) / name)
+            changes[name] = drift(deep_predictions(out, held_out), reference)
+    text = f"From turn {DEPTH + 1} on, {len(reference)} held-out turns."
+    measures = {f"{name}, {key}": single(value) for name, found in changes.items() for key, value in found.items()}
+    columns = tuple(key.replace("_", " ") for key in changes["conversations"])
+    return [
+        Section("ranges", "Ranges", ("calibrated on", "graph", "cut off", "at worst", "range error, %"), ranges, text),
+        Section("calibration", "INT8 against float32", ("calibrated on", *columns),
+                [[name, *map(rounded, values.values())] for name, values in changes.items()], text, measures, ""),
     ]  # fmt: skip
-    head = ("calibrated on", "utterance: cut off, range error", "dialogue: the same", "labels flipped", "KL divergence")
-    show(f"from turn {DEPTH + 1} on, {len(reference)} held-out turns", rows, head)
-    data = {"calibration": counts(train), "held_out": counts(held), "deep_turns": len(reference)}
-    finish("calibration", {"machine": machine(), "data": data, **found}, given.save)
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="float32")],
+    turns: Annotated[int, typer.Option(help="that calibrate; four times as many are held out")] = 1000,
+    corpus: Annotated[str | None, typer.Option("--on", help="corpus in place of the bundle's own")] = None,
+    save: Save = False,
+) -> int:
+    loaded = load_bundle(bundle)
+    train = conversations(loaded.manifest, "train", turns, corpus)
+    held_out = [d for d in conversations(loaded.manifest, "dev", 4 * turns, corpus, 1) if len(d.turns) > DEPTH]
+    if not held_out:
+        raise InputError(f"no held-out conversation has more than {DEPTH} turns; give --turns {2 * turns}")
+    report = Report("hbaf-edge: calibration", {"calibration": counts(train), "held_out": counts(held_out)})
+    return conclude("calibration", report, [("calibration", partial(sections, loaded, train, held_out))], save)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -1,140 +1,92 @@
 """What a newcomer meets: import, load, a turn's latency, memory, sizes, and `make demo` from a bare clone.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look             # runtime figures
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look --install   # also wheel, install size, make demo
-
-The last line is JSON; --save also writes benchmarks/results/first_look.json.
+OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look             # runtime figures
+OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look --install   # also wheel, install size, make demo
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from benchmarks.report import finish, percentiles, show
-from hbaf_edge import HBAFRuntime
-from hbaf_edge.machine import machine
+from benchmarks.report import Repeats, ReportFolder, Save, Threads, conclude, run, verdict
+from hbaf_edge.bench.document import Report, Section
+from hbaf_edge.bench.scenes import fresh_start, stages
+from hbaf_edge.bench.series import rounded, single
+from hbaf_edge.bench.turns import Bench
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "I really did not expect to see all of you here tonight"  # twelve words
 GOALS = {
-    "import_s": 0.25,
-    "load_s": 1.5,
-    "predict_ms": 60.0,
-    "demo_peak_mb": 400.0,
-    "install_mb": 450.0,
-    "wheel_mb": 70.0,
-    "make_demo_s": 180.0,
+    "import hbaf_edge, ms": 250.0,
+    "HBAFRuntime(), ms": 1500.0,
+    "a turn of 3 s and twelve words, ms": 60.0,
+    "peak memory of hbaf-edge demo, MB": 400.0,
+    "wheel, MB": 70.0,
+    "installed, without torch, MB": 450.0,
+    "make demo from a bare clone, s": 180.0,
 }
-LOAD = (
-    "import time; from hbaf_edge import HBAFRuntime; t = time.perf_counter(); "
-    "HBAFRuntime(threads={threads}); print(time.perf_counter() - t)"
+DEMO = (
+    "import sys; from hbaf_edge.cli import demo; from hbaf_edge.stats import peak_mb; "
+    "demo(threads=int(sys.argv[1])); print(peak_mb())"
 )
-IMPORT = "import time; t = time.perf_counter(); import hbaf_edge; print(time.perf_counter() - t)"
 
 
-def fresh(script: str, times: int) -> list[float]:
-    """A number printed by a fresh interpreter, several times."""
-    return [float(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT)) for _ in range(times)]
-
-
-def latency(threads: int, repeats: int) -> dict[str, Any]:
-    """Three seconds of speech and twelve words as turn 10 of a conversation; load and first call apart."""
-    import soundfile
-
-    clip, _ = soundfile.read(ROOT / "hbaf_edge/examples/turn2_anna.flac", dtype="float32")
-    clip = clip[:48_000]
-    runtime = HBAFRuntime(threads=threads)
-    stages: dict[str, list[float]] = {}
-    first = None
-    for _ in range(repeats):
-        chat = runtime.conversation()
-        for turn in range(10):
-            runtime.observe(text="And then we went home.", speaker="ab"[turn % 2], conversation=chat)
-        p = runtime.predict(clip, text=WORDS, speaker="a", conversation=chat, sample_rate=16_000)
-        if first is None:
-            first = p.timing["total"]
-            continue
-        for stage, ms in p.timing.items():
-            stages.setdefault(stage, []).append(ms)
-    return {"first_call_ms": round(first or np.nan, 2), "stages": {s: percentiles(v) for s, v in stages.items()}}
-
-
-def peak_memory(threads: int) -> float:
+def demo_peak_mb(threads: int) -> float:
     """MB that `hbaf-edge demo` needs at its peak."""
-    command = [sys.executable, "-m", "hbaf_edge", "demo", "--threads", str(threads)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert after > before, "an earlier child used more memory; run this first"
-    return after / 1e3
+    output = subprocess.check_output([sys.executable, "-c", DEMO, str(threads)], cwd=ROOT, text=True)
+    return float(output.splitlines()[-1])
 
 
-def installation() -> dict[str, float]:
-    """Wheel size, size of an environment that holds it alone, and seconds of `make demo` from a bare clone."""
+def installation() -> list[float]:
+    """MB of the wheel and of an environment that holds it alone, and seconds of `make demo` from a bare clone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(
-            [sys.executable, "-m", "build", "--wheel", "-o", folder, ROOT], check=True, stdout=subprocess.DEVNULL
-        )
+        build = [sys.executable, "-m", "build", "--wheel", "-o", str(folder), str(ROOT)]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         wheel = next(folder.glob("*.whl"))
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         subprocess.run([folder / "venv/bin/python", "-m", "pip", "install", "-q", f"{wheel}[cpu]"], check=True)
         packages = next((folder / "venv/lib").glob("python*/site-packages"))
         installed = sum(f.stat().st_size for f in packages.rglob("*") if f.is_file() and not f.is_symlink())
         subprocess.run(["git", "clone", "-q", ROOT, folder / "clone"], check=True)
-        started = time.perf_counter()
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith(("PIP_", "SSL_"))}
-        subprocess.run(["make", "demo"], cwd=folder / "clone", env=kept, check=True, stdout=subprocess.DEVNULL)
-        return {
-            "wheel_mb": wheel.stat().st_size / 1e6,
-            "install_mb": installed / 1e6,
-            "make_demo_s": time.perf_counter() - started,
-        }
+        allowed = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME") or k.startswith(("PIP_", "SSL_"))}
+        start = time.perf_counter()
+        subprocess.run(["make", "demo"], cwd=folder / "clone", env=allowed, check=True, stdout=subprocess.DEVNULL)
+        return [wheel.stat().st_size / 1e6, installed / 1e6, time.perf_counter() - start]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=101)
-    parser.add_argument("--install", action="store_true")
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    measured: dict[str, Any] = {"demo_peak_mb": peak_memory(given.threads)}
-    imports, loads = fresh(IMPORT, 11), fresh(LOAD.format(threads=given.threads), 7)
-    turn = latency(given.threads, given.repeats)
-    measured["import_s"], measured["load_s"] = percentiles(imports), percentiles(loads)
-    measured["predict_ms"] = turn["stages"]["total"]
-    if given.install:
-        measured.update(installation())
-    rows = []
-    for name, goal in GOALS.items():
-        if name in measured:
-            value = measured[name]
-            middle = value["p50"] if isinstance(value, dict) else value
-            spread = f"p90 {value['p90']:.3f}  p99 {value['p99']:.3f}" if isinstance(value, dict) else ""
-            rows.append((name, f"{middle:.3f}", spread, f"≤ {goal}", "yes" if middle <= goal else "NO"))
-    show(f"first look, {given.threads} threads", rows, ("what", "p50 or value", "spread", "goal", "met"))
-    show(
-        "a turn: 3 s of speech, 12 words, turn 10",
-        [(s, *(f"{v[p]:.2f}" for p in ("p50", "p90", "p99"))) for s, v in turn["stages"].items()],
-        ("stage, ms", "p50", "p90", "p99"),
-    )
-    finish(
-        "first_look",
-        {"machine": machine(), "threads": given.threads, "repeats": given.repeats, **measured, **turn, "goals": GOALS},
-        given.save,
-    )
+def first_look(bench: Bench, with_install: bool) -> list[Section]:
+    """Fresh starts and a turn's stages, as `hbaf-edge benchmark` measures them, and what of all that has a goal."""
+    start, turn = fresh_start(bench), stages(bench)
+    import_ms, load_ms = (series["p50"] for series in list(start.measures.values())[:2])
+    turn_ms = turn.measures["a turn"]["p50"]
+    values = [import_ms, load_ms, turn_ms, demo_peak_mb(bench.threads), *(installation() if with_install else [])]
+    measured = dict(zip(GOALS, values))
+    rows = [(name, rounded(value), verdict(value, "≤", GOALS[name])) for name, value in measured.items()]
+    measures = {name: single(value) for name, value in measured.items()}
+    goals = Section("first_look", "What a newcomer meets", ("what", "median or value", "goal"), rows, "", measures, "")
+    return [start, turn, goals]
+
+
+def main(
+    threads: Threads = 2,
+    repeats: Repeats = 101,
+    install: Annotated[bool, typer.Option("--install", help="also wheel, install size and make demo")] = False,
+    report: ReportFolder = None,
+    save: Save = False,
+) -> int:
+    bench = Bench([None], threads, "cpu", repeats)
+    new = Report("hbaf-edge: a first look", {"threads": threads, "repeats": repeats})
+    return conclude("first_look", new, [("first look", partial(first_look, bench, install))], save, report, bench)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

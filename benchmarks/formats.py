@@ -3,12 +3,11 @@
     python -m benchmarks.formats --save        # needs the extra `av`
 
 A pair counts as read where its length is right to within a fifth of a second and its log-mel spectrogram agrees with
-the original's (correlation, best of a few frames' shift, below the telephone band's 3.4 kHz). The last line is JSON.
+the original's (correlation, best of a few frames' shift, below the telephone band's 3.4 kHz).
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 from typing import Any, NamedTuple
 
@@ -16,9 +15,11 @@ import av
 import numpy as np
 import soundfile
 
-from benchmarks.report import finish, show
+from benchmarks.report import Save, conclude, run
 from hbaf_edge.audio import SAMPLE_RATE, load_audio
-from hbaf_edge.bench.speech import sound
+from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.series import single
+from hbaf_edge.bench.turns import speech
 from hbaf_edge.errors import InputError
 from hbaf_edge.mel import log_mel
 
@@ -85,55 +86,55 @@ def encode(pair: Pair, samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def likeness(found: np.ndarray, original: np.ndarray, most: int = 12) -> float:
+def likeness(decoded: np.ndarray, original: np.ndarray, most: int = 12) -> float:
     """Correlation of two log-mel spectrograms, the best of up to so many frames' shift either way."""
-    a, b = log_mel(found)[:TELEPHONE_BINS], log_mel(original)[:TELEPHONE_BINS]
+    a, b = log_mel(decoded)[:TELEPHONE_BINS], log_mel(original)[:TELEPHONE_BINS]
     frames = min(a.shape[1], b.shape[1]) - most
     pairs = [(a[:, i:], b) for i in range(most)] + [(a, b[:, i:]) for i in range(1, most)]
     return max(float(np.corrcoef(x[:, :frames].ravel(), y[:, :frames].ravel())[0, 1]) for x, y in pairs)
 
 
-def judge(pair: Pair, speech: dict[int, np.ndarray]) -> dict[str, Any]:
-    """Write and read one pair."""
-    original = load_audio(speech[pair.rate], pair.rate)
-    row: dict[str, Any] = {"container": pair.container, "codec": pair.codec, "rate": pair.rate}
+def read_back(pair: Pair, clips: dict[int, np.ndarray]) -> dict[str, Any]:
+    """Write one pair and read it: "read", and "likeness", "seconds_off" and "warnings", or "error"."""
+    original = load_audio(clips[pair.rate], pair.rate)
     try:
-        heard = load_audio(encode(pair, speech[pair.rate]))
+        decoded = load_audio(encode(pair, clips[pair.rate]))
     except InputError as error:
-        return {**row, "read": False, "why": str(error)}
-    alike = likeness(heard.samples, original.samples)
-    off = heard.seconds - original.seconds
-    read = alike >= LEAST_LIKENESS and abs(off) <= SECONDS_OFF and not heard.warnings
-    return {**row, "read": read, "likeness": round(alike, 3), "seconds_off": round(off, 3), "warnings": heard.warnings}
+        return {"read": False, "error": str(error)}
+    alike = likeness(decoded.samples, original.samples)
+    off = decoded.seconds - original.seconds
+    is_read = alike >= LEAST_LIKENESS and abs(off) <= SECONDS_OFF and not decoded.warnings
+    return {"read": is_read, "likeness": alike, "seconds_off": off, "warnings": decoded.warnings}
 
 
 def example(rates: set[int]) -> dict[int, np.ndarray]:
     """Three seconds of the example's speech at each rate."""
     import soxr
 
-    speech = sound(3.0)
-    return {rate: np.asarray(soxr.resample(speech, SAMPLE_RATE, rate), np.float32) for rate in rates}
+    clip = speech(3.0)
+    return {rate: np.asarray(soxr.resample(clip, SAMPLE_RATE, rate), np.float32) for rate in rates}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save", action="store_true")
-    save = parser.parse_args().save
-    speech = example({pair.rate for pair in PAIRS})
-    found = [judge(pair, speech) for pair in PAIRS]
-    rows = [
-        (f["container"], f["codec"], f"{f['rate']:,}", "yes" if f["read"] else "NO", f"{f.get('likeness', 0):.3f}",
-         f"{f.get('seconds_off', 0):+.3f}") for f in found
+def section() -> Section:
+    """All pairs."""
+    clips = example({pair.rate for pair in PAIRS})
+    results = [read_back(pair, clips) for pair in PAIRS]
+    rows: list[list[Cell]] = [
+        [pair.container, pair.codec, pair.rate, "yes" if r["read"] else "NO", r.get("likeness"), r.get("seconds_off"),
+         r.get("error") or "; ".join(r["warnings"])] for pair, r in zip(PAIRS, results)
     ]  # fmt: skip
-    show("containers and codecs", rows, ("container", "codec", "Hz", "read", "likeness", "seconds off"))
-    versions = {
-        "libsndfile": soundfile.__libsndfile_version__,
-        "soundfile": soundfile.__version__,
-        "av": av.__version__,
-    }
-    result = {"read": sum(f["read"] for f in found), "pairs": len(PAIRS), "versions": versions, "found": found}
-    finish("formats", result, save)
+    count = sum(r["read"] for r in results)
+    head = ("container", "codec", "Hz", "read", "likeness", "seconds off", "why not")
+    return Section("formats", "Containers and codecs", head, rows, f"{count} of {len(PAIRS)} pairs are read.",
+                   {"pairs read": single(count)}, "pairs", "higher")  # fmt: skip
+
+
+def main(save: Save = False) -> int:
+    versions = {"libsndfile": soundfile.__libsndfile_version__, "soundfile": soundfile.__version__,
+                "av": av.__version__}  # fmt: skip
+    report = Report("hbaf-edge: audio formats", versions)
+    return conclude("formats", report, [("containers and codecs", section)], save)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -48,7 +48,7 @@ On the machine with the GPU:
 The step rtx needs tensorrt-rtx there, whose libraries are larger than a part may be."""
 PYTEST = ("-m", "pytest", "-vv", "--tb=short", "--noconftest", "--continue-on-collection-errors", "-m")
 KERNEL_TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("step", "layer", "node", "sequence", "dialogue"))
-LAUNCHER_TESTS = ("tests/hbaf_edge/gpu/test_device.py",)
+LAUNCHER_TESTS = ("tests/hbaf_edge/cuda/test_device.py",)
 TEXTS = ("hello there", "i am fine", "no way", "what a day", "yes", "well, i never", "go away", "how lovely")
 
 HELP = (__doc__ or "").replace("\n\npython", "\n\n\b\npython")  # \b keeps lines as they are
@@ -264,7 +264,7 @@ def rtx() -> None:
     """Step: whether an engine of TensorRT-RTX, which is made for desktop cards, is built and loads here."""
     from onnx import TensorProto, helper
 
-    from hbaf_edge.gpu.build import build, library
+    from hbaf_edge.backends.cuda.build import build, library
 
     shape = [helper.make_tensor_value_info(n, TensorProto.FLOAT, (16, 16)) for n in ("x", "y")]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "graph", shape[:1], shape[1:])

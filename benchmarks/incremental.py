@@ -1,270 +1,228 @@
-"""Does a turn cost the same however long the conversation is, and what does recomputing it cost?
+"""Does a turn cost the same however long the conversation is, while it is spoken, and beside many others?
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental                   # all but the long runs, about 3 minutes
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental --long --save     # also threads and memory, about 10
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental                   # about a minute
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental --long --save     # also threads and memory, about 8
 
-Ratios are of medians within one run, the two sides taking turns. Recomputing is what a runtime without state would do:
-the same graphs on the same ONNX Runtime, and HBAF in PyTorch (needs the training extra). The last line is JSON.
+Sides are interleaved, and ratios are of medians. What recomputing earlier turns would cost instead is measured by
+benchmarks/peers.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import soundfile
+import typer
 from numpy.typing import NDArray
 
-from benchmarks.many import memory, threads_on_one
-from benchmarks.report import finish, percentiles, show
-from hbaf_edge import Conversation, HBAFRuntime
-from hbaf_edge.bench.speech import RATE, WORDS, sound
-from hbaf_edge.features import extract
-from hbaf_edge.judge import Clock
-from hbaf_edge.live import LiveTurn
-from hbaf_edge.machine import machine
+from benchmarks import insides
+from benchmarks.report import Repeats, ReportFolder, Save, conclude, run, verdict
+from hbaf_edge import HBAFRuntime, LiveTurn
+from hbaf_edge.bench.document import Cell, Report, Section, measures_of, percentile_rows
+from hbaf_edge.bench.scenes import PERCENTILES
+from hbaf_edge.bench.series import Series, by_stage, in_turn, ratio, rounded, single, timed
+from hbaf_edge.bench.turns import RATE, TEXT, Bench, past_turns, speech, turn_of
+from hbaf_edge.stats import resident_mb
 
-REACH = 94  # turns that a result can depend on: 3 (W - 1) + 1
-WINDOW = 32
-GOALS = {
-    "turn 1,000 against turn 33, whole predict": "≤ 1.05",
-    "turn 1,000 against turn 33, dialogue scope": "≤ 1.05",
-    "dialogue scope and head, ms": "≤ 1.0",
-    "utterance scope, 3 s and 12 words, ms": "≤ 5",
-    "full fusion pass over 94 turns against one step": "≥ 20",
-    "the same pass in PyTorch against one step": "",
-    "encoding and running the last 32 turns again, against one turn": "≥ 15",
-    "the same in PyTorch against one turn": "≥ 25",
-    "16 threads on one runtime against two processes, turns a second": "≥ 0.9",
-    "MB that 20,000 turns over 200 conversations add": "≤ 5",
-}
+LENGTHS = (1, 3, 5, 10, 20)  # seconds of speech
+CHUNK = RATE // 50  # samples of 20 ms
+WITH_GOAL = (*PERCENTILES, "goal")
 
 
-def talked(runtime: HBAFRuntime, turns: int) -> Conversation:
-    """A conversation of so many turns, one in four with sound."""
-    chat, voice = runtime.conversation(), sound(1.0)
-    for n in range(turns):
-        heard: dict[str, Any] = {"audio": voice, "sample_rate": RATE} if n % 4 == 0 else {}
-        runtime.observe(text=f"And then we went home, {n} times.", speaker="ab"[n % 2], conversation=chat, **heard)
-    return chat
+def rows_with_goals(measured: dict[str, Series], goals: dict[str, float]) -> list[Sequence[Cell]]:
+    """A row of percentiles for each, and whether its median is at most its goal."""
+    verdicts = [verdict(series.p50, "≤", goals.get(name)) for name, series in measured.items()]
+    return [(*row, verdict_) for row, verdict_ in zip(percentile_rows(measured), verdicts)]
 
 
-def alternately(repeats: int, *sides: Callable[[], float]) -> list[dict[str, float]]:
-    """Milliseconds of each side, the sides taking turns; the first of each is thrown away."""
-    found: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats + 1):
-        for values, side in zip(found, sides):
-            values.append(side())
-    return [percentiles(values[1:]) for values in found]
+def depth(bench: Bench) -> Section:
+    """The same turn as number 33 and as number 1,000."""
+    runtime = bench.runtime()
+    chats = {f"{turn:,}": past_turns(runtime, turn - 1, audio_every=4) for turn in (33, 1000)}
+    timings = in_turn(bench.repeats, {n: turn_of(runtime, past=chat) for n, chat in chats.items()}, bench.step)
+    titles = {"total": "whole", "dialogue": "dialogue scope"}
+    series = {f"turn {n}, {titles[stage]}": by_stage(timings[n])[stage] for n in chats for stage in titles}
+    rows = rows_with_goals(series, {})
+    for stage, title in titles.items():
+        early, late = ([timing[stage] for timing in timings[n]] for n in chats)
+        times = ratio(late, early)["p50"]
+        rows.append((f"turn 1,000 ÷ turn 33, {title}", times, *[None] * 4, verdict(times, "≤", 1.05)))
+    states = " and ".join(f"{chat.nbytes:,}" for chat in chats.values())
+    return Section("depth", "A turn by its number, ms", ("what", *WITH_GOAL), rows,
+                   f"The state of the two conversations is {states} bytes.", measures_of(series))  # fmt: skip
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Milliseconds."""
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
+def fusion(bench: Bench) -> Section:
+    """Both scopes by themselves, on one thread, in turn 94: as far as a result can depend on earlier turns."""
+    step, _ = insides.fusion(bench.runtime(1), 94)
+    stages = by_stage(in_turn(bench.repeats, {"step": step}, bench.step)["step"])
+    series = {"utterance scope": stages["utterance"], "dialogue scope and head": stages["dialogue"]}
+    rows = rows_with_goals(series, {"utterance scope": 5.0, "dialogue scope and head": 1.0})
+    return Section("fusion", "Fusion of a turn alone, one thread, ms", ("what", *WITH_GOAL), rows,
+                   "Encoder states of 3 s and twelve words are at hand.", measures_of(series))  # fmt: skip
 
 
-def depth(runtime: HBAFRuntime, repeats: int) -> dict[str, Any]:
-    """A turn as number 33 and as number 1,000, by turns."""
-    early, late = talked(runtime, 32), talked(runtime, 999)
-    voice = sound(3.0)
-    stages: dict[str, list[dict[str, float]]] = {"early": [], "late": []}
-
-    def turn(name: str, chat: Conversation) -> float:
-        p = runtime.predict(voice, text=WORDS, speaker="a", conversation=chat.fork(), sample_rate=RATE)
-        stages[name].append(p.timing)
-        return p.timing["total"]
-
-    whole = alternately(repeats, lambda: turn("early", early), lambda: turn("late", late))
-    scope = {name: percentiles([t["dialogue"] for t in found[1:]]) for name, found in stages.items()}
-    return {
-        "turn_33": whole[0],
-        "turn_1000": whole[1],
-        "dialogue_33": scope["early"],
-        "dialogue_1000": scope["late"],
-        "state_bytes": [early.nbytes, late.nbytes],
-    }
-
-
-def fusion(runtime: HBAFRuntime, repeats: int) -> dict[str, Any]:
-    """Fusion alone, encoder states at hand: one step, and all of the 94 turns that a result can depend on."""
-    judge = runtime._ready()
-    clock = Clock()
-    encoded = judge.encode(extract(sound(3.0), RATE, WORDS, judge.tokeniser), clock)
-    chat = talked(runtime, REACH)
-    scopes: dict[str, list[float]] = {"utterance": [], "dialogue": []}
-
-    def step() -> float:
-        clock = Clock()
-        judge.estimate(encoded, chat, "a", clock, commit=False)
-        times = clock.stages()
-        for name, values in scopes.items():
-            values.append(times[name])
-        return times["total"]
-
-    def again() -> None:
-        new = runtime.conversation()
-        for n in range(REACH):
-            judge.estimate(encoded, new, "ab"[n % 2], Clock())
-
-    one, full = alternately(max(5, repeats // 10), lambda: float(np.median([step() for _ in range(20)])),
-                            lambda: timed(again))  # fmt: skip
-    return {"step": one, "pass_of_94": full, **{name: percentiles(values[20:]) for name, values in scopes.items()}}
-
-
-def again(runtime: HBAFRuntime, repeats: int) -> dict[str, Any]:
-    """One incremental turn against encoding and running the last 32 again."""
-    chat, voice = talked(runtime, WINDOW), sound(3.0)
-
-    def predict(conversation: Conversation, n: int = 0) -> None:
-        runtime.predict(voice, text=WORDS, speaker="ab"[n % 2], conversation=conversation, sample_rate=RATE)
-
-    def everything() -> None:
-        new = runtime.conversation()
-        for n in range(WINDOW):
-            predict(new, n)
-
-    one, all_ = alternately(max(5, repeats // 10), lambda: float(np.median([timed(lambda: predict(chat.fork()))
-                            for _ in range(5)])), lambda: timed(everything))  # fmt: skip
-    return {"turn": one, "last_32_again": all_}
-
-
-def in_torch(threads: int, repeats: int) -> dict[str, Any]:
-    """The same model in PyTorch: the fusion pass over 94 turns on encoder states, and all of the last 32 turns."""
-    import torch
-
-    from hbaf_edge.bundle import load_bundle
-    from training.config import TrainConfig
-    from training.corpora.records import Dialogue, Utterance
-    from training.from_bundle import restore
-    from training.learner import Learner
-    from training.material import Material
-
-    torch.set_num_threads(threads)
-    learner = Learner(*restore(load_bundle(None))).eval()
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        clip = Path(folder) / "clip.wav"
-        soundfile.write(clip, sound(3.0), RATE)
-        turns = tuple(Utterance(WORDS, 0, "ab"[n % 2], clip) for n in range(REACH))
-        shown = Material(learner, TrainConfig(), cached=False).shown(Dialogue("d", "test", turns), "audio+text")
-        batch = learner.batch([shown])
-        few = max(5, repeats // 10)
-        fused, whole = alternately(
-            few, lambda: timed(lambda: learner.hbaf(batch)), lambda: timed(lambda: learner.output([shown[-WINDOW:]]))
-        )
-    return {"pass_of_94": fused, "last_32_again": whole}
-
-
-def end_of_speech(runtime: HBAFRuntime, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds from the last chunk to the result, words at hand, by length of the utterance."""
-    found = {}
-    for seconds in (1, 3, 5, 10, 20):
-        chat, values = talked(runtime, 10), []
-        for _ in range(max(11, repeats // 3)):
-            turn = runtime.begin(speaker="a", conversation=chat.fork())
-            fed(turn, sound(seconds))
-            time.sleep(0.03)  # as long as a chunk and a half: what was fed before has been taken in by then
-            values.append(turn.finish(text=WORDS).timing["total"])
-        found[f"{seconds} s"] = percentiles(values[1:])
-    return found
-
-
-def fed(turn: LiveTurn, voice: NDArray[np.float32], pause: float = 0.0) -> list[float]:
-    """Milliseconds that each 20 ms chunk took to feed."""
-    found = []
-    for start in range(0, len(voice), RATE // 50):
-        found.append(timed(partial(turn.feed, voice[start : start + RATE // 50], RATE)))
+def feed(turn: LiveTurn, audio: NDArray[np.float32], pause: float = 0.0) -> list[float]:
+    """Milliseconds that each chunk of 20 ms takes to feed, with a pause of so many seconds behind each."""
+    times = []
+    for start in range(0, len(audio), CHUNK):
+        times.append(timed(partial(turn.feed, audio[start : start + CHUNK], RATE)))
         time.sleep(pause)
-    return found
+    return times
 
 
-def feeding(runtime: HBAFRuntime, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds that feeding 20 ms of sound takes an audio callback: alone, and while another thread predicts."""
-    voice, others, over = sound(3.0), runtime.conversation(), threading.Event()
+def end_of_speech(bench: Bench) -> Section:
+    """From the last chunk to the result, the text at hand, by length of the utterance."""
+    runtime = bench.runtime()
+    chat = past_turns(runtime, 10)
+
+    def finish(seconds: float) -> float:
+        turn = runtime.begin(speaker="a", conversation=chat.fork())
+        feed(turn, speech(seconds))
+        time.sleep(0.03)  # a chunk and a half: what was fed before has been processed by then
+        return turn.finish(text=TEXT).timing["total"]
+
+    times = in_turn(bench.some(0.33, 11), {f"{s} s": partial(finish, s) for s in LENGTHS}, bench.step)
+    series = {name: Series.of(values) for name, values in times.items()}
+    return Section("end_of_speech", "End of speech to result, ms", ("fed as it is spoken", *WITH_GOAL),
+                   rows_with_goals(series, {"3 s": 30.0}), "", measures_of(series))  # fmt: skip
+
+
+def feeding(bench: Bench) -> Section:
+    """How long feeding 20 ms of audio holds up an audio callback: alone, and while another thread predicts."""
+    runtime, audio, is_over = bench.runtime(), speech(3.0), threading.Event()
 
     def listen() -> list[float]:
-        found = []
-        for _ in range(max(3, repeats // 20)):
+        times = []
+        for _ in range(bench.some(0.05, 3)):
             turn = runtime.begin(speaker="a", conversation=runtime.conversation())
-            found += fed(turn, voice, pause=0.01)
+            times += feed(turn, audio, pause=0.01)
             turn.cancel()
-        return found
+            bench.step()
+        return times
 
-    def chatter() -> None:
-        while not over.is_set():
-            runtime.predict(voice, text=WORDS, speaker="b", conversation=others, sample_rate=RATE)
+    def predict() -> None:
+        turn = turn_of(runtime)
+        while not is_over.is_set():
+            turn()
 
-    alone = percentiles(listen())
-    neighbour = threading.Thread(target=chatter)
+    alone = Series.of(listen())
+    neighbour = threading.Thread(target=predict)
     neighbour.start()
-    beside = percentiles(listen())
-    over.set()
-    neighbour.join()
-    return {"alone": alone, "beside a predict": beside}
+    try:
+        series = {"alone": alone, "while another thread predicts": Series.of(listen())}
+    finally:
+        is_over.set()
+        neighbour.join()
+    return Section("feeding", "Feeding 20 ms of audio, ms", ("what", *PERCENTILES), percentile_rows(series), "",
+                   measures_of(series))  # fmt: skip
 
 
-def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """Of medians, by the names of GOALS."""
-    depth_, fusion_, again_ = found["depth"], found["fusion"], found["again"]
-    values = {
-        "turn 1,000 against turn 33, whole predict": depth_["turn_1000"]["p50"] / depth_["turn_33"]["p50"],
-        "turn 1,000 against turn 33, dialogue scope": depth_["dialogue_1000"]["p50"] / depth_["dialogue_33"]["p50"],
-        "dialogue scope and head, ms": fusion_["dialogue"]["p50"],
-        "utterance scope, 3 s and 12 words, ms": fusion_["utterance"]["p50"],
-        "full fusion pass over 94 turns against one step": fusion_["pass_of_94"]["p50"] / fusion_["step"]["p50"],
-        "encoding and running the last 32 turns again, against one turn": again_["last_32_again"]["p50"]
-        / again_["turn"]["p50"],
-    }
-    if "torch" in found:
-        torch = found["torch"]
-        values["the same pass in PyTorch against one step"] = torch["pass_of_94"]["p50"] / fusion_["step"]["p50"]
-        values["the same in PyTorch against one turn"] = torch["last_32_again"]["p50"] / again_["turn"]["p50"]
-    if "threads" in found:
-        rates = found["threads"]["one_runtime_turns_per_s"], found["threads"]["two_processes_turns_per_s"]
-        values["16 threads on one runtime against two processes, turns a second"] = rates[0] / rates[1]
-        grown = found["memory"]["at_the_end_mb"] - found["memory"]["windows_full_mb"]
-        values["MB that 20,000 turns over 200 conversations add"] = grown
-    return {name: round(value, 3) for name, value in values.items()}
+def converse(runtime: HBAFRuntime, place: int, turns: int) -> list[str | None]:
+    """The labels of conversation number `place`: text, and in one turn of eight a second of audio."""
+    chat, labels = runtime.conversation(), []
+    for n in range(turns):
+        audio: dict[str, Any] = {"audio": speech(1.0), "sample_rate": RATE} if (place + n) % 8 == 0 else {}
+        text = f"Conversation {place}, and then we went home {n} times."
+        labels.append(runtime.predict(text=text, speaker="ab"[n % 2], conversation=chat, **audio).label)
+    return labels
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=101)
-    parser.add_argument("--long", action="store_true", help="also 16 threads, and 20,000 turns")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    with HBAFRuntime(threads=1) as one, HBAFRuntime(threads=2) as two:
-        one.warmup()
-        two.warmup()
-        found: dict[str, Any] = {
-            "fusion": fusion(one, given.repeats),
-            "depth": depth(two, given.repeats),
-            "again": again(two, given.repeats),
-            "end_of_speech": end_of_speech(two, given.repeats),
-            "feeding": feeding(two, given.repeats),
-        }
-    if not given.no_torch:
-        found["torch"] = in_torch(2, given.repeats)
-    if given.long:
-        found["threads"], found["memory"] = threads_on_one(), memory()
-    found["ratios"] = ratios(found)
-    rows = [(name, f"{value:.2f}", GOALS[name]) for name, value in found["ratios"].items()]
-    show("incremental inference", rows, ("what", "measured", "goal"))
-    for title, key in (("end of speech to result, ms", "end_of_speech"), ("feeding 20 ms of sound, ms", "feeding")):
-        spread = [(name, *(f"{v[p]:.3f}" for p in ("p50", "p90", "p99"))) for name, v in found[key].items()]
-        show(title, spread, ("what", "p50", "p90", "p99"))
-    threads = {"fusion": 1, "depth, again, end_of_speech, feeding, torch": 2}
-    finish("incremental", {"machine": machine(), "threads_used": threads, **found, "goals": GOALS}, given.save)
+PROCESS = (
+    "import time; from benchmarks.incremental import *; r = HBAFRuntime(threads=1); r.warmup(); print('ready'); "
+    "import sys; sys.stdout.flush(); input(); t = time.perf_counter(); "
+    "[converse(r, p, {turns}) for p in range({first}, {last})]; print(time.perf_counter() - t)"
+)
+
+
+def threads(conversations: int = 16, turns: int = 200) -> Section:
+    """Conversations on as many threads of one runtime, against half of them in each of two processes."""
+    runtime = HBAFRuntime(threads=1)
+    runtime.warmup()
+    serial = [converse(runtime, place, turns) for place in range(conversations)]
+    labels: dict[int, list[str | None]] = {}
+
+    def work(place: int) -> None:
+        labels[place] = converse(runtime, place, turns)
+
+    workers = [threading.Thread(target=work, args=(place,)) for place in range(conversations)]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    together = conversations * turns / (time.perf_counter() - start)
+    half = conversations // 2
+    scripts = [PROCESS.format(turns=turns, first=first, last=first + half) for first in (0, half)]
+    apart = sum(half * turns / seconds for seconds in in_processes(scripts))
+    is_equal = [labels[place] for place in range(conversations)] == serial
+    rows = [
+        (f"{conversations} threads on one runtime, turns/s", rounded(together), None),
+        ("two processes of one thread, turns/s", rounded(apart), None),
+        ("the first ÷ the second", rounded(together / apart), verdict(together / apart, "≥", 0.9)),
+    ]
+    measures = {"one runtime": single(together), "two processes": single(apart)}
+    return Section("many_threads", "Many conversations at once", ("what", "value", "goal"), rows,
+                   f"Labels equal those of one conversation after the other: {'yes' if is_equal else 'NO'}.",
+                   measures, "turns/s", "higher")  # fmt: skip
+
+
+def in_processes(scripts: Sequence[str]) -> list[float]:
+    """Start a process for each script, let all begin together once they are ready, and read the number each prints."""
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen([sys.executable, "-c", s], stdin=pipe, stdout=pipe, text=True) for s in scripts]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [float(process.communicate()[0]) for process in processes]
+
+
+def memory(turns: int = 20_000, conversations: int = 200) -> Section:
+    """Resident MB once every conversation's window is full, and at the end.
+
+    Until then memory grows by design: a new conversation's rings are touched slot by slot.
+    """
+    runtime = HBAFRuntime(threads=2)
+    runtime.warmup()
+    chats = [runtime.conversation() for _ in range(conversations)]
+    clips, sizes = [speech(seconds) for seconds in (0.5, 1.0, 2.0)], []
+    for n in range(turns):
+        audio: dict[str, Any] = {"audio": clips[n % 3], "sample_rate": RATE} if n % 16 == 0 else {}
+        runtime.observe(text=f"And then, {n}.", speaker="ab"[n % 2], conversation=chats[n % conversations], **audio)
+        if n in (2 * turns // 5, turns - 1):
+            sizes.append(resident_mb() or 0.0)
+    full, end = sizes
+    rows = [("windows full", full, None), ("at the end", end, None),
+            ("added", rounded(end - full), verdict(end - full, "≤", 5))]  # fmt: skip
+    return Section("long_memory", f"Resident memory over {turns:,} turns of {conversations} conversations, MB",
+                   ("what", "MB", "goal"), rows, "", {"at the end": single(end)}, "MB")  # fmt: skip
+
+
+def main(
+    repeats: Repeats = 101,
+    is_long: Annotated[bool, typer.Option("--long", help="also 16 threads, and 20,000 turns")] = False,
+    report: ReportFolder = None,
+    save: Save = False,
+) -> int:
+    bench = Bench([None], 2, "cpu", repeats)
+    work: list[tuple[str, Callable[[], Section]]] = [
+        (scene.__name__.replace("_", " "), partial(scene, bench)) for scene in (depth, fusion, end_of_speech, feeding)
+    ]
+    if is_long:
+        work += [("threads", threads), ("memory", memory)]
+    settings = {"threads": bench.threads, "repeats": repeats}
+    return conclude("incremental", Report("hbaf-edge: incremental inference", settings), work, save, report, bench)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

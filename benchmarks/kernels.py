@@ -22,6 +22,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.layers import E, by_kernels, in_torch, made_layer, made_step
 from benchmarks.report import RESULTS, Save, finish, run, show
 from hbaf_edge.machine import machine
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate, weigh
@@ -30,7 +31,6 @@ from kernels.ring import Ring, Step, StepWeights, distances, step_reference
 STEPS = [(b, 32, 256) for b in (1, 8, 64, 512, 4096)] + [(1, w, 256) for w in (8, 128)] + \
     [(1, 32, 128), (1, 32, 512), (64, 32, 128), (64, 32, 512)]  # fmt: skip
 SEQUENCES = {"32 dialogues of 64 turns": (32, 64, 64), "64 utterances, 150 frames on 64 tokens": (64, 150, 64)}
-E = 64  # width of a head; d is that many times the heads
 # Makers' figures, GB/s: NVIDIA's data sheets of the modules.
 BOARDS = {"Orin Nano 8 GB": 68.0, "Orin Nano Super": 102.0, "Orin AGX 64 GB": 204.8, "Thor T5000": 273.0}
 # Bytes of inputs that take turns. An H200's L2 cache holds 50 MB; of a layer's two sets of weights, each way reads one.
@@ -54,24 +54,6 @@ def step_bytes(batch: int, window: int, d: int, size: int = 2) -> int:
 def step_operations(batch: int, window: int, d: int) -> int:
     """Multiplications and additions of a step: two queries on each memory, and two gates."""
     return batch * (2 * 2 * 2 * 2 * (window + 1) * d + 2 * 2 * 2 * E * d)
-
-
-def made_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> tuple[Step, Ring, StepWeights]:
-    """One turn of each of `batch` conversations with full rings."""
-    heads = d // E
-    r = partial(torch.randn, dtype=dtype, device=device)
-    given = Step(
-        r(batch, 2, 2, heads, E), r(batch, 2, 2, heads, E),
-        torch.arange(batch, dtype=torch.int32, device=device),
-        torch.full((batch,), 100, dtype=torch.int32, device=device),
-        torch.full((batch, window), 3, dtype=torch.uint8, device=device),
-        torch.full((batch,), 3, dtype=torch.uint8, device=device),
-    )  # fmt: skip
-    weights = StepWeights(
-        torch.randn(2, heads, window, 3, device=device), r(2, heads, 2 * E), r(2, heads), r(2, heads, E, 2 * E),
-        r(2, heads, E),
-    )  # fmt: skip
-    return given, Ring(r(batch, window, 2, heads, E), r(batch, window, 2, heads, E)), weights
 
 
 def attention_twice(given: Step, ring: Ring, weights: StepWeights) -> Tensor:
@@ -199,7 +181,6 @@ def bandwidth() -> float:
 
 def measured(quick: bool) -> dict[str, Any]:
     """Everything that needs a GPU."""
-    from benchmarks.layers import by_kernels, in_torch, made_layer
     from kernels.sequence import gate
     from kernels.step import step
 

@@ -5,17 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import E, made_step
 from kernels.gate import SWITCH
 from kernels.layer import LayerWeights, layer, weights_of
-from kernels.ring import Ring, Step, distances
+from kernels.ring import Ring, Step, StepWeights, distances
 from training.config import ModelConfig
 from training.layers import FusionLayer, OrderBias, Slots
+
+E = 64  # width of a head; d is that many times the heads
+
+
+def made_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> tuple[Step, Ring, StepWeights]:
+    """One turn of each of `batch` conversations with full rings."""
+    heads = d // E
+    r = partial(torch.randn, dtype=dtype, device=device)
+    given = Step(
+        r(batch, 2, 2, heads, E), r(batch, 2, 2, heads, E),
+        torch.arange(batch, dtype=torch.int32, device=device),
+        torch.full((batch,), 100, dtype=torch.int32, device=device),
+        torch.full((batch, window), 3, dtype=torch.uint8, device=device),
+        torch.full((batch,), 3, dtype=torch.uint8, device=device),
+    )  # fmt: skip
+    weights = StepWeights(
+        torch.randn(2, heads, window, 3, device=device), r(2, heads, 2 * E), r(2, heads), r(2, heads, E, 2 * E),
+        r(2, heads, E),
+    )  # fmt: skip
+    return given, Ring(r(batch, window, 2, heads, E), r(batch, window, 2, heads, E)), weights
 
 
 class Layer(NamedTuple):

@@ -9,24 +9,19 @@ rows are computed, not measured, and the ratio of computed to measured on this m
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from benchmarks import peer_models
 from benchmarks.counted import Count, count, multiplier
-from benchmarks.report import RESULTS
-from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench import page
-from hbaf_edge.bench.command import finish, measure
+from benchmarks.report import Repeats, ReportFolder, Save, Threads, conclude, run
 from hbaf_edge.bench.document import Cell, Report, Section
-from hbaf_edge.bench.series import Series, certain, in_turn, rounded, timed
-from hbaf_edge.bench.turns import turn_of
+from hbaf_edge.bench.series import Series, by_stage, in_turn, rounded, single, timed
+from hbaf_edge.bench.turns import Bench, turn_of
 from hbaf_edge.bundle import load_bundle
 
 STAGES = {"audio": "encoder: audio", "text": "encoder: text", "utterance": "fusion: utterance scope",
@@ -83,7 +78,7 @@ def computed(counts: Mapping[str, Count], board: Board, reached: float) -> float
 
 
 class Measured(NamedTuple):
-    """What a run has found.
+    """What a run has measured.
 
     Attributes:
         integer, floating: operations a second of large products.
@@ -100,38 +95,31 @@ class Measured(NamedTuple):
     threads: int
 
 
-def sections(threads: int, repeats: int, step: Callable[[], object] = lambda: None) -> list[Section]:
+def sections(bench: Bench, rounds: int) -> list[Section]:
     """What limits a turn here, and what other machines should give."""
-    found = measured({INT8: None, FLOAT32: peer_models.float32_bundle()}, threads, repeats, step)
-    return [here(found), others(found)]
+    measured = measure({INT8: None, FLOAT32: peer_models.float32_bundle()}, bench.threads, rounds, bench.step)
+    return [here(measured), others(measured)]
 
 
-def measured(
-    bundles: Mapping[str, Path | None], threads: int, repeats: int, step: Callable[[], object] = lambda: None
+def measure(
+    bundles: Mapping[str, Path | None], threads: int, rounds: int, step: Callable[[], object] = lambda: None
 ) -> Measured:
-    """Turns, products and copies, taking turns."""
-    times: dict[str, dict[str, list[float]]] = {}
-    sides: dict[str, Callable[[], float]] = {}
-    for name, path in bundles.items():
-        runtime = HBAFRuntime(path, threads=threads)
-        runtime.warmup()
-        sides[name] = partial(_turn, turn_of(runtime, past=32), times.setdefault(name, {}))
+    """Turns, products and copies, interleaved."""
+    bench = Bench([*bundles.values()], threads, "cpu", rounds)
+    sides = {n: partial(_second, turn_of(bench.runtime(bundle=i), past=32)) for i, n in enumerate(bundles)}
     rates = {"integer": multiplier(True, threads), "floating": multiplier(False, threads), "copied": copier()}
-    found = in_turn(repeats, {**sides, **rates}, step)
-    middle = {name: float(np.median(found[name])) for name in rates}
+    results: dict[str, list[Any]] = in_turn(rounds, {**sides, **rates}, step)
+    medians = {name: float(np.median(results[name])) for name in rates}
     return Measured(
-        **middle, counts={name: count(load_bundle(path)) for name, path in bundles.items()}, threads=threads,
-        times={n: {stage: Series.of(ms[1:]) for stage, ms in stages.items()} for n, stages in times.items()},
+        **medians, counts={name: count(load_bundle(path)) for name, path in bundles.items()}, threads=threads,
+        times={name: by_stage(results[name]) for name in sides},
     )  # fmt: skip
 
 
-def _turn(turn: Callable[[], dict[str, float]], times: dict[str, list[float]]) -> float:
-    """A turn whose stages are noted: the second of two, since the sides between have emptied the caches."""
+def _second(turn: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The second of two turns: the sides between have emptied the caches."""
     turn()
-    timing = turn()
-    for stage, ms in timing.items():
-        times.setdefault(stage, []).append(ms)
-    return timing["total"]
+    return turn()
 
 
 def copier(size: int = 1 << 26) -> Callable[[], float]:
@@ -140,10 +128,10 @@ def copier(size: int = 1 << 26) -> Callable[[], float]:
     return lambda: 2 * size / timed(lambda: np.copyto(target, source)) / 1e6
 
 
-def here(found: Measured) -> Section:
+def here(measured: Measured) -> Section:
     """The default model against what this machine reaches."""
-    counts, times = found.counts[INT8], found.times[INT8]
-    least = limit(counts, found.integer, found.floating)
+    counts, times = measured.counts[INT8], measured.times[INT8]
+    least = limit(counts, measured.integer, measured.floating)
     rows: list[list[Cell]] = [
         [STAGES[n], rounded(c.integer / 1e6), rounded(c.floating / 1e6), rounded(c.weights / 1e6), c.nodes,
          rounded(least[n]), rounded(times[n].p50), rounded(least[n] / times[n].p50)] for n, c in counts.items()
@@ -154,65 +142,58 @@ def here(found: Measured) -> Section:
     nodes = sum(c.nodes for c in counts.values())
     rows.append(["a turn", *sums, nodes, rounded(whole), rounded(times["total"].p50), rounded(share)])
     text = (
-        f"Large products reach {found.integer / 1e9:,.0f} billion INT8 and {found.floating / 1e9:,.0f} billion float32 "
-        f"operations a second here ({found.threads} threads, measured between the turns). Goal: {100 * GOAL:.0f} % of "
-        f"that limit, reached: {'yes' if share >= GOAL else 'NO'}. Weights are those that every turn reads."
+        f"Large products reach {measured.integer / 1e9:,.0f} billion INT8 and {measured.floating / 1e9:,.0f} billion "
+        f"float32 operations a second here ({measured.threads} threads, measured between the turns). Goal: "
+        f"{100 * GOAL:.0f} % of that limit, reached: {'yes' if share >= GOAL else 'NO'}. Weights are those that every "
+        "turn reads."
     )
     head = ("stage", "INT8, M ops", "float32, M ops", "weights, MB", "operators", "limit, ms", "measured, ms", "share")
     measures: dict[str, Mapping[str, Any]] = {
-        "share of the machine's limit": {**certain(share), "unsteady": times["total"].unsteady()}
+        "share of the machine's limit": {**single(share), "unsteady": times["total"].unsteady()}
     }
     return Section("limit", "A turn against the machine's own limit", head, rows, text, measures, "", "higher")
 
 
-def others(found: Measured) -> Section:
+def others(measured: Measured) -> Section:
     """Computed for other hardware; this machine by the same method beside what was measured.
 
     What an operator costs is fitted on the dialogue scope of the INT8 model, which multiplies next to nothing; so the
     check leaves that scope out, and takes the float32 model besides, which was fitted to nothing.
     """
-    each = found.times[INT8]["dialogue"].p50 * 1e3 / found.counts[INT8]["dialogue"].nodes
+    each = measured.times[INT8]["dialogue"].p50 * 1e3 / measured.counts[INT8]["dialogue"].nodes
     note = f"rates measured here, {each:.1f} µs an operator"
-    mine = Board(found.integer / 1e12, found.floating / 1e12, found.copied, each, note)
+    mine = Board(measured.integer / 1e12, measured.floating / 1e12, measured.copied, each, note)
     rows: list[list[Cell]] = []
     checks = {}
-    for name, counts in found.counts.items():
-        kept = {stage: c for stage, c in counts.items() if stage != "dialogue"}
-        guess, spent = computed(kept, mine, 1.0), sum(found.times[name][stage].p50 for stage in kept)
+    for name, counts in measured.counts.items():
+        checked = {stage: c for stage, c in counts.items() if stage != "dialogue"}
+        guess, spent = computed(checked, mine, 1.0), sum(measured.times[name][stage].p50 for stage in checked)
         checks[name] = guess / spent
         rows.append([f"this machine, {name}, without the dialogue scope", rounded(mine.integer), rounded(mine.floating),
                      rounded(mine.bandwidth), rounded(guess), rounded(spent), mine.note])  # fmt: skip
     for name, board in BOARDS.items():
         reached = REACHED["cpu" if board.note.endswith("CPU") else "gpu"]
         rows.append([f"{name} (computed)", board.integer, board.floating, board.bandwidth,
-                     rounded(computed(found.counts[INT8], board, reached)), None, board.note])  # fmt: skip
-    checked = ", ".join(f"{value:.2f} ({name})" for name, value in checks.items())
+                     rounded(computed(measured.counts[INT8], board, reached)), None, board.note])  # fmt: skip
+    agreement = ", ".join(f"{value:.2f} ({name})" for name, value in checks.items())
     text = (
         "Computed from counted operations, bytes and operators, without features and copies, with the makers' figures: "
-        f"nobody measured these. Computed ÷ measured on this machine: {checked}. That checks the sum, not what is "
+        f"nobody measured these. Computed ÷ measured on this machine: {agreement}. That checks the sum, not what is "
         f"assumed of the boards: a CPU's products reach {100 * REACHED['cpu']:.0f} % of its peak, a GPU's "
         f"{100 * REACHED['gpu']:.0f} %, an operator costs 1.5 to 10 µs, and a GPU launches every one of them, of which "
         "TensorRT fuses many."
     )
-    measures = {f"computed ÷ measured, {name}": certain(value) for name, value in checks.items()}
+    measures = {f"computed ÷ measured, {name}": single(value) for name, value in checks.items()}
     head = ("machine", "INT8, T ops/s", "float, T ops/s", "GB/s", "computed, ms", "measured, ms", "reckoned with")
     return Section("computed", "A turn on other hardware, computed", head, rows, text, measures, "", "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=101)
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    folder = RESULTS / "limits" if given.save else None
-    if folder is not None:
-        page.check(folder)
-    made = Report("hbaf-edge against the machine's limit", {"threads": given.threads, "repeats": given.repeats})
-    work = [("the machine's limit", lambda: sections(given.threads, given.repeats))]
-    measure(made, work, None, Console(), folder)
-    finish(made, folder, Console())
+def main(threads: Threads = 2, repeats: Repeats = 101, report: ReportFolder = None, save: Save = False) -> int:
+    bench = Bench([None], threads, "cpu", repeats)
+    new = Report("hbaf-edge against the machine's limit", {"threads": threads, "repeats": repeats})
+    work = [("the machine's limit", partial(sections, bench, repeats))]
+    return conclude("limits", new, work, save, report, bench)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

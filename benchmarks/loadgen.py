@@ -4,9 +4,9 @@
     python -m benchmarks.loadgen --turns 200 --save         # turns of the model's own test conversations (HBAF_DATA)
 
 A query is one turn of a recorded conversation, on a fork of the conversation as it stood before that turn. LoadGen
-draws turns, keeps time and judges; its logs lie in a folder per scenario. Runs are shorter than MLPerf's rules ask
-(seconds in place of ten minutes), so these are LoadGen's figures, not an MLPerf result. INVALID runs stay in the table,
-with LoadGen's reason.
+draws turns, keeps time and judges; the figures of each run are reported, its logs are written with `--logs DIR` only.
+Runs are shorter than MLPerf's rules ask (seconds in place of ten minutes), so these are LoadGen's figures, not an
+MLPerf result. INVALID runs stay in the table, with LoadGen's reason.
 
 SingleStream   one turn after the other: 90th percentile of its latency
 MultiStream    eight turns of eight conversations at once: 99th percentile
@@ -17,47 +17,43 @@ Accuracy       every turn once: the labels LoadGen logged, against predicting th
 
 from __future__ import annotations
 
-import argparse
 import json
-import queue
-import shutil
 import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
+import typer
 
-from benchmarks.report import RESULTS
-from hbaf_edge import Conversation, HBAFRuntime
+from benchmarks.report import ReportFolder, Save, Threads, conclude, run
+from hbaf_edge import BackendError, Conversation, HBAFRuntime
 from hbaf_edge.bench import page
-from hbaf_edge.bench.command import finish
-from hbaf_edge.bench.document import Cell, Report, Section, print_section
-from hbaf_edge.bench.series import certain, rounded
+from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.series import rounded, single
 from hbaf_edge.cli import EXAMPLE, read_dialogue
-from hbaf_edge.given import TurnInput
 
 TOGETHER = 8  # turns of a MultiStream query
 BATCH = 16  # turns of an Offline call
 TRIES = 6  # of the search for a Server's rate
 NEEDED = 662  # queries before LoadGen trusts a 99th percentile
-STOP = object()
+PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")  # of a query's latency, as LoadGen logs them
+RATES = ("result_qps_with_loadgen_overhead", "result_completed_samples_per_sec", "result_samples_per_second")
 
 
 class Query(NamedTuple):
-    """A turn to be judged.
+    """A turn to be predicted.
 
     Attributes:
-        given: `predict`'s arguments but the conversation.
+        inputs: `predict`'s arguments but the conversation.
         past: the conversation before it.
         label: in order, by the same runtime.
     """
 
-    given: dict[str, Any]
+    inputs: dict[str, Any]
     past: Conversation
     label: str | None
 
@@ -75,6 +71,11 @@ class Outcome(NamedTuple):
     reason: str
     figures: dict[str, Any]
 
+    @property
+    def text(self) -> str:
+        """LoadGen's verdict."""
+        return "VALID" if self.valid else f"INVALID: {self.reason}"
+
 
 def recorded(runtime: HBAFRuntime, turns: int) -> list[Query]:
     """Turns of the example conversation, or so many of the bundle's test conversations."""
@@ -83,22 +84,22 @@ def recorded(runtime: HBAFRuntime, turns: int) -> list[Query]:
     else:
         from export.conversations import conversations
 
-        found = conversations(runtime.manifest, "test", turns)
-        talks = [[{"audio": u.audio, "text": u.text, "speaker": u.speaker} for u in d.turns] for d in found]
+        dialogues = conversations(runtime.manifest, "test", turns)
+        talks = [[{"audio": u.audio, "text": u.text, "speaker": u.speaker} for u in d.turns] for d in dialogues]
     queries = []
     for talk in talks:
         chat = runtime.conversation()
-        for said in talk:
+        for inputs in talk:
             past = chat.fork()
-            queries.append(Query(said, past, runtime.predict(conversation=chat, **said).label))
+            queries.append(Query(inputs, past, runtime.predict(conversation=chat, **inputs).label))
     return queries
 
 
 class System:
-    """The system under test: workers take turns off a queue, a batch at a time.
+    """The system under test: a pool of workers, each of which takes a batch of turns at a time.
 
     Args:
-        runtime: that judges.
+        runtime: that predicts.
         queries: by LoadGen's index.
         workers: threads.
         batch: turns of a call at most.
@@ -106,51 +107,45 @@ class System:
 
     def __init__(self, runtime: HBAFRuntime, queries: Sequence[Query], workers: int, batch: int) -> None:
         self._runtime, self._queries, self._batch = runtime, queries, batch
-        self._failed: list[Exception] = []
-        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._errors: list[Exception] = []
+        self._pool = ThreadPoolExecutor(workers)
 
     def issue(self, samples: Any) -> None:
         """LoadGen's call: several at once are cut into batches."""
-        found = [(s.id, s.index) for s in samples]
-        for i in range(0, len(found), self._batch):
-            self._waiting.put(found[i : i + self._batch])
+        pairs = [(s.id, s.index) for s in samples]
+        for i in range(0, len(pairs), self._batch):
+            self._pool.submit(self._compute, pairs[i : i + self._batch])
 
     def close(self) -> None:
         """Wait for the workers.
 
         Raises:
-            Exception: the first turn that failed did so with it.
+            Exception: of the first turn that failed.
         """
-        for _ in self._threads:
-            self._waiting.put(STOP)
-        for thread in self._threads:
-            thread.join()
-        if self._failed:
-            raise self._failed[0]
+        self._pool.shutdown()
+        if self._errors:
+            raise self._errors[0]
 
-    def _work(self) -> None:
-        while (some := self._waiting.get()) is not STOP:
-            labels: list[str | None] = [None] * len(some)
-            try:
-                turns = [self._turn(index) for _, index in some]
-                found = [self._runtime.predict(**turns[0])] if len(turns) == 1 else self._runtime.predict_many(turns)
-                labels = [p.label for p in found]
-            except Exception as error:  # LoadGen waits for every answer; the error is raised when the run is over
-                self._failed.append(error)
-            self._answer([identity for identity, _ in some], labels)
+    def _compute(self, pairs: list[tuple[int, int]]) -> None:
+        labels: list[str | None] = [None] * len(pairs)
+        try:
+            turns: list[Any] = [self._turn(index) for _, index in pairs]
+            one = len(turns) == 1
+            results = [self._runtime.predict(**turns[0])] if one else self._runtime.predict_batch(turns)
+            labels = [p.label for p in results]
+        except Exception as error:  # LoadGen waits for every answer; the error is raised when the run is over
+            self._errors.append(error)
+        self._answer([identity for identity, _ in pairs], labels)
 
-    def _turn(self, index: int) -> TurnInput:
+    def _turn(self, index: int) -> dict[str, Any]:
         query = self._queries[index]
-        return TurnInput(conversation=query.past.fork(), **query.given)  # type: ignore[typeddict-item]
+        return {"conversation": query.past.fork(), **query.inputs}
 
     def _answer(self, identities: Sequence[int], labels: Sequence[str | None]) -> None:
         import mlperf_loadgen as lg
 
-        held = np.array([self._runtime.labels.index(label) if label else -1 for label in labels], np.int32)
-        at = held.ctypes.data
+        indices = np.array([self._runtime.labels.index(label) if label else -1 for label in labels], np.int32)
+        at = indices.ctypes.data
         lg.QuerySamplesComplete([lg.QuerySampleResponse(k, at + 4 * i, 4) for i, k in enumerate(identities)])
 
 
@@ -169,7 +164,7 @@ def under_test(system: System, count: int) -> Iterator[tuple[Any, Any]]:
         system.close()
 
 
-def run(system: System, count: int, folder: Path, scenario: str, seconds: float, **fields: Any) -> Outcome:
+def measure(system: System, count: int, folder: Path, scenario: str, seconds: float, **fields: Any) -> Outcome:
     """One run of LoadGen, its logs in a folder.
 
     Args:
@@ -212,12 +207,12 @@ def accuracy(system: System, queries: Sequence[Query], labels: Sequence[str], fo
     """Share of turns whose label, as LoadGen logged it, is the one of the conversation in order."""
     import mlperf_loadgen as lg
 
-    run(system, len(queries), folder, "Offline", 0, mode=lg.TestMode.AccuracyOnly)
-    logged = json.loads((folder / "mlperf_log_accuracy.json").read_text())
-    found = {e["qsl_idx"]: int(np.frombuffer(bytes.fromhex(e["data"]), np.int32)[0]) for e in logged}
-    if set(found) != set(range(len(queries))):
-        raise SystemExit(f"LoadGen logged {len(found)} of {len(queries)} turns")
-    return float(np.mean([labels[found[i]] == q.label for i, q in enumerate(queries)]))
+    measure(system, len(queries), folder, "Offline", 0, mode=lg.TestMode.AccuracyOnly)
+    entries = json.loads((folder / "mlperf_log_accuracy.json").read_text())
+    logged = {e["qsl_idx"]: int(np.frombuffer(bytes.fromhex(e["data"]), np.int32)[0]) for e in entries}
+    if set(logged) != set(range(len(queries))):
+        raise BackendError(f"LoadGen logged {len(logged)} of {len(queries)} turns")
+    return float(np.mean([labels[logged[i]] == q.label for i, q in enumerate(queries)]))
 
 
 def most_a_second(server: Callable[[float], Outcome], start: float) -> tuple[float, Outcome]:
@@ -234,80 +229,86 @@ def most_a_second(server: Callable[[float], Outcome], start: float) -> tuple[flo
     return low, best or last
 
 
-def section(threads: int, turns: int, seconds: float, target_ms: float, logs: Path,
-            step: Callable[[], object] = lambda: None) -> Section:  # fmt: skip
-    """All scenarios."""
+def runs_section(outcomes: Mapping[str, Outcome]) -> Section:
+    """What LoadGen logged of every run: its verdict, how many queries, and their latency."""
+    rows: list[list[Cell]] = []
+    for name, outcome_ in outcomes.items():
+        figures = outcome_.figures
+        keys = ("mean_latency", *(f"{p}_percentile_latency" for p in PERCENTILES), "max_latency")
+        latency = [rounded(figures[f"result_{key}_ns"] / 1e6) for key in keys]
+        rate = next((rounded(figures[key]) for key in RATES if key in figures), None)
+        rows.append([name, outcome_.text, figures["result_query_count"], rate, *latency])
+    head = ("run", "LoadGen says", "queries", "turns/s", "mean, ms", *(f"p{float(p):g}" for p in PERCENTILES), "max")
+    return Section("loadgen_runs", "MLPerf LoadGen, every run", head, rows,
+                   "Latency is of a query; of Offline, whose one query holds all turns, of a turn.")  # fmt: skip
+
+
+def sections(threads: int, turns: int, seconds: float, target_ms: float, logs: Path) -> list[Section]:
+    """All scenarios: their figures, and every single run."""
     one, several = HBAFRuntime(threads=threads), HBAFRuntime(threads=1)
     queries = recorded(one, turns)
     count, rows = len(queries), list[Sequence[Cell]]()
+    outcomes: dict[str, Outcome] = {}
     measures: dict[str, Any] = {}
 
-    def note(name: str, what: str, value: float, unit: str, found: Outcome, asked: Any) -> None:
-        rows.append(
-            (name, what, rounded(value), unit, int(asked), "VALID" if found.valid else "INVALID: " + found.reason)
-        )
-        measures[f"{name}, {unit}"] = {**certain(value), "better": "lower" if unit == "ms" else "higher"}
-        step()
+    def note(scenario: str, what: str, value: float, unit: str, outcome_: Outcome) -> None:
+        asked = outcome_.figures["result_query_count"]
+        rows.append((scenario, what, rounded(value), unit, asked, outcome_.text))
+        measures[f"{scenario}, {unit}"] = {**single(value), "better": "lower" if unit == "ms" else "higher"}
 
-    single = run(System(one, queries, 1, 1), count, logs / "SingleStream", "SingleStream", seconds)
-    p90 = single.figures["result_90.00_percentile_latency_ns"] / 1e6
-    note("SingleStream", "90th percentile", p90, "ms", single, single.figures["result_query_count"])
-    multi = run(System(one, queries, 1, TOGETHER), count, logs / "MultiStream", "MultiStream", seconds,
-                multi_stream_samples_per_query=TOGETHER, min_query_count=NEEDED)  # fmt: skip
+    def go(name: str, system: System, scenario: str, **fields: Any) -> Outcome:
+        outcomes[name] = measure(system, count, logs / name, scenario, seconds, **fields)
+        return outcomes[name]
+
+    alone = go("SingleStream", System(one, queries, 1, 1), "SingleStream")
+    p90 = alone.figures["result_90.00_percentile_latency_ns"] / 1e6
+    note("SingleStream", "90th percentile", p90, "ms", alone)
+    multi = go("MultiStream", System(one, queries, 1, TOGETHER), "MultiStream",
+               multi_stream_samples_per_query=TOGETHER, min_query_count=NEEDED)  # fmt: skip
     worst = multi.figures["result_99.00_percentile_per_query_latency_ns"] / 1e6
-    note("MultiStream", f"99th percentile of {TOGETHER} turns", worst, "ms", multi, multi.figures["result_query_count"])
-    offline = run(System(several, queries, threads, BATCH), count, logs / "Offline", "Offline", seconds,
-                  offline_expected_qps=3e3 * threads / p90)  # fmt: skip
+    note("MultiStream", f"99th percentile of {TOGETHER} turns", worst, "ms", multi)
+    expected = 1e3 * threads / p90  # turns a second
+    offline = go("Offline", System(several, queries, threads, BATCH), "Offline", offline_expected_qps=3 * expected)
     rate = offline.figures["result_samples_per_second"]
-    note(
-        "Offline",
-        f"{threads} workers, {BATCH} turns a call",
-        rate,
-        "turns/s",
-        offline,
-        offline.figures["generated_query_count"],
-    )
+    note("Offline", f"{threads} workers, {BATCH} turns a call", rate, "turns/s", offline)
 
     def server(qps: float) -> Outcome:
-        return run(System(several, queries, threads, 1), count, logs / f"Server-{qps:.1f}", "Server", seconds,
-                   server_target_qps=qps, server_target_latency_ns=int(target_ms * 1e6),
-                   min_query_count=NEEDED)  # fmt: skip
+        return go(f"Server-{qps:.1f}", System(several, queries, threads, 1), "Server", server_target_qps=qps,
+                  server_target_latency_ns=int(target_ms * 1e6), min_query_count=NEEDED)  # fmt: skip
 
-    most, found = most_a_second(server, 1e3 * threads / p90)
-    note("Server", f"99 % within {target_ms:g} ms", most, "turns/s", found, found.figures["result_query_count"])
-    share = accuracy(System(several, queries, threads, BATCH), queries, one.labels, logs / "Accuracy")
-    rows.append(("Accuracy", "labels as in order", rounded(100 * share), "%", count, None))
-    measures["Accuracy, %"] = {**certain(100 * share), "better": "higher"}
+    most, outcome_ = most_a_second(server, expected)
+    note("Server", f"99 % within {target_ms:g} ms", most, "turns/s", outcome_)
+    share = 100 * accuracy(System(several, queries, threads, BATCH), queries, one.labels, logs / "Accuracy")
+    rows.append(("Accuracy", "labels as in order", rounded(share), "%", count, None))
+    measures["Accuracy, %"] = {**single(share), "better": "higher"}
     text = (
         f"{count} turns of recorded conversations, {threads} threads, at least {seconds:g} s a run: shorter than "
         "MLPerf's rules ask, so these are no MLPerf results."
     )
-    return Section("loadgen", "MLPerf LoadGen", ("scenario", "what", "value", "unit", "queries", "LoadGen says"), rows,
-                   text, measures, "")  # fmt: skip
+    head = ("scenario", "what", "value", "unit", "queries", "LoadGen says")
+    return [Section("loadgen", "MLPerf LoadGen", head, rows, text, measures, ""), runs_section(outcomes)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=0, help="of the test conversations; 0 takes the example")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--target-ms", type=float, default=100)
-    parser.add_argument("--report", type=Path, help="folder for the report and LoadGen's logs")
-    parser.add_argument("--save", action="store_true", help="to benchmarks/results/loadgen")
-    given = parser.parse_args()
+def main(
+    threads: Threads = 2,
+    turns: Annotated[int, typer.Option(help="of the test conversations; 0 takes the example")] = 0,
+    seconds: Annotated[float, typer.Option(help="of a run at least")] = 10.0,
+    target_ms: Annotated[float, typer.Option(help="latency that a Server's turns have to keep")] = 100.0,
+    logs: Annotated[
+        Path | None, typer.Option(help="folder for LoadGen's own logs; they are not kept otherwise")
+    ] = None,
+    report: ReportFolder = None,
+    save: Save = False,
+) -> int:
     # LoadGen's threads do not survive an exception in between: an interruption ends the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    folder = given.report or (RESULTS / "loadgen" if given.save else None)
-    if folder is not None:
-        page.check(folder)
-    made = Report("hbaf-edge under MLPerf LoadGen", {"threads": given.threads, "seconds": given.seconds})
+    if report is not None:
+        page.check(report)
     with tempfile.TemporaryDirectory() as spare:
-        logs = (folder or Path(spare)) / "logs"
-        shutil.rmtree(logs, ignore_errors=True)  # of an earlier run
-        made.sections.append(section(given.threads, given.turns, given.seconds, given.target_ms, logs))
-    print_section(Console(), made.sections[0])
-    finish(made, folder, Console())
+        measured = sections(threads, turns, seconds, target_ms, logs or Path(spare))
+    new = Report("hbaf-edge under MLPerf LoadGen", {"threads": threads, "seconds": seconds})
+    return conclude("loadgen", new, [("LoadGen", lambda: measured)], save, report)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

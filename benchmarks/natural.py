@@ -1,46 +1,46 @@
-"""What the shipped model makes of natural speech: ten MELD clips, each judged by audio, by words and by both.
+"""What the shipped model makes of natural speech: ten MELD clips, each judged by audio, by text and by both.
 
-    python -m benchmarks.natural          # needs HBAF_DATA/meld_clips; the last line is JSON
+    python -m benchmarks.natural          # needs HBAF_DATA/meld_clips
 
 Ten clips are an anecdote, not a score; some of their words were in training. They show where acted training data end.
 """
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import finish, show
+from benchmarks.report import Save, conclude, run
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.machine import machine
+from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.series import single
 from training.corpora.records import data_folder, read_csv
 
 USES = {"audio": ("audio",), "words": ("text",), "both": ("audio", "text")}
 
 
-def judge(folder: Path) -> tuple[list[tuple[str, ...]], dict[str, Any]]:
-    """A row per clip, and how many each way of asking got right."""
-    runtime = HBAFRuntime()
-    rows, right = [], dict.fromkeys(USES, 0)
+def natural(folder: Path) -> Section:
+    """A row per clip, and how many are right by each use of the modalities."""
+    runtime, rows = HBAFRuntime(), list[list[Cell]]()
+    correct = dict.fromkeys(USES, 0)
     for clip in read_csv(folder / "manifest.csv"):
-        whole = {"audio": folder / clip["file"], "text": clip["text"]}
-        said = {use: runtime.predict(**{k: whole[k] for k in parts}) for use, parts in USES.items()}  # type: ignore[arg-type]
-        for use, p in said.items():
-            right[use] += p.label == clip["emotion"]
-        answers = (f"{p.label} {p.confidence:.2f}" for p in said.values())
-        rows.append((clip["split"], clip["text"][:40], clip["emotion"], *answers))
-    return rows, {"clips": len(rows), "right": right}
+        row: list[Cell] = [clip["split"], clip["text"][:40], clip["emotion"]]
+        for use, modalities in USES.items():
+            inputs: dict[str, Any] = {"audio": folder / clip["file"], "text": clip["text"]}
+            p = runtime.predict(**{name: inputs[name] for name in modalities})
+            correct[use] += p.label == clip["emotion"]
+            row.append(f"{p.label} {p.confidence:.2f}")
+        rows.append(row)
+    text = f"Right of {len(rows)}: " + ", ".join(f"{use} {count}" for use, count in correct.items()) + "."
+    return Section("natural", "Natural clips", ("split", "words", "label", *USES), rows, text,
+                   {use: single(count) for use, count in correct.items()}, "clips", "higher")  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    rows, result = judge(data_folder() / "meld_clips")
-    show("ten natural clips", rows, ("split", "words", "label", *USES))
-    finish("natural", {"machine": machine(), **result}, given.save)
+def main(save: Save = False) -> int:
+    report = Report("hbaf-edge: natural speech", {})
+    return conclude("natural", report, [("natural clips", partial(natural, data_folder() / "meld_clips"))], save)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

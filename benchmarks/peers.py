@@ -1,41 +1,35 @@
-"""How many times faster is a turn than what people would use instead? All sides in one run, taking turns.
+"""How many times faster is a turn than what people would use instead? All sides in one run, interleaved.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.peers --save       # ten minutes; at first, peers are made
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.peers --save       # ten minutes; the first run makes the peers
 
-Every side hears the same 3 s and twelve words on as many threads. What differs, and is said in the table:
+Every side takes the same 3 s and twelve words on as many threads. What differs, as the table says:
 
 - the usual encoders (RoBERTa-base and wav2vec2-base, random weights: time does not depend on values) stop where fusion
   would begin, so what is measured of them is less than a whole turn;
-- openSMILE and a linear classifier hear sound alone, and know nothing of the conversation;
-- Whisper tiny.en by faster-whisper says which words were spoken, not how: a robot without words pays it besides.
+- openSMILE and a linear classifier take audio alone, and know nothing of the conversation;
+- Whisper tiny.en by faster-whisper tells which words were spoken, not how: a robot without text pays it besides.
 
 A ratio's interval is that of the median of single rounds' ratios: what slows all sides cancels.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import soundfile
+import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
-from benchmarks import peer_models
-from benchmarks.report import RESULTS
+from benchmarks import insides, peer_models
+from benchmarks.report import ReportFolder, Save, Threads, conclude, run, verdict
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench import page
-from hbaf_edge.bench.command import finish, measure
-from hbaf_edge.bench.document import Report, Section
+from hbaf_edge.bench.document import Cell, Report, Section
 from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
-from hbaf_edge.bench.speech import RATE, WORDS, sound
-from hbaf_edge.bench.turns import talked, total, turn_of
+from hbaf_edge.bench.turns import RATE, TEXT, Bench, speech, total, turn_of
 from hbaf_edge.bundle import GRAPHS, load_bundle
-from hbaf_edge.features import extract
-from hbaf_edge.judge import Clock
 
 REACH, WINDOW = 94, 32  # turns that a result can depend on, 3 (W - 1) + 1, and the window W
 OURS, STEP = "HBAF INT8, one incremental turn", "HBAF INT8, fusion of one turn alone"
@@ -44,8 +38,10 @@ GOALS = {
     "fusion alone, turn 94: all turns again, by ONNX Runtime": 20,
     "usual encoders, INT8, each utterance encoded once": 10,
     "usual encoders, INT8, dialogue encoded again at turn 32": 100,
+    "HBAF INT8 without state, last 32 turns again": 15,
     "our model in PyTorch eager, last 32 turns again": 25,
 }
+Run = Callable[[], float]  # milliseconds
 
 
 class Side(NamedTuple):
@@ -54,53 +50,32 @@ class Side(NamedTuple):
     Attributes:
         against: OURS or STEP.
         run: returns milliseconds.
-        slow: it takes seconds, and so fewer rounds.
+        is_slow: it takes seconds, and so fewer rounds.
         megabytes: of its weights; None where that makes no sense.
-        note: what it leaves out.
+        note: what it does, and what it leaves out.
     """
 
     against: str
-    run: Callable[[], float]
-    slow: bool
+    run: Run
+    is_slow: bool
     megabytes: float | None
     note: str
 
 
-def ours(runtime: HBAFRuntime) -> Callable[[], float]:
-    """A whole turn as number 33."""
-    return total(turn_of(runtime, past=WINDOW))
-
-
-def stateless(runtime: HBAFRuntime) -> Callable[[], float]:
+def stateless(runtime: HBAFRuntime) -> Run:
     """The last 32 turns again, by the same runtime."""
-    voice = sound(3.0)
+    audio = speech(3.0)
 
     def again() -> None:
         chat = runtime.conversation()
         for n in range(WINDOW):
-            runtime.predict(voice, text=WORDS, speaker="ab"[n % 2], conversation=chat, sample_rate=RATE)
+            runtime.predict(audio, text=TEXT, speaker="ab"[n % 2], conversation=chat, sample_rate=RATE)
 
     return lambda: timed(again)
 
 
-def fusion(runtime: HBAFRuntime) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Encoder states at hand: one turn as number 94, and all 94 of them by the same graphs."""
-    judge, chat = runtime._ready(), talked(runtime, REACH - 1)
-    encoded = judge.encode(extract(sound(3.0), RATE, WORDS, judge.tokeniser), Clock())
-
-    def step() -> None:
-        judge.estimate(encoded, chat, "a", Clock(), commit=False)
-
-    def again() -> None:
-        new = runtime.conversation()
-        for n in range(REACH):
-            judge.estimate(encoded, new, "ab"[n % 2], Clock())
-
-    return lambda: timed(step), lambda: timed(again)
-
-
-def eager(threads: int) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Our model in PyTorch: fusion of 94 turns in one causal pass on encoder states; the last 32 turns from sound."""
+def eager(threads: int) -> tuple[Run, Run]:
+    """Our model in PyTorch: fusion of 94 turns in one causal pass on encoder states; the last 32 turns from audio."""
     import torch
 
     from training.config import TrainConfig
@@ -111,8 +86,8 @@ def eager(threads: int) -> tuple[Callable[[], float], Callable[[], float]]:
 
     torch.set_num_threads(threads)
     learner = Learner(*restore(load_bundle(None))).eval()
-    clip = peer_models.kept("clip", lambda f: soundfile.write(f / "clip.wav", sound(3.0), RATE)) / "clip.wav"
-    turns = tuple(Utterance(WORDS, 0, "ab"[n % 2], clip) for n in range(REACH))
+    clip = peer_models.cached("clip", lambda f: soundfile.write(f / "clip.wav", speech(3.0), RATE)) / "clip.wav"
+    turns = tuple(Utterance(TEXT, 0, "ab"[n % 2], clip) for n in range(REACH))
     with torch.inference_mode():
         shown = Material(learner, TrainConfig(), cached=False).shown(Dialogue("d", "test", turns), "audio+text")
         batch = learner.batch([shown])
@@ -127,158 +102,148 @@ def eager(threads: int) -> tuple[Callable[[], float], Callable[[], float]]:
     )
 
 
-def usual(precision: str, threads: int) -> tuple[Callable[[], float], Callable[[], float], float]:
+def usual(precision: str, threads: int) -> tuple[Run, Run, float]:
     """RoBERTa-base and wav2vec2-base by ONNX Runtime: an utterance, 32 utterances, and MB of weights.
 
-    In INT8, of signed and unsigned weights those that are faster here. Texts of a dialogue go in as one batch, sounds
-    one after the other, which is the faster way on a CPU.
+    In INT8, of signed and unsigned weights those that are faster here. Texts of a dialogue go in as one batch, audio
+    one clip after the other, which is the faster way on a CPU.
     """
-    made = {s: _usual(s, threads) for s in ({"float32": [""], "int8": ["-int8", "-uint8"]}[precision])}
-    trial = in_turn(3, {suffix: one for suffix, (one, _, _) in made.items()})
-    return made[min(trial, key=lambda suffix: min(trial[suffix]))]
+    candidates = {s: _usual(s, threads) for s in ({"float32": [""], "INT8": ["-int8", "-uint8"]}[precision])}
+    trial = in_turn(3, {suffix: one for suffix, (one, _, _) in candidates.items()})
+    return candidates[min(trial, key=lambda suffix: min(trial[suffix]))]
 
 
-def _usual(suffix: str, threads: int) -> tuple[Callable[[], float], Callable[[], float], float]:
+def _usual(suffix: str, threads: int) -> tuple[Run, Run, float]:
     from hbaf_edge.ort import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     files = [peer_models.usual_encoders() / f"{name}{suffix}.onnx" for name in ("roberta", "wav2vec2")]
-    text, audio = (ort.InferenceSession(f, options, providers=["CPUExecutionProvider"]) for f in files)
+    text_encoder, audio_encoder = (ort.InferenceSession(f, options, providers=["CPUExecutionProvider"]) for f in files)
     tokens = np.arange(5, 19, dtype=np.int64)[None]  # twelve words of ours are 14 of RoBERTa's pieces, with both ends
-    voice = sound(3.0)[None]
+    audio = speech(3.0)[None]
 
     def encode(turns: int) -> None:
-        text.run(None, {"tokens": np.repeat(tokens, turns, 0)})
+        text_encoder.run(None, {"tokens": np.repeat(tokens, turns, 0)})
         for _ in range(turns):
-            audio.run(None, {"samples": voice})
+            audio_encoder.run(None, {"samples": audio})
 
     size = sum(f.stat().st_size for f in files) / 1e6
     return lambda: timed(lambda: encode(1)), lambda: timed(lambda: encode(WINDOW)), size
 
 
-def opensmile_and_linear() -> Callable[[], float] | None:
+def opensmile_and_linear() -> Run | None:
     """eGeMAPS functionals and a linear classifier; None where opensmile is not installed (research licence)."""
     try:
         import opensmile
     except ImportError:
         return None
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
-    voice, weights = sound(3.0), np.zeros((88, 7), np.float32)
+    audio, weights = speech(3.0), np.zeros((88, 7), np.float32)
 
     def once() -> NDArray[Any]:
-        found: NDArray[Any] = smile.process_signal(voice, RATE).to_numpy(np.float32) @ weights
-        return found
+        logits: NDArray[Any] = smile.process_signal(audio, RATE).to_numpy(np.float32) @ weights
+        return logits
 
     return lambda: timed(once)
 
 
-def recognition(threads: int) -> Callable[[], float] | None:
+def recognition(threads: int) -> Run | None:
     """Speech recognition with Whisper tiny.en; None where faster-whisper is not installed."""
     try:
         from faster_whisper import WhisperModel
     except ImportError:
         return None
     model = WhisperModel(str(peer_models.whisper()), device="cpu", compute_type="int8", cpu_threads=threads)
-    voice = sound(3.0)
-
-    def once() -> None:
-        list(model.transcribe(voice, language="en", beam_size=1)[0])
-
-    return lambda: timed(once)
+    audio = speech(3.0)
+    return lambda: timed(lambda: list(model.transcribe(audio, language="en", beam_size=1)[0]))
 
 
 def sides(threads: int) -> tuple[dict[str, Side], list[str]]:
     """All that can take part here, and what cannot."""
-    runtime = HBAFRuntime(threads=threads)
-    runtime.warmup()
-    whole = HBAFRuntime(peer_models.float32_bundle(), threads=threads)
-    whole.warmup()
-    step, again = fusion(runtime)
-    passed, recomputed = eager(threads)
-    mine, full = (sum(len(load_bundle(p).graph(g)) for g in GRAPHS) / 1e6 for p in (None, peer_models.float32_bundle()))
-    found = {
-        STEP: Side(STEP, step, False, None, "features cached on both sides"),
-        "fusion alone, turn 94: the whole pass again, PyTorch": Side(STEP, passed, False, None, "one causal pass"),
+    bench = Bench([None, peer_models.float32_bundle()], threads, "cpu", 1)
+    int8, float32 = bench.runtime(), bench.runtime(bundle=1)
+    fused, again = insides.fusion(int8, REACH)
+    torch_pass, torch_again = eager(threads)
+    small, full = (sum(len(load_bundle(path).graph(g)) for g in GRAPHS) / 1e6 for path in bench.bundles)
+    whole = "everything, copies and features included"
+    taking_part = {
+        STEP: Side(STEP, lambda: fused()["total"], False, None, "features cached on both sides"),
+        "fusion alone, turn 94: the whole pass again, PyTorch": Side(STEP, torch_pass, False, None, "one causal pass"),
         "fusion alone, turn 94: all turns again, by ONNX Runtime": Side(STEP, again, False, None, "the same graphs"),
-        OURS: Side(OURS, ours(runtime), False, mine, "everything, copies and features included"),
-        "HBAF float32, one incremental turn": Side(OURS, ours(whole), False, full, "everything"),
-        "HBAF float32 without state, last 32 turns again": Side(OURS, stateless(whole), True, full, "everything"),
-        "our model in PyTorch eager, last 32 turns again": Side(
-            OURS, recomputed, True, full, "all of it, as one batch"
-        ),
+        OURS: Side(OURS, total(turn_of(int8, past=WINDOW)), False, small, whole),
+        "HBAF float32, one incremental turn": Side(OURS, total(turn_of(float32, past=WINDOW)), False, full, whole),
+        "HBAF INT8 without state, last 32 turns again": Side(OURS, stateless(int8), True, small, whole),
+        "HBAF float32 without state, last 32 turns again": Side(OURS, stateless(float32), True, full, whole),
+        "our model in PyTorch eager, last 32 turns again": Side(OURS, torch_again, True, full, "all, as one batch"),
     }
-    for precision, shown in (("int8", "INT8"), ("float32", "float32")):
+    for precision in ("INT8", "float32"):
         one, dialogue, size = usual(precision, threads)
-        found[f"usual encoders, {shown}, each utterance encoded once"] = Side(OURS, one, False, size, "no fusion")
-        found[f"usual encoders, {shown}, dialogue encoded again at turn 32"] = Side(
-            OURS, dialogue, True, size, "no fusion"
-        )
+        for run_, is_slow, what in ((one, False, "each utterance encoded once"),
+                                    (dialogue, True, "dialogue encoded again at turn 32")):  # fmt: skip
+            taking_part[f"usual encoders, {precision}, {what}"] = Side(OURS, run_, is_slow, size, "no fusion")
     absent = []
-    for name, run, note in (
-        ("openSMILE eGeMAPS and a linear classifier", opensmile_and_linear(), "sound alone, no context, one thread; "
+    for name, optional, note in (
+        ("openSMILE eGeMAPS and a linear classifier", opensmile_and_linear(), "audio alone, no context, one thread; "
          "openSMILE is free for research only"),
         ("Whisper tiny.en speech recognition (faster-whisper INT8)", recognition(threads), "words only, no emotion"),
     ):  # fmt: skip
-        if run is None:
+        if optional is None:
             absent.append(f"{name}: not installed")
         else:
-            found[name] = Side(OURS, run, False, None, note)
-    return found, absent
+            taking_part[name] = Side(OURS, optional, False, None, note)
+    return taking_part, absent
 
 
-def section(threads: int, rounds: int, step: Callable[[], object] = lambda: None) -> Section:
+def section(bench: Bench, rounds: int) -> Section:
     """The table, the ratios that matter most first."""
-    taking_part, absent = sides(threads)
-    quick = {name: side for name, side in taking_part.items() if not side.slow}
-    found = in_turn(rounds, {name: side.run for name, side in quick.items()}, step)
-    reference = {name: quick[name].run for name in (STEP, OURS)}
-    slow = {name: side.run for name, side in taking_part.items() if side.slow}
+    taking_part, absent = sides(bench.threads)
+    runs = {name: side.run for name, side in taking_part.items()}
+    quick = in_turn(rounds, {name: runs[name] for name, side in taking_part.items() if not side.is_slow}, bench.step)
     # With the slow ones our own turn is measured again, so that each ratio's sides stand in the same rounds.
-    late = in_turn(max(6, rounds // 4), {**{n: partial(_several, run) for n, run in reference.items()}, **slow}, step)
-    rows: list[Sequence[Any]] = []
+    references: dict[str, Run] = {name: partial(_median_of_five, runs[name]) for name in (STEP, OURS)}
+    slow = {name: runs[name] for name, side in taking_part.items() if side.is_slow}
+    late = in_turn(max(6, rounds // 4), {**references, **slow}, bench.step)
+    rows: list[Sequence[Cell]] = []
     measures: dict[str, Any] = {}
     for name, side in taking_part.items():
-        own, base = (late[name], late[side.against]) if side.slow else (found[name], found[side.against])
-        series, times = Series.of(own), ratio(own, base)
-        measures[name] = {**times, "unsteady": series.unsteady()}
-        interval = None if times["low"] in (None, 1.0) else f"{times['low']:.1f}–{times['high']:.1f}"
-        goal = GOALS.get(name)
-        verdict = None if goal is None else f"≥ {goal}: {'yes' if times['p50'] >= goal else 'NO'}"
-        rows.append((name, rounded(times["p50"]), interval, rounded(series.p50), rounded(series.p90), series.n,
-                     verdict, rounded(side.megabytes), side.note))  # fmt: skip
+        times = late if side.is_slow else quick
+        series, times_ours = Series.of(times[name]), ratio(times[name], times[side.against])
+        measures[name] = {**times_ours, "unsteady": series.unsteady()}
+        interval = None
+        if times_ours["low"] not in (None, 1.0):
+            interval = f"{times_ours['low']:.1f}–{times_ours['high']:.1f}"
+        rows.append((name, rounded(times_ours["p50"]), interval, rounded(series.p50), rounded(series.p90), series.n,
+                     verdict(times_ours["p50"], "≥", GOALS.get(name)), rounded(side.megabytes), side.note))  # fmt: skip
     text = (
-        f"Ratios of medians of sides that took turns, {threads} threads: above the first whole turn, fusion alone; "
+        f"Ratios of medians of interleaved sides, {bench.threads} threads: above the first whole turn, fusion alone; "
         "below, a whole turn. The usual encoders, RoBERTa-base and wav2vec2-base with random weights, stop where "
         f"fusion would begin. {' '.join(a + '.' for a in absent)}"
     )
-    bars = {row[0]: row[3] for row in rows if taking_part[row[0]].against == OURS}
+    bars = {row[0]: row[3] for row in rows if taking_part[str(row[0])].against == OURS}
+    figure = {"kind": "bars", "parts": bars, "x_title": "ms, a logarithmic scale", "log": True,
+              "title": "3 s of speech and twelve words, at turn 32"}  # fmt: skip
     head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "weights, MB", "what it does")
     title = "A turn against what people would use instead"
-    return Section("peers", title, head, rows, text.strip(), measures, "×", "higher",
-                   {"kind": "bars", "parts": bars, "x_title": "ms, a logarithmic scale", "log": True,
-                    "title": "3 s of speech and twelve words, at turn 32"})  # fmt: skip
+    return Section("peers", title, head, rows, text.strip(), measures, "×", "higher", figure)
 
 
-def _several(run: Callable[[], float]) -> float:
-    """Beside a side that takes seconds, the median of a few."""
-    return float(np.median([run() for _ in range(5)]))
+def _median_of_five(once: Run) -> float:
+    """Beside a side that takes seconds, a steadier figure of one that takes milliseconds."""
+    return float(np.median([once() for _ in range(5)]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    made = Report("hbaf-edge beside its peers", {"threads": given.threads, "rounds": given.rounds})
-    folder = RESULTS / "peers" if given.save else None
-    if folder is not None:
-        page.check(folder)
-    measure(made, [("peers", lambda: section(given.threads, given.rounds))], None, Console(), folder)
-    finish(made, folder, Console())
+def main(
+    threads: Threads = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="of all sides; the slow ones take a quarter")] = 41,
+    report: ReportFolder = None,
+    save: Save = False,
+) -> int:
+    bench = Bench([None], threads, "cpu", rounds)
+    new = Report("hbaf-edge beside its peers", {"threads": threads, "rounds": rounds})
+    return conclude("peers", new, [("peers", partial(section, bench, rounds))], save, report, bench)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

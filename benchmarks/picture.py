@@ -5,19 +5,20 @@ python -m benchmarks.picture          # writes benchmarks/results/how_it_works.p
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from pathlib import Path
+from typing import Annotated
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import typer
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, run
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.card import NOTICE
 from hbaf_edge.cli import EXAMPLE, read_dialogue
@@ -88,21 +89,18 @@ def draw_turns(ax: Axes, predictions: list[Prediction], texts: list[str]) -> Non
     ax.legend(ncols=len(labels), loc="upper center", bbox_to_anchor=(0.2, -0.14), frameon=False, fontsize=9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "how_it_works.png")
-    given = parser.parse_args()
+def main(out: Annotated[Path, typer.Option(help="PNG")] = RESULTS / "how_it_works.png") -> None:
     runtime = HBAFRuntime()
     chat, turns = runtime.conversation(), list(read_dialogue(EXAMPLE))
-    found = [runtime.predict(t["audio"], text=t["text"], speaker=t["speaker"], conversation=chat) for t in turns]
+    predictions = [runtime.predict(t["audio"], text=t["text"], speaker=t["speaker"], conversation=chat) for t in turns]
     figure = plt.figure(figsize=(12, 7.6))
     draw_flow(figure.add_axes((0.01, 0.58, 0.98, 0.41)))
-    draw_turns(figure.add_axes((0.37, 0.13, 0.53, 0.42)), found, [t["text"] for t in turns])
+    draw_turns(figure.add_axes((0.37, 0.13, 0.53, 0.42)), predictions, [t["text"] for t in turns])
     figure.text(0.99, 0.01, NOTICE, ha="right", fontsize=8, color="#666")
-    given.out.parent.mkdir(exist_ok=True)
-    figure.savefig(given.out, dpi=110)
-    print(given.out)
+    out.parent.mkdir(exist_ok=True)
+    figure.savefig(out, dpi=110)
+    print(out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -12,7 +12,6 @@ With --save the first becomes what `hbaf-edge advise` advises by (hbaf_edge/benc
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,24 +19,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from rich.console import Console
+import typer
 
 from benchmarks import peer_models
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, Repeats, Threads, conclude, run
 from export.conversations import conversations
 from export.score import judged_turns
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench import page
 from hbaf_edge.bench.advise import CHOICES, FORMAT
-from hbaf_edge.bench.command import Measured, finish, measure
 from hbaf_edge.bench.document import Cell, Report, Section, measures_of
-from hbaf_edge.bench.series import Series, certain, in_turn, rounded
-from hbaf_edge.bench.speech import WORDS
-from hbaf_edge.bench.turns import Bench, fresh, total, turn_of
+from hbaf_edge.bench.series import Series, by_stage, in_turn, rounded, single
+from hbaf_edge.bench.turns import TEXT, Bench, fresh, total, turn_of
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import InputError
 from hbaf_edge.machine import machine
 from training.config import Use
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
@@ -64,13 +61,14 @@ def scored(bundle: Path | None, talks: Sequence[Dialogue], use: Use, context: bo
     if not context:
         talks = [replace(d, turns=(u,)) for d in talks for u in d.turns if u.text and u.audio]
     # Turns of one modality stay as context, unless it is the other one; only those with both are scored.
-    shown = [replace(d, turns=tuple(_judged(u) for u in d.turns)) for d in talks]
-    found, labels = judged_turns(runtime, Trial(use, shown), f"{runtime.manifest['precision']}, {use}")
-    logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
+    shown = [replace(d, turns=tuple(scored_if_both(u) for u in d.turns)) for d in talks]
+    predictions, labels = judged_turns(runtime, Trial(use, shown), f"{runtime.manifest['precision']}, {use}")
+    logits = torch.tensor([list(p.probabilities.values()) for p in predictions]).log()
     return float(scores(logits, torch.tensor(labels), runtime.labels)["weighted_f1"])
 
 
-def _judged(u: Utterance) -> Utterance:
+def scored_if_both(u: Utterance) -> Utterance:
+    """The utterance, without its label where a modality is missing."""
     return u if u.text and u.audio else replace(u, label=UNLABELLED)
 
 
@@ -82,19 +80,20 @@ def default_model(bundles: list[Path | None], threads: int, repeats: int, turns:
     sides: dict[str, Callable[[], float]] = {}
     for path in bundles:
         loaded = load_bundle(path)
-        kept = {"bundle": "built-in" if path is None else loaded.manifest["precision"],
-                "precision": loaded.manifest["precision"], "megabytes": size_of(path)}  # fmt: skip
-        for given, (use, seconds, words) in GIVEN.items():
+        about = {"bundle": "built-in" if path is None else loaded.manifest["precision"],
+                 "precision": loaded.manifest["precision"], "megabytes": size_of(path)}  # fmt: skip
+        for given, (use, seconds, with_text) in GIVEN.items():
             if path is not None and given != "audio and text":
                 continue
             f1 = scored(path, talks, use, True, threads)
             step()
             for n in sorted({1, threads}):
-                name = f"{kept['precision']}, {given}, {n} thread{'s' * (n > 1)}"
-                turn = turn_of(HBAFRuntime(path, threads=n), seconds, WORDS if words else None)
-                sides[name] = total(turn)
-                peak = fresh(Bench([path], n, "cpu", 6), seconds, words)[4]
-                choices.append({"name": name, **kept, "given": given, "threads": n, "f1": rounded(f1), "peak_mb": peak})
+                name = f"{about['precision']}, {given}, {n} thread{'s' * (n > 1)}"
+                sides[name] = total(turn_of(HBAFRuntime(path, threads=n), seconds, TEXT if with_text else None))
+                peak = fresh(Bench([path], n, "cpu", 6), seconds, with_text).peak_mb
+                choices.append(
+                    {"name": name, **about, "given": given, "threads": n, "f1": rounded(f1), "peak_mb": peak}
+                )
     alone = scored(None, talks, "audio+text", False, threads)
     times = {name: Series.of(values) for name, values in in_turn(repeats, sides, step).items()}
     for choice in choices:
@@ -118,10 +117,9 @@ def default_model(bundles: list[Path | None], threads: int, repeats: int, turns:
               "front": sorted(front, key=lambda n: times[n].p50),
               "title": "Accuracy against latency; the number: threads"}  # fmt: skip
     head = ("what runs", "weighted F1", "p50, ms", "p90, ms", "bundle, MB", "peak memory, MB", "on the front")
-    made = Section("tradeoff", "Accuracy against cost: the default model", head, rows, text, measures_of(times),
-                   figure=figure)  # fmt: skip
-    made.measures |= {f"{c['name']}, F1": {**certain(c["f1"]), "better": "higher"} for c in choices}
-    return made, choices
+    measures = measures_of(times) | {f"{c['name']}, F1": {**single(c["f1"]), "better": "higher"} for c in choices}
+    return Section("tradeoff", "Accuracy against cost: the default model", head, rows, text, measures,
+                   figure=figure), choices  # fmt: skip
 
 
 def size_of(bundle: Path | None) -> float | None:
@@ -149,25 +147,19 @@ def sizes(threads: int, repeats: int) -> Section:
     """Widths and windows: scores of the trained ones, costs of bundles of the same sizes."""
     missing = [s for s in SIZES if not _summary(*s).exists()]
     if missing:
-        raise SystemExit(f"widths and windows {missing} are not trained yet: python -m benchmarks.tradeoff --train")
+        raise InputError(f"widths and windows {missing} are not trained yet: python -m benchmarks.tradeoff --train")
     named = {f"d = {d}, W = {w}": (d, w) for d, w in SIZES}
     paths = {name: peer_models.sized_bundle(*of) for name, of in named.items()}
     runtimes = {name: HBAFRuntime(path, threads=threads) for name, path in paths.items()}
-    stages: dict[str, list[float]] = {name: [] for name in named}
     turns = {name: turn_of(r, past=int(r.manifest["window"])) for name, r in runtimes.items()}
-
-    def fusion(name: str) -> float:
-        timing = turns[name]()
-        stages[name].append(timing["total"])
-        return timing["utterance"] + timing["dialogue"]
-
-    found = in_turn(repeats, {name: partial(fusion, name) for name in named})
+    timings = in_turn(repeats, turns)
     rows: list[Sequence[Cell]] = []
     points = []
     for name, (d, w) in named.items():
         mean = json.loads(_summary(d, w).read_text())["mean"]
         size, state = size_of(paths[name]), runtimes[name].conversation().nbytes / 1024
-        spent, whole = rounded(Series.of(found[name]).p50), rounded(Series.of(stages[name][1:]).p50)
+        spent = rounded(Series.of([t["utterance"] + t["dialogue"] for t in timings[name]]).p50)
+        whole = rounded(by_stage(timings[name])["total"].p50)
         f1, macro = rounded(mean["weighted_f1"]), rounded(mean["macro_f1"])
         rows.append((name, f1, macro, spent, whole, size, rounded(state)))
         group = "width d, W = 32" if w == 32 else "window W, d = 256"
@@ -190,10 +182,10 @@ def encoders(threads: int, repeats: int) -> Section:
     """Whisper's encoders: scores of training/RESULTS.md, costs measured."""
     named = {name: peer_models.sized_bundle(256, 32, audio) for name, (audio, _) in ENCODERS.items()}
     sides = {name: total(turn_of(HBAFRuntime(path, threads=threads))) for name, path in named.items()}
-    found = {name: Series.of(values) for name, values in in_turn(repeats, sides).items()}
+    times = {name: Series.of(values) for name, values in in_turn(repeats, sides).items()}
     rows: list[Sequence[Cell]] = []
     for name, path in named.items():
-        rows.append((name, ENCODERS[name][1], rounded(found[name].p50), rounded(found[name].p90), size_of(path)))
+        rows.append((name, ENCODERS[name][1], rounded(times[name].p50), rounded(times[name].p90), size_of(path)))
     text = "RAVDESS, audio alone, eight classes, actors 1-20 in five folds (training/RESULTS.md); float32 bundles."
     points = [{"name": r[0], "x": r[2], "y": r[1], "group": r[0], "label": ""} for r in rows]
     figure = {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": "UAR",
@@ -212,43 +204,41 @@ def train() -> None:
             subprocess.run(command, check=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true")
-    parser.add_argument("--bundle", type=Path, action="append", default=[])
-    parser.add_argument("--note", default="", help="a sentence on these bundles, for the report")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=51)
-    parser.add_argument("--turns", type=int, default=1500)
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    if given.train:
+def main(
+    train_sizes: Annotated[bool, typer.Option("--train", help="train the sizes, and do nothing else")] = False,
+    bundle: Annotated[list[Path] | None, typer.Option("--bundle", help="beside the built-in one")] = None,
+    note: Annotated[str, typer.Option(help="a sentence on these bundles, for the report")] = "",
+    threads: Threads = 2,
+    repeats: Repeats = 51,
+    turns: Annotated[int, typer.Option(help="of the test conversations")] = 1500,
+    save: Annotated[
+        bool, typer.Option("--save", help="to benchmarks/results/tradeoff, and for hbaf-edge advise")
+    ] = False,
+) -> int:
+    if train_sizes:
         train()
-        return
-    folder = RESULTS / "tradeoff" if given.save else None
-    if folder is not None:
-        page.check(folder)
-    made = Report("hbaf-edge: accuracy against cost", {"threads": given.threads, "turns": given.turns})
+        return 0
+    report = Report("hbaf-edge: accuracy against cost", {"threads": threads, "turns": turns})
     choices: list[dict[str, Any]] = []
 
     def default() -> Section:
-        section, found = default_model([None, *given.bundle], given.threads, given.repeats, given.turns)
-        choices.extend(found)
-        section.text += f" {given.note}" if given.note else ""
+        section, scored_choices = default_model([None, *(bundle or [])], threads, repeats, turns)
+        choices.extend(scored_choices)
+        section.text += f" {note}" if note else ""
         return section
 
-    work: list[tuple[str, Callable[[], Measured]]] = [
+    work: list[tuple[str, Callable[[], Section]]] = [
         ("the default model", default),
-        ("sizes", lambda: sizes(given.threads, given.repeats)),
-        ("encoders", lambda: encoders(given.threads, given.repeats)),
+        ("sizes", partial(sizes, threads, repeats)),
+        ("encoders", partial(encoders, threads, repeats)),
     ]
-    measure(made, work, None, Console(), folder)
-    if folder is not None and choices:
-        score = made.sections[0].text.removesuffix(given.note).rstrip()
+    code = conclude("tradeoff", report, work, folder=RESULTS / "tradeoff" if save else None)
+    if save and choices:
+        score = report.sections[0].text.removesuffix(note).rstrip()
         stored = {"format": FORMAT, "machine": machine(), "score": score, "choices": choices}
         CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
-    finish(made, folder, Console())
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -10,22 +10,22 @@ be of then. The first run makes the peers' models. Interrupted, it reports what 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
 from benchmarks import limits, peers
-from benchmarks.report import RESULTS
-from hbaf_edge.bench import page
-from hbaf_edge.bench.command import Measured, begun, finish, measure
+from benchmarks.report import RESULTS, ReportFolder, Threads, conclude, run
+from hbaf_edge.bench.command import Measured, new_report
 from hbaf_edge.bench.document import Section, load
 from hbaf_edge.bench.scenes import scenes
 from hbaf_edge.bench.turns import Bench
+from hbaf_edge.errors import InputError
 
 RECORDED = RESULTS / "tradeoff" / "report.json"
 
@@ -36,46 +36,42 @@ def recorded() -> list[Section]:
     Raises:
         InputError: there is none.
     """
-    found = load(RECORDED)
-    for section in found.sections:
-        section.text += f" Recorded {found.created[:10]} on {found.machine['cpu']}, commit {found.commit}."
-    return found.sections
+    report = load(RECORDED)
+    for section in report.sections:
+        section.text += f" Recorded {report.created[:10]} on {report.machine['cpu']}, commit {report.commit}."
+    return report.sections
 
 
 def under_loadgen(threads: int, folder: Path) -> list[Section]:
     """LoadGen in a process of its own: an interruption in the middle of a run would end this one."""
     command = [sys.executable, "-m", "benchmarks.loadgen", "--threads", str(threads), "--report", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return load(folder).sections
+    return load(folder).sections[:1]  # the figures of single runs stay in that folder
 
 
 def work(bench: Bench, folder: Path) -> Iterator[tuple[str, Callable[[], Measured]]]:
     """All sections in the order to be shown."""
-    yield "peers", lambda: peers.section(bench.threads, bench.some(0.15, 11), bench.step)
+    yield "peers", partial(peers.section, bench, bench.some(0.15, 11))
     for name, scene in scenes():
         yield name, partial(scene, bench)
-    yield "the machine's limit", lambda: limits.sections(bench.threads, bench.some(0.3), bench.step)
+    yield "the machine's limit", partial(limits.sections, bench, bench.some(0.3))
     if not bench.quick:
-        yield "LoadGen", lambda: under_loadgen(bench.threads, folder / "loadgen")
+        yield "LoadGen", partial(under_loadgen, bench.threads, folder / "loadgen")
     yield "accuracy against cost", recorded
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--report", type=Path)
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    folder = given.report or (RESULTS / "whole" if given.save else None)
+def main(
+    threads: Threads = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer samples, no LoadGen")] = False,
+    report: ReportFolder = None,
+    save: Annotated[bool, typer.Option("--save", help="to benchmarks/results/whole")] = False,
+) -> int:
+    folder = report or (RESULTS / "whole" if save else None)
     if folder is None:
-        parser.error("give --report DIR, or --save")
-    page.check(folder)
-    console, bench = Console(), Bench([None], given.threads, "cpu", 101 if given.quick else 301, given.quick)
-    made = begun(bench)
-    measure(made, work(bench, folder), bench, console, folder)
-    finish(made, folder, console)
+        raise InputError("give --report DIR, or --save")
+    bench = Bench([None], threads, "cpu", 101 if quick else 301, quick)
+    return conclude("whole", new_report(bench), work(bench, folder), folder=folder, bench=bench)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

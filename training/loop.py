@@ -26,6 +26,7 @@ from training import batches, checkpoint, distributed, encoders, state
 from training.begin import begin
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue
+from training.errors import TrainingError
 from training.learner import Learner, groups_of, merged
 from training.material import Material
 from training.pairs import PairStage
@@ -145,7 +146,7 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.progress = state.load(self.out, self.begun, self.optimiser, self.average, self.scaler)
         if self.progress.epoch != distributed.agreed(self.progress.epoch):
-            raise SystemExit(f"{self.out} is not the same folder for every process; put it on a disk that all share")
+            raise TrainingError(f"{self.out} is not the same folder for every process; put it on a disk that all share")
         if self.progress.epoch:
             _say(f"{self.out}: going on behind epoch {self.progress.epoch - 1}")
         while self.progress.epoch < self.config.epochs and not self._patient_enough():
@@ -186,14 +187,14 @@ class Run:
         name = f"epoch {self.progress.epoch}"
         for i, step in enumerate(track(steps, name, transient=True, console=Console(stderr=True),
                                        disable=distributed.rank() > 0)):  # fmt: skip
-            seen.append(self._step(list(step)))
+            seen.append(self.step(list(step)))
             if not Console(stderr=True).is_terminal and (i + 1) / len(steps) >= told + TALK:
                 told = (i + 1) / len(steps)
                 _say(f"{name} step {i + 1} of {len(steps)}, loss {sum(seen[-20:]) / len(seen[-20:]):.3f}")
         turns = sum(len(history) for group in groups for history in group)
         return sum(seen) / max(1, len(seen)), turns
 
-    def _step(self, groups: list[Group]) -> float:
+    def step(self, groups: list[Group]) -> float:
         """One step of the optimiser on this process' share of the groups; every labelled turn weighs the same."""
         world = distributed.size()
         mine = groups[distributed.rank() :: world]

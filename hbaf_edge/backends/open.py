@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from hbaf_edge.backends.base import Backend
+from hbaf_edge.backends.cuda.native import open_native
 from hbaf_edge.backends.onnxruntime import OrtBackend
 from hbaf_edge.backends.settings import NATIVE
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError, BundleError
-from hbaf_edge.gpu.native import open_native
 
 FASTER = ("ort-tensorrt", "ort-cuda")  # than the CPU, best first; ours have not been measured on a card yet
 log = logging.getLogger("hbaf_edge")

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from hbaf_edge.bench.document import Cell, Section
 from hbaf_edge.bench.series import Series, in_turn, rounded
-from hbaf_edge.bench.speech import WORDS
-from hbaf_edge.bench.turns import Bench, turn_of
+from hbaf_edge.bench.turns import TEXT, Bench, turn_of
 from hbaf_edge.errors import InputError
 
 CHOICES = Path(__file__).with_name("choices.json")
@@ -53,11 +52,11 @@ def quantity(text: str | None, what: str) -> float | None:
     """
     if text is None:
         return None
-    found, units = NUMBER.fullmatch(text), {unit.lower(): factor for unit, factor in UNITS[what].items()}
-    if found is None or found.group(2).lower() not in units or not float(found.group(1)):
+    match, units = NUMBER.fullmatch(text), {unit.lower(): factor for unit, factor in UNITS[what].items()}
+    if match is None or match.group(2).lower() not in units or not float(match.group(1)):
         raise InputError(f"--{what} {text!r}; a number with {' or '.join(UNITS[what])} is expected, such as "
                          f"{'30ms' if what == 'latency' else '150MB'}")  # fmt: skip
-    return float(found.group(1)) * units[found.group(2).lower()]
+    return float(match.group(1)) * units[match.group(2).lower()]
 
 
 def recorded() -> dict[str, Any]:
@@ -67,24 +66,24 @@ def recorded() -> dict[str, Any]:
         InputError: it is missing or of another version.
     """
     try:
-        found = dict(json.loads(CHOICES.read_text(encoding="utf-8")))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}")
+        stored = dict(json.loads(CHOICES.read_text(encoding="utf-8")))
+        if stored["format"] != FORMAT:
+            raise ValueError(f"format {stored['format']}")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{CHOICES} cannot be read ({error}); install hbaf-edge again") from None
-    return found
+    return stored
 
 
-def here(choices: Sequence[Mapping[str, Any]], cores: int | None = None) -> list[dict[str, Any]]:
+def measured_here(choices: Sequence[Mapping[str, Any]], cores: int | None = None) -> list[dict[str, Any]]:
     """Choices that this machine has the cores for, with its own latencies; `measured` says whose were measured."""
     cores = cores or os.cpu_count() or 1
     possible = [dict(c) for c in choices if c["threads"] <= cores]
     own = [c for c in possible if c["bundle"] == "built-in"]
     sides = {c["name"]: _turn(c) for c in own}
-    found = {name: Series.of(times) for name, times in in_turn(TURNS, sides).items()}
-    slower = {(c["given"], c["threads"]): found[c["name"]].p50 / c["p50_ms"] for c in own}
+    measured = {name: Series.of(times) for name, times in in_turn(TURNS, sides).items()}
+    slower = {(c["given"], c["threads"]): measured[c["name"]].p50 / c["p50_ms"] for c in own}
     for c in possible:
-        series = found.get(c["name"])
+        series = measured.get(c["name"])
         factor = slower.get((c["given"], c["threads"]), max(slower.values(), default=1.0))
         # Of a few turns the largest stands for the 90th percentile: the safe side.
         worst = c["p90_ms"] * factor if series is None else series.most
@@ -95,9 +94,9 @@ def here(choices: Sequence[Mapping[str, Any]], cores: int | None = None) -> list
 
 
 def _turn(choice: Mapping[str, Any]) -> Callable[[], float]:
-    given = choice["given"]
+    modalities = choice["given"]
     runtime = Bench([None], choice["threads"], "cpu", TURNS).runtime()
-    turn = turn_of(runtime, None if given == "text alone" else 3.0, None if given == "audio alone" else WORDS)
+    turn = turn_of(runtime, None if modalities == "text alone" else 3.0, None if modalities == "audio alone" else TEXT)
     return lambda: turn()["total"]
 
 
@@ -122,16 +121,16 @@ def advise(
 
     Args:
         limits: asked for.
-        choices: of `here`, or as recorded.
+        choices: of `measured_here`, or as recorded.
         stored: choices.json, for where and on what.
     """
-    judged = [(lacking(c, limits), c) for c in choices]
-    most = max((c["f1"] for why, c in judged if not why), default=0.0)
-    judged.sort(key=lambda pair: (len(pair[0]) > 0, pair[1]["f1"] < most - EQUAL, pair[1]["p90_ms"]))
-    fitting = [c for why, c in judged if not why]
+    candidates = [(lacking(c, limits), c) for c in choices]
+    most = max((c["f1"] for why, c in candidates if not why), default=0.0)
+    candidates.sort(key=lambda pair: (len(pair[0]) > 0, pair[1]["f1"] < most - EQUAL, pair[1]["p90_ms"]))
+    fitting = [c for why, c in candidates if not why]
     rows: list[list[Cell]] = [
         [c["name"], c["f1"], rounded(c["p90_ms"]), _origin(c), c["peak_mb"], c["megabytes"], "; ".join(why) or "fits"]
-        for why, c in judged
+        for why, c in candidates
         if not (why and fitting)
     ]
     text = (
@@ -139,7 +138,7 @@ def advise(
         f"Scores within {EQUAL} of the best that fits count as equal, and the quickest comes first. {stored['score']}"
     )
     head = ("what runs", "F1", "p90, ms", "latency is", "peak, MB", "bundle, MB", "")
-    title = f"What fits: {len(fitting)} of {len(judged)}"
+    title = f"What fits: {len(fitting)} of {len(candidates)}"
     return Section("advise", title, head, rows, text), fitting[0] if fitting else None
 
 
@@ -150,8 +149,8 @@ def _origin(choice: Mapping[str, Any]) -> str:
 def recipe(choice: Mapping[str, Any]) -> str:
     """What to write for it."""
     bundle = "" if choice["bundle"] == "built-in" else "BUNDLE, "
-    given = {"text alone": "text=words", "audio alone": "audio"}.get(choice["given"], "audio, text=words")
+    arguments = {"text alone": "text=words", "audio alone": "audio"}.get(choice["given"], "audio, text=words")
     return (
-        f"HBAFRuntime({bundle}threads={choice['threads']}).predict({given}, ...)\n"
+        f"HBAFRuntime({bundle}threads={choice['threads']}).predict({arguments}, ...)\n"
         f"bundle: {FROM.get(choice['bundle'], choice['bundle'])}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hbaf_edge.backend import default_threads
+from hbaf_edge.backends.settings import default_threads
 from hbaf_edge.bench import page
-from hbaf_edge.bench.advise import Limits, here, quantity, recipe, recorded
+from hbaf_edge.bench.advise import Limits, measured_here, quantity, recipe, recorded
 from hbaf_edge.bench.advise import advise as advised
 from hbaf_edge.bench.compare import as_section, differing
 from hbaf_edge.bench.document import Report, Section, load, print_section
@@ -55,13 +54,13 @@ def benchmark(
     console = Console()
     bundles: list[Path | None] = [*bundle] if bundle else [None]
     bench = Bench(bundles, threads or default_threads(), provider, repeats, quick)
-    made = begun(bench)
-    measure(made, ((name, partial(scene, bench)) for name, scene in scenes()), bench, console, report)
-    finish(made, report, console)
+    new = new_report(bench)
+    measure(new, ((name, partial(scene, bench)) for name, scene in scenes()), bench, console, report)
+    raise typer.Exit(finish(new, report, console))
 
 
-def begun(bench: Bench) -> Report:
-    """An empty report of what is to be measured."""
+def new_report(bench: Bench) -> Report:
+    """An empty report with the settings of a run."""
     manifest = load_bundle(bench.bundles[0]).manifest
     settings = {
         "bundle": manifest.get("name"), "precision": manifest.get("precision"), "provider": bench.runtime().provider,
@@ -92,16 +91,14 @@ def advise(
     as_recorded: Annotated[bool, typer.Option("--as-recorded", help="latencies too; measure nothing")] = False,
 ) -> None:
     """Which bundle and settings stay within limits on this machine, the most accurate first."""
-    limits = Limits(
-        *(quantity(text, what) for text, what in ((latency, "latency"), (memory, "memory"), (size, "size")))
-    )
+    limits = Limits(quantity(latency, "latency"), quantity(memory, "memory"), quantity(size, "size"))
     stored, console = recorded(), Console()
-    choices = stored["choices"] if as_recorded else here(stored["choices"])
+    choices = stored["choices"] if as_recorded else measured_here(stored["choices"])
     section, best = advised(limits, choices, stored)
     print_section(console, section)
     if best is None:
         console.print("nothing fits; the last column says what each lacks", style="red")
-        sys.exit(1)
+        raise typer.Exit(1)
     show_line(console, str(best["name"]), "bold")
     console.print(recipe(best), markup=False)
     console.print(NOTICE, style="dim")
@@ -116,7 +113,7 @@ def measure(
 ) -> None:
     """Section by section into the report, which is written after each: what comes later loses nothing.
 
-    Interrupted, or told to end, it stops and says so; a section that fails is named, and the next one begins.
+    After Ctrl-C, SIGTERM or SIGHUP it stops and says so; a section that fails is named, and the next one begins.
 
     Args:
         report: to be filled.
@@ -126,15 +123,15 @@ def measure(
         folder: of the report; None where it is shown alone.
     """
     columns = TextColumn("{task.description}"), BarColumn(pulse_style="cyan"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, ending():
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _signals_interrupt():
         task = progress.add_task("", total=None)
         if bench is not None:
             bench.step = lambda: progress.update(task, advance=1)
         for name, each in work:
             progress.update(task, description=f"measuring {name}")
             try:
-                found = each()
-                for section in [found] if isinstance(found, Section) else found or []:
+                result = each()
+                for section in [result] if isinstance(result, Section) else result or []:
                     report.sections.append(section)
                     report.warnings += unsteady(section)
                     print_section(console, section)
@@ -151,14 +148,14 @@ def measure(
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Being told to end is as being interrupted."""
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP act as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None))
-              if number is not None}  # fmt: skip
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
     finally:
@@ -171,14 +168,13 @@ def unsteady(section: Section) -> list[str]:
     return [f"unsteady: {section.title}: {n} {why}" for n, m in section.measures.items() if (why := m.get("unsteady"))]
 
 
-def finish(report: Report, folder: Path | None, console: Console) -> None:
-    """Files, warnings, and the exit code of a run that is not whole."""
+def finish(report: Report, folder: Path | None, console: Console) -> int:
+    """Write the files, show warnings, and return the exit code: 0, 1 where a section failed, 130 interrupted."""
     for warning in report.warnings:
         show_line(console, warning, "yellow")
     if folder is not None:
         show_line(console, f"report: {page.write(report, folder)}")
     if report.stopped:
         show_line(console, f"incomplete: {report.stopped}", "red")
-        sys.exit(INTERRUPTED)
-    if report.failed:
-        sys.exit(1)
+        return INTERRUPTED
+    return int(report.failed)

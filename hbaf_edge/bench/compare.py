@@ -9,7 +9,7 @@ from hbaf_edge.bench.document import Cell, Report, Section
 from hbaf_edge.bench.series import rounded
 
 SMALL = 0.05  # a change that nobody notices, however sure it is
-YARDSTICK = "yardstick"  # the section that tells how fast the machine itself was
+REFERENCE = "reference_workload"  # the section that says how fast the machine itself was
 
 
 class Change(NamedTuple):
@@ -39,8 +39,8 @@ class Change(NamedTuple):
 def changes(a: Report, b: Report) -> Iterator[Change]:
     """All that both have, in the order of the first.
 
-    A time counts as changed where it has also changed against the yardstick: what the whole machine lost, the program
-    did not.
+    A time counts as changed where it has also changed against the reference workload: what slowed the whole machine
+    is not the program's.
 
     >>> one = Report("r", {}, {}, [Section("s", "S", (), [], "", {"t": {"p50": 10.0, "low": 9.8, "high": 10.2}})])
     >>> two = Report("r", {}, {}, [Section("s", "S", (), [], "", {"t": {"p50": 8.0, "low": 7.8, "high": 8.1}})])
@@ -50,7 +50,7 @@ def changes(a: Report, b: Report) -> Iterator[Change]:
     slower = machine_speed(a, b) or 1.0
     for section in a.sections:
         other = b.section(section.name)
-        if other is None or section.name == YARDSTICK or other.unit != section.unit:
+        if other is None or section.name == REFERENCE or other.unit != section.unit:
             continue
         expected = {"ms": slower, "turns/s": 1 / slower}.get(section.unit, 1.0)
         for name, before in section.measures.items():
@@ -81,34 +81,34 @@ def differing(a: Report, b: Report) -> list[str]:
     ['threads: 1, then 2']
     """
     first, second = ({**r.settings, **r.machine, "version": r.version} for r in (a, b))
-    told = sorted(set(first) | set(second), key=str)
+    keys = sorted(set(first) | set(second), key=str)
     return [
         f"{k.replace('_', ' ')}: {first.get(k)}, then {second.get(k)}"
-        for k in told
+        for k in keys
         if first.get(k) != second.get(k) and k != "load_average_1min"
     ]
 
 
 def machine_speed(a: Report, b: Report) -> float | None:
-    """How much slower the machine itself was in the second run, by the yardstick; None where one lacks it."""
-    found = [s.measures.get(YARDSTICK) for r in (a, b) if (s := r.section(YARDSTICK)) is not None]
-    if len(found) < 2 or found[0] is None or found[1] is None:
+    """How much slower the machine itself was in the second run, by the reference workload; None where one lacks it."""
+    speeds = [s.measures.get(REFERENCE) for r in (a, b) if (s := r.section(REFERENCE)) is not None]
+    if len(speeds) < 2 or speeds[0] is None or speeds[1] is None:
         return None
-    return float(found[1]["p50"] / found[0]["p50"])
+    return float(speeds[1]["p50"] / speeds[0]["p50"])
 
 
 def as_section(a: Report, b: Report, everything: bool = False) -> Section:
     """A table of what changed; with `everything` also of what did not."""
-    found = list(changes(a, b))
-    shown = [c for c in found if everything or c.verdict not in ("within noise", "not judged")]
+    all_changes = list(changes(a, b))
+    shown = [c for c in all_changes if everything or c.verdict not in ("within noise", "not judged")]
     rows: list[list[Cell]] = [
         [f"{c.section}: {c.name}", rounded(c.before), rounded(c.after), c.unit, rounded(c.ratio),
          None if c.low is None else f"{c.low:.2f}–{c.high:.2f}", c.verdict] for c in shown
     ]  # fmt: skip
     counts = f"intervals part, by more than {100 * SMALL:.0f} % and more than the whole machine changed"
-    text = f"{len(found)} measures in both; a change counts where {counts}. "
-    if len(shown) < len(found):
-        text += f"{len(found) - len(shown)} without one are left out. "
+    text = f"{len(all_changes)} measures in both; a change counts where {counts}. "
+    if len(shown) < len(all_changes):
+        text += f"{len(all_changes) - len(shown)} without one are left out. "
     speed = machine_speed(a, b)
     if speed is not None:
         text += f"A fixed piece of arithmetic took {speed:.2f} times as long the second time: the machine's own part."

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hbaf_edge import __version__
 from hbaf_edge.bench.series import Series, rounded
 from hbaf_edge.display import printable
 from hbaf_edge.errors import InputError
 from hbaf_edge.machine import machine
+from hbaf_edge.version import __version__
 
 FORMAT = 1
 MAX_REPORT = 16 << 20  # bytes that `load` reads at most
@@ -124,25 +124,25 @@ def load(path: str | os.PathLike[str]) -> Report:
         ) from None
 
 
-def _report(found: Any) -> Report:
+def _report(stored: Any) -> Report:
     """Raises ValueError, TypeError or KeyError where it is none."""
-    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+    if not isinstance(stored, dict) or stored.pop("format", None) != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
-    made = Report(sections=[Section(**section) for section in found.pop("sections")], **found)
-    texts = [made.title, made.stopped, made.created, made.version, made.commit]
-    texts += [getattr(s, name) for s in made.sections for name in ("name", "title", "text", "unit", "better")]
+    report = Report(sections=[Section(**section) for section in stored.pop("sections")], **stored)
+    texts = [report.title, report.stopped, report.created, report.version, report.commit]
+    texts += [getattr(s, name) for s in report.sections for name in ("name", "title", "text", "unit", "better")]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is none")
-    if not isinstance(made.settings, dict) or not isinstance(made.machine, dict):
+    if not isinstance(report.settings, dict) or not isinstance(report.machine, dict):
         raise ValueError("settings or machine is no object")
-    for section in made.sections:
+    for section in report.sections:
         for name, measure in section.measures.items():
             numbers = [measure[key] for key in ("p50", "low", "high")]
             if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers if x is not None):
                 raise ValueError(f"{name} of {section.name} holds what is no number")
             if numbers[0] is None:
                 raise ValueError(f"{name} of {section.name} has no median")
-    return made
+    return report
 
 
 def percentile_rows(measured: Mapping[str, Series]) -> list[Sequence[Cell]]:
@@ -155,10 +155,10 @@ def measures_of(measured: Mapping[str, Series]) -> dict[str, Mapping[str, Any]]:
     return {name: s.to_json() for name, s in measured.items()}
 
 
-def shown(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> shown(3.14159), shown(None), shown(1234.5), shown(12), shown(0.01234)
+    >>> cell_text(3.14159), cell_text(None), cell_text(1234.5), cell_text(12), cell_text(0.01234)
     ('3.14', '–', '1,234', '12', '0.012')
     """
     if cell is None:
@@ -182,7 +182,7 @@ def print_section(console: Console, section: Section) -> None:
     for i, name in enumerate(section.head):
         table.add_column(cell(name), justify="left" if i == 0 else "right")
     for row in section.rows:
-        table.add_row(*(cell(shown(value)) for value in row))
+        table.add_row(*(cell(cell_text(value)) for value in row))
     console.print(table)
 
 
@@ -191,7 +191,7 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", *([f"**Incomplete: {report.stopped}.**"] if report.stopped else []), about(report)]
     parts += [f"> {warning}" for warning in report.warnings]
     for s in report.sections:
-        rows = [s.head, ["---", *["---:"] * (len(s.head) - 1)], *([shown(c) for c in row] for row in s.rows)]
+        rows = [s.head, ["---", *["---:"] * (len(s.head) - 1)], *([cell_text(c) for c in row] for row in s.rows)]
         table = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows)
         parts.append(f"## {s.title}\n\n{s.text}\n\n{table}" if s.text else f"## {s.title}\n\n{table}")
     return "\n\n".join(parts) + "\n"
@@ -199,5 +199,7 @@ def markdown(report: Report) -> str:
 
 def about(report: Report) -> str:
     """Machine, versions and settings in one paragraph."""
-    said = [f"{k.replace('_', ' ')}: {v}" for k, v in {**report.settings, **report.machine}.items() if v is not None]
-    return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *said])
+    settings = [
+        f"{k.replace('_', ' ')}: {v}" for k, v in {**report.settings, **report.machine}.items() if v is not None
+    ]
+    return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *settings])

@@ -74,22 +74,22 @@ class Sampled:
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
         """See `Reader`."""
-        seen, over = [(time.perf_counter(), self._watts())], threading.Event()
+        samples, is_over = [(time.perf_counter(), self._watts())], threading.Event()
 
         def look() -> None:
-            while not over.wait(EVERY):
-                seen.append((time.perf_counter(), self._watts()))
+            while not is_over.wait(EVERY):
+                samples.append((time.perf_counter(), self._watts()))
 
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
         try:
             work()
         finally:
-            over.set()
+            is_over.set()
             looking.join()
-        seen.append((time.perf_counter(), self._watts()))
-        total = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in itertools.pairwise(seen))
-        return total, seen[-1][0] - seen[0][0]
+        samples.append((time.perf_counter(), self._watts()))
+        total = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in itertools.pairwise(samples))
+        return total, samples[-1][0] - samples[0][0]
 
 
 class Energy(NamedTuple):
@@ -116,7 +116,7 @@ def readers(sys: Path = SYS) -> tuple[list[Reader], list[str]]:
     Args:
         sys: of the system; tests give a recorded one.
     """
-    found: list[Reader] = []
+    available: list[Reader] = []
     refused: list[str] = []
     for make in (jetson, card, rapl):
         try:
@@ -125,8 +125,8 @@ def readers(sys: Path = SYS) -> tuple[list[Reader], list[str]]:
             refused.append(f"{make.__name__}: {error}")
             continue
         if one is not None:
-            found.append(one)
-    return found, refused
+            available.append(one)
+    return available, refused
 
 
 def jetson(sys: Path = SYS) -> Reader | None:

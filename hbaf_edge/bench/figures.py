@@ -24,13 +24,13 @@ def png(figure: dict[str, Any]) -> bytes:
     Raises:
         BackendError: matplotlib is not installed.
     """
-    axes, drawn = _canvas(tall=2.0 if figure["kind"] == "stack" else 3.6)
+    axes, canvas = _canvas(tall=2.0 if figure["kind"] == "stack" else 3.6)
     {"stack": _stack, "bars": _bars, "lines": _lines, "scatter": _scatter}[figure["kind"]](axes, figure)
     axes.set_title(figure["title"], loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    held = io.BytesIO()
-    drawn.savefig(held, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return held.getvalue()
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return file.getvalue()
 
 
 def check() -> None:
@@ -46,21 +46,21 @@ def _canvas(tall: float) -> tuple[Any, Any]:
         raise BackendError(
             f"a report's pictures need matplotlib ({error}): pip install 'hbaf-edge[bench]', or leave --report out"
         ) from error
-    drawn = Figure(figsize=(8.4, tall))
-    FigureCanvasAgg(drawn)
-    return drawn.subplots(), drawn
+    canvas = Figure(figsize=(8.4, tall))
+    FigureCanvasAgg(canvas)
+    return canvas.subplots(), canvas
 
 
 def _stack(axes: Any, figure: dict[str, Any]) -> None:
     beside = figure.get("beside", ())
-    left, begun, whole = 0.0, 0.0, sum(value for name, value in figure["parts"].items() if name not in beside)
+    left, previous, whole = 0.0, 0.0, sum(value for name, value in figure["parts"].items() if name not in beside)
     for (name, value), colour in zip(figure["parts"].items(), COLOURS):
-        lane, start = (-0.9, begun) if name in beside else (0.0, left)
+        lane, start = (-0.9, previous) if name in beside else (0.0, left)
         axes.barh([lane], [value], left=start, color=colour, label=f"{name}  {value:.1f}")
         if value > 0.06 * whole:
             axes.text(start + value / 2, lane, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
         if name not in beside:
-            begun, left = left, left + value
+            previous, left = left, left + value
     axes.set(yticks=[], xlim=(0, left), ylim=(-1.4 if beside else -0.5, 0.5))
     axes.spines["left"].set_visible(False)
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, fontsize=9)

@@ -9,7 +9,7 @@ import tempfile
 from html import escape
 from pathlib import Path
 
-from hbaf_edge.bench.document import Cell, Report, Section, about, markdown, shown
+from hbaf_edge.bench.document import Cell, Report, Section, about, cell_text, markdown
 from hbaf_edge.bench.figures import check as drawable
 from hbaf_edge.bench.figures import png
 from hbaf_edge.card import NOTICE
@@ -25,9 +25,7 @@ h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin:2.2rem 0 .4r
 th,td{padding:.25rem .55rem;text-align:right;border-bottom:1px solid #e4e4e4;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;min-width:12rem}th{color:#555;font-weight:600;white-space:normal}
 td:first-child,.long{white-space:normal}.long{text-align:left;min-width:11rem}
-.cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
-.card{border:1px solid #ddd;border-radius:.5rem;padding:.6rem 1rem}.card b{display:block;font-size:1.5rem}
-.card span{color:#666;font-size:.85rem}img{max-width:100%;margin:.5rem 0}
+img{max-width:100%;margin:.5rem 0}
 """
 
 
@@ -78,14 +76,13 @@ def html(report: Report, pictures: dict[str, bytes]) -> str:
     if report.stopped:
         parts.append(f'<p class="bad">Incomplete: {escape(report.stopped)}.</p>')
     parts += [f'<p class="bad">{escape(warning)}</p>' for warning in report.warnings]
-    parts.append(_cards(report))
     parts += [_section(s, pictures.get(s.name)) for s in report.sections]
     parts.append(f'<p class="about">{escape(NOTICE)}</p>')
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(filter(None, parts))
+        + "\n".join(parts)
         + "\n</body></html>\n"
     )
 
@@ -96,42 +93,12 @@ def _section(section: Section, picture: bytes | None) -> str:
     text = f'<p class="text">{escape(section.text)}</p>' if section.text else ""
     image = ""
     if picture is not None:
-        held = base64.b64encode(picture).decode()
-        image = f'<img alt="{escape(section.title)}" src="data:image/png;base64,{held}">'
+        encoded = base64.b64encode(picture).decode()
+        image = f'<img alt="{escape(section.title)}" src="data:image/png;base64,{encoded}">'
     table = f'<div class="wide"><table><tr>{head}</tr>\n{rows}\n</table></div>' if section.rows else ""
     return f'<h2 id="{escape(section.name)}">{escape(section.title)}</h2>{text}{image}{table}'
 
 
 def _cell(cell: Cell) -> str:
-    text = shown(cell)
+    text = cell_text(cell)
     return f'<td class="long">{escape(text)}</td>' if len(text) > LONG else f"<td>{escape(text)}</td>"
-
-
-def _cards(report: Report) -> str:
-    """The few figures that people look for first."""
-    found = [
-        (f"{shown(cell[column])} {unit}", what)
-        for name, row, column, unit, what in CARDS
-        if (s := report.section(name)) is not None
-        for cell in s.rows
-        if cell[0] == row
-    ]
-    cards = "".join(f'<div class="card"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in found)
-    return f'<div class="cards">{cards}</div>' if cards else ""
-
-
-# section, row, column, unit, what it is
-CARDS = (
-    (
-        "peers",
-        "fusion alone, turn 94: all turns again, by ONNX Runtime",
-        1,
-        "×",
-        "as long takes fusing all 94 turns again",
-    ),
-    ("peers", "usual encoders, INT8, each utterance encoded once", 1, "×", "as long take the usual encoders in INT8"),
-    ("stages", "a turn", 1, "ms", "a turn, median: 3 s of speech and twelve words"),
-    ("stages", "a turn", 3, "ms", "p99"),
-    ("start", "load (hashes checked, sessions made)", 1, "ms", "to load"),
-    ("memory", "peak until then", 1, "MB", "peak memory"),
-)

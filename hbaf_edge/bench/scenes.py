@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import soxr
 
-from hbaf_edge.bench.compare import YARDSTICK
+from hbaf_edge.bench.compare import REFERENCE
 from hbaf_edge.bench.document import Cell, Section, measures_of, percentile_rows
 from hbaf_edge.bench.energy import measured, readers
 from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
-from hbaf_edge.bench.speech import RATE, WORDS, sound
-from hbaf_edge.bench.turns import Bench, fresh, talked, total, turn_of
+from hbaf_edge.bench.turns import RATE, TEXT, Bench, fresh, past_turns, speech, total, turn_of
 from hbaf_edge.bundle import load_bundle
-from hbaf_edge.given import TurnInput
+from hbaf_edge.inputs import TurnInput
 from hbaf_edge.mel import log_mel
 
 LENGTHS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0)
@@ -32,12 +31,12 @@ PERCENTILES = ("p50", "p90", "p99", "max", "samples")
 
 def fresh_start(bench: Bench) -> Section:
     """Import, load and first turn, each in a fresh interpreter."""
-    found = []
+    times = []
     for _ in range(6 if bench.quick else 11):
-        found.append(fresh(bench)[:3])
+        times.append(fresh(bench)[:3])
         bench.step()
     names = ("import hbaf_edge", "load (hashes checked, sessions made)", "first turn, without warmup()")
-    series = {name: Series.of(values) for name, values in zip(names, zip(*found))}
+    series = {name: Series.of(values) for name, values in zip(names, zip(*times))}
     return Section("start", "From nothing to the first result, ms", ("what", *PERCENTILES), percentile_rows(series),
                    "Fresh interpreters; files are in the system's cache.", measures_of(series))  # fmt: skip
 
@@ -45,29 +44,38 @@ def fresh_start(bench: Bench) -> Section:
 def stages(bench: Bench) -> Section:
     """Where a turn's time goes."""
     runtime = bench.runtime()
-    turn, found = turn_of(runtime), dict[str, list[float]]()
-    spare = {"mel": _mel(), "resample": _resampling(), "yardstick": arithmetic()}
+    turn, times = turn_of(runtime), dict[str, list[float]]()
+    audio, audio_44k = speech(3.0), np.resize(speech(3.0), 3 * 44_100)
+    parts = {
+        "mel": lambda: log_mel(audio),
+        "resample": lambda: soxr.resample(audio_44k, 44_100, RATE),
+        REFERENCE: reference_arithmetic(),
+    }
     turn()
     for _ in range(bench.repeats):
         for stage, ms in turn().items():
-            found.setdefault(stage, []).append(ms)
-        for name, part in spare.items():
-            found.setdefault(name, []).append(timed(part))
+            times.setdefault(stage, []).append(ms)
+        for name, part in parts.items():
+            times.setdefault(name, []).append(timed(part))
         bench.step()
-    bench.yardstick = found["yardstick"]
-    series = {shown: Series.of(found[name]) for name, shown in STAGES.items()}
+    bench.reference_workload = times[REFERENCE]
+    series = {title: Series.of(times[name]) for name, title in STAGES.items()}
     speed = 3000 / series["a turn"].p50
-    parts = {s: rounded(series[STAGES[s]].p50) for s in ("features", "audio", "text", "utterance", "dialogue")}
-    beside = runtime._ready().backend.beside is not None
-    overlap = " The words are read while the sound is heard: the whole is less than the parts' sum." if beside else ""
-    return Section(
-        "stages", "A turn, stage by stage, ms", ("stage", *PERCENTILES), percentile_rows(series),
+    stacked = [STAGES[name] for name in ("features", "audio", "text", "utterance", "dialogue")]
+    saved = sum(series[title].p50 for title in stacked) - series["a turn"].p50
+    is_parallel = saved > series[STAGES["text"]].p50 / 2  # the text encoder ran beside the audio encoder
+    overlap = (
+        " The text encoder runs beside the audio encoder, so the whole is less than the sum." if is_parallel else ""
+    )
+    figure = {"kind": "stack", "title": "A turn of 3 s and twelve words, ms",
+              "parts": {title: rounded(series[title].p50) for title in stacked},
+              "beside": [STAGES["text"]] if is_parallel else []}  # fmt: skip
+    text = (
         f"3 s of speech and twelve words: {speed:.0f} times as fast as they are spoken. The turn's features are the "
-        f"log-mel spectrum and word pieces; sound at 16 kHz is not resampled.{overlap}",
-        measures_of(series), figure={"kind": "stack", "title": "A turn of 3 s and twelve words, ms",
-                                      "parts": {STAGES[s]: ms for s, ms in parts.items()},
-                                      "beside": [STAGES["text"]] if beside else []},
-    )  # fmt: skip
+        f"log-mel spectrum and tokens; audio at 16 kHz is not resampled.{overlap}"
+    )
+    return Section("stages", "A turn, stage by stage, ms", ("stage", *PERCENTILES), percentile_rows(series), text,
+                   measures_of(series), figure=figure)  # fmt: skip
 
 
 STAGES = {
@@ -77,38 +85,29 @@ STAGES = {
 }  # fmt: skip
 
 
-def arithmetic() -> Callable[[], object]:
+def reference_arithmetic() -> Callable[[], object]:
     """A fixed piece of work on one thread, without anything of ours: how fast the machine was during this run."""
     x = np.random.default_rng(0).standard_normal(1 << 15)
     return lambda: np.fft.rfft(x)
 
 
-def yardstick(bench: Bench) -> Section:
-    """What `hbaf-edge compare` tells the machine's own part by; measured between the stages."""
-    s = Series.of(bench.yardstick)
-    return Section(YARDSTICK, "A fixed piece of arithmetic, ms", ("what", *PERCENTILES),
-                   percentile_rows({YARDSTICK: s}), "A Fourier transform of 32,768 numbers, for comparing runs.",
-                   measures_of({YARDSTICK: s}))  # fmt: skip
-
-
-def _resampling() -> Callable[[], object]:
-    voice = np.resize(sound(3.0), 3 * 44_100)
-    return lambda: soxr.resample(voice, 44_100, RATE)
-
-
-def _mel() -> Callable[[], object]:
-    voice = sound(3.0)
-    return lambda: log_mel(voice)
+def reference_workload(bench: Bench) -> Section:
+    """By this `hbaf-edge compare` knows the machine's own part in a change; measured between the stages."""
+    series = {REFERENCE: Series.of(bench.reference_workload)}
+    return Section(REFERENCE, "A fixed piece of arithmetic, ms", ("what", *PERCENTILES), percentile_rows(series),
+                   "A Fourier transform of 32,768 numbers, for comparing runs.", measures_of(series))  # fmt: skip
 
 
 def varied(bench: Bench, name: str, title: str, column: str, sides: dict[str, Callable[[], float]], repeats: int,
            text: str = "", figure: dict[str, Any] | None = None) -> Section:  # fmt: skip
     """Turns of several kinds, taking turns."""
-    found = {side: Series.of(values) for side, values in in_turn(repeats, sides, bench.step).items()}
+    series = {side: Series.of(values) for side, values in in_turn(repeats, sides, bench.step).items()}
     if figure is not None:
-        lines = {q: [rounded(getattr(s, q)) for s in found.values()] for q in ("p50", "p90")}
+        lines = {q: [rounded(getattr(s, q)) for s in series.values()] for q in ("p50", "p90")}
         figure = {**figure, "lines": {q: y for q, y in lines.items() if None not in y}, "y_title": "ms"}
-    return Section(name, title, (column, *PERCENTILES), percentile_rows(found), text, measures_of(found), figure=figure)
+    return Section(
+        name, title, (column, *PERCENTILES), percentile_rows(series), text, measures_of(series), figure=figure
+    )
 
 
 def thread_counts(bench: Bench) -> Section:
@@ -134,21 +133,21 @@ def context(bench: Bench) -> Section:
 def lengths(bench: Bench) -> Section:
     """By seconds of speech."""
     sides = {f"{s:g}": total(turn_of(bench.runtime(), seconds=s)) for s in LENGTHS}
-    found = varied(bench, "lengths", "A turn by its length, ms", "seconds of speech", sides, bench.some(0.12),
+    section = varied(bench, "lengths", "A turn by its length, ms", "seconds of speech", sides, bench.some(0.12),
                    "Twelve words with each. Real-time factor: milliseconds of work for a millisecond of speech.",
                    {"kind": "lines", "x": list(LENGTHS), "x_title": "seconds of speech",
                     "title": "A turn by its length"})  # fmt: skip
-    found.head = (*found.head, "real-time factor")
-    found.rows = [(*row, rounded(float(row[1] or 0) / (1e3 * s))) for row, s in zip(found.rows, LENGTHS)]
-    return found
+    section.head = (*section.head, "real-time factor")
+    section.rows = [(*row, rounded(float(row[1] or 0) / (1e3 * s))) for row, s in zip(section.rows, LENGTHS)]
+    return section
 
 
 def modalities(bench: Bench) -> Section:
-    """Words alone, sound alone, both."""
+    """Text alone, audio alone, both."""
     runtime = bench.runtime()
     sides = {
         "audio and text": total(turn_of(runtime)),
-        "audio alone": total(turn_of(runtime, words=None)),
+        "audio alone": total(turn_of(runtime, text=None)),
         "text alone": total(turn_of(runtime, seconds=None)),
     }
     return varied(bench, "modalities", "A turn by what is given, ms", "given", sides, bench.some(0.25, 29))
@@ -159,14 +158,15 @@ def precisions(bench: Bench) -> Section | None:
     if len(bench.bundles) < 2:
         return None
     named = {_name(i, path): i for i, path in enumerate(bench.bundles)}
-    found = in_turn(bench.some(0.5), {n: total(turn_of(bench.runtime(bundle=i))) for n, i in named.items()}, bench.step)
+    sides = {name: total(turn_of(bench.runtime(bundle=i))) for name, i in named.items()}
+    times = in_turn(bench.some(0.5), sides, bench.step)
     first = next(iter(named))
     rows, measures = [], dict[str, Mapping[str, Any]]()
     for name, i in named.items():
-        loaded, s = load_bundle(bench.bundles[i]), Series.of(found[name])
-        times = ratio(found[name], found[first])
+        loaded, s = load_bundle(bench.bundles[i]), Series.of(times[name])
+        times_first = ratio(times[name], times[first])
         rows.append((name, loaded.manifest.get("precision"), rounded(loaded.megabytes),
-                     *percentile_rows({name: s})[0][1:], rounded(times["p50"])))  # fmt: skip
+                     *percentile_rows({name: s})[0][1:], rounded(times_first["p50"])))  # fmt: skip
         measures[name] = s.to_json()
     head = ("bundle", "precision", "MB", *PERCENTILES, f"÷ {first}")
     return Section("bundles", "Bundles beside each other, ms", head, rows, "", measures)  # fmt: skip
@@ -180,23 +180,23 @@ def together(bench: Bench) -> Section:
     """Several conversations a call."""
     runtime = bench.runtime()
     sizes = [n for n in TOGETHER if not bench.quick or n in (1, 8, 64)]
-    voice, repeats = sound(3.0), 6 if bench.quick else bench.some(0.12)
-    pasts = [talked(runtime, 10) for _ in range(max(sizes))]
+    audio, repeats = speech(3.0), 6 if bench.quick else bench.some(0.12)
+    pasts = [past_turns(runtime, 10) for _ in range(max(sizes))]
 
     def call(n: int) -> float:
         turns = [
-            TurnInput(audio=voice, sample_rate=RATE, text=WORDS, speaker="a", conversation=chat.fork())
+            TurnInput(audio=audio, sample_rate=RATE, text=TEXT, speaker="a", conversation=chat.fork())
             for chat in pasts[:n]
         ]
-        return timed(lambda: runtime.predict_many(turns))
+        return timed(lambda: runtime.predict_batch(turns))
 
-    found = in_turn(repeats, {f"{n}": partial(call, n) for n in sizes}, bench.step)
-    rates = {name: Series.of([int(name) * 1e3 / ms for ms in values]) for name, values in found.items()}
-    series = {name: Series.of(values) for name, values in found.items()}
+    times = in_turn(repeats, {f"{n}": partial(call, n) for n in sizes}, bench.step)
+    rates = {name: Series.of([int(name) * 1e3 / ms for ms in values]) for name, values in times.items()}
+    series = {name: Series.of(values) for name, values in times.items()}
     rows = [(name, rounded(rates[name].p50), rounded(s.p50), rounded(s.most), s.n) for name, s in series.items()]
     return Section(
         "together", "Conversations at once", ("conversations a call", "turns/s", "p50, ms", "max, ms", "samples"), rows,
-        "predict_many: every conversation's turn comes back when the last is done.",
+        "predict_batch: every conversation's turn comes back when the last is done.",
         {name: {**rates[name].to_json(), "unsteady": s.unsteady()} for name, s in series.items()}, "turns/s", "higher",
         {"kind": "lines", "x": sizes, "x_title": "conversations a call", "y_title": "turns/s", "log": True,
          "lines": {"turns a second": [rounded(r.p50) for r in rates.values()]}, "title": "Conversations at once"},
@@ -212,11 +212,11 @@ def memory(bench: Bench) -> Section:
         turn()
         bench.step()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    chat = talked(runtime, 2)
-    resident, peak = fresh(bench)[3:]
+    chat, process = past_turns(runtime, 2), fresh(bench)
     size = load_bundle(bench.bundles[0]).megabytes
     rows: list[Sequence[Cell]] = [
-        ("resident after a first turn of 3 s", rounded(resident), "MB"), ("peak until then", rounded(peak), "MB"),
+        ("resident after a first turn of 3 s", process.resident_mb, "MB"),
+        ("peak until then", process.peak_mb, "MB"),
         ("bundle", rounded(size), "MB"), ("state of a conversation", rounded(chat.nbytes / 1024), "KiB"),
         ("processor time of a turn", rounded(cpu / n * 1e3), "CPU ms"),
         ("cores busy meanwhile", rounded(cpu / wall), "cores"), ("GPU memory", _gpu_mb(), "MB"),
@@ -239,13 +239,15 @@ def _gpu_mb() -> float | None:
 
 def energy(bench: Bench) -> Section:
     """Millijoules of a turn, where the machine tells."""
-    found, refused = readers()
+    available, refused = readers()
     turn, turns = turn_of(bench.runtime()), bench.some(1.0)
     rows: list[Sequence[Cell]] = []
-    for reader in found:
+    for reader in available:
         e = measured(reader, turn, turns, 2.0 if bench.quick else 10.0)
-        shown = f"{rounded(e.millijoules)} ± {rounded(e.error)}" if e.millijoules > e.error else f"below {e.error:.1f}"
-        rows.append((e.source, rounded(e.idle_watts), rounded(e.watts), shown))
+        turn_mj = (
+            f"{rounded(e.millijoules)} ± {rounded(e.error)}" if e.millijoules > e.error else f"below {e.error:.1f}"
+        )
+        rows.append((e.source, rounded(e.idle_watts), rounded(e.watts), turn_mj))
         bench.step()
     text = (
         f"Turns one after the other, {turns} of them in five parts; what the machine takes idle, before and after, is "
@@ -261,7 +263,7 @@ def energy(bench: Bench) -> Section:
 def scenes() -> Iterable[tuple[str, Callable[[Bench], Section | None]]]:
     """All, in the order to be shown, with what is said meanwhile."""
     yield "stages of a turn", stages
-    yield "yardstick", yardstick
+    yield "a fixed piece of arithmetic", reference_workload
     yield "fresh starts", fresh_start
     yield "bundles", precisions
     yield "threads", thread_counts

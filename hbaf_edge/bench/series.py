@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ SLOWED = 1.1  # last third against first third, where their middle halves have p
 NEEDED = {"p90": 29, "p99": 299}  # samples of which the largest lies above it with 95 % probability
 LEAST = 6  # samples below which no interval holds the median with 95 % probability
 BLOCKS = 10
+Result = TypeVar("Result")
 
 
 class Series(NamedTuple):
@@ -53,10 +54,10 @@ class Series(NamedTuple):
         if not len(values):
             raise ValueError("there are no measurements")
         x, n = np.asarray(values, np.float64), len(values)
-        ordered, shown = np.sort(x), {name: n >= least for name, least in NEEDED.items()}
+        ordered, is_known = np.sort(x), {name: n >= least for name, least in NEEDED.items()}
         third, cut = max(1, n // 3), ordered[n // 20 : n - n // 20]
         low, high = interval(x)
-        p90, p99 = (float(np.percentile(x, int(p[1:]))) if shown[p] else None for p in NEEDED)
+        p90, p99 = (float(np.percentile(x, int(p[1:]))) if is_known[p] else None for p in NEEDED)
         return cls(
             n, float(np.median(x)), p90, p99, float(ordered[-1]), low, high,
             float(cut.std() / cut.mean()) if cut.mean() > 0 else 0.0,
@@ -69,8 +70,8 @@ class Series(NamedTuple):
         >>> Series.of([1 / 3]).to_json()["p50"]
         0.33333
         """
-        found: dict[str, Any] = {n: value if n == "n" else rounded(value) for n, value in self._asdict().items()}
-        return {**found, "unsteady": self.unsteady()}
+        values: dict[str, Any] = {n: value if n == "n" else rounded(value) for n, value in self._asdict().items()}
+        return {**values, "unsteady": self.unsteady()}
 
     def unsteady(self) -> str:
         """Why not to trust it; empty where nothing speaks against it.
@@ -118,8 +119,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
     return {"p50": round(float(np.median(above) / np.median(below)), 4), "low": low, "high": high}
 
 
-def certain(value: float) -> Mapping[str, Any]:
-    """A single figure, of which nobody knows how sure it is: a measure without an interval."""
+def single(value: float) -> Mapping[str, Any]:
+    """A measure of one figure, without an interval."""
     return {"p50": rounded(value), "low": None, "high": None}
 
 
@@ -131,18 +132,27 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def in_turn(
-    repeats: int, sides: Mapping[str, Callable[[], float]], step: Callable[[], object] = lambda: None
-) -> dict[str, list[float]]:
-    """What each side returns, the sides taking turns; the first round is thrown away.
+    repeats: int, sides: Mapping[str, Callable[[], Result]], step: Callable[[], object] = lambda: None
+) -> dict[str, list[Result]]:
+    """What each side returns, the sides interleaved; the first round is thrown away.
 
     Args:
         repeats: rounds.
         sides: by name.
         step: called after each round, for a progress bar.
     """
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    results: dict[str, list[Result]] = {name: [] for name in sides}
     for _ in range(repeats + 1):
         for name, side in sides.items():
-            found[name].append(side())
+            results[name].append(side())
         step()
-    return {name: values[1:] for name, values in found.items()}
+    return {name: values[1:] for name, values in results.items()}
+
+
+def by_stage(timings: Sequence[Mapping[str, float]]) -> dict[str, Series]:
+    """Milliseconds of each stage of several turns.
+
+    >>> by_stage([{"text": 1.0, "total": 3.0}, {"text": 2.0, "total": 4.0}])["total"].p50
+    3.5
+    """
+    return {stage: Series.of([timing[stage] for timing in timings]) for stage in timings[0]}

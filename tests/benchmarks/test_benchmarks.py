@@ -1,29 +1,39 @@
-"""Benchmarks run, end in JSON, and say on what they were measured."""
+"""Benchmarks run, end in a line of JSON, and say on what they were measured; counts of a bundle's graphs."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 
-from benchmarks import graphs
-from benchmarks.report import percentiles
+from benchmarks import graphs, report
+from hbaf_edge.bench.document import Report, Section
+from hbaf_edge.errors import InputError
 from tests.conftest import ROOT
+from tests.hbaf_edge.bench.test_report import SCHEMA
 
 
-def test_percentiles():
-    assert percentiles(list(range(1, 101))) == {"p50": 50.5, "p90": 90.1, "p99": 99.01}
+def benchmark(*arguments):
+    """Sections by name of a benchmark that runs in its own process."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    jsonschema.validate(result, SCHEMA)
+    assert {"cpu", "cores", "python", "onnxruntime", "OMP_WAIT_POLICY"} <= set(result["machine"])
+    for section in result["sections"]:
+        assert section["title"] in " ".join(done.stdout.split())
+    return {section["name"]: section for section in result["sections"]}
 
 
 @pytest.mark.slow
 def test_first_look_runs():
-    command = [sys.executable, "-m", "benchmarks.first_look", "--threads", "1", "--repeats", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["predict_ms"]["p50"] > 0
-    assert result["demo_peak_mb"] > 50
-    assert {"cpu", "cores", "python", "onnxruntime", "OMP_WAIT_POLICY"} <= set(result["machine"])
-    assert "first look" in done.stdout
+    sections = benchmark("benchmarks.first_look", "--threads", 1, "--repeats", 3)
+    measures = sections["first_look"]["measures"]
+    assert measures["a turn of 3 s and twelve words, ms"]["p50"] == sections["stages"]["measures"]["a turn"]["p50"] > 0
+    assert measures["import hbaf_edge, ms"]["p50"] < measures["HBAFRuntime(), ms"]["p50"]
+    assert measures["peak memory of hbaf-edge demo, MB"]["p50"] > 50
 
 
 @pytest.mark.slow
@@ -35,21 +45,41 @@ def test_picture(tmp_path):
 
 @pytest.mark.slow
 def test_incremental_runs():
-    command = [sys.executable, "-m", "benchmarks.incremental", "--repeats", "3", "--no-torch"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["depth"]["state_bytes"][0] == result["depth"]["state_bytes"][1]
-    assert result["ratios"]["full fusion pass over 94 turns against one step"] > 1
-    assert set(result["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
-    assert set(result["feeding"]) == {"alone", "beside a predict"}
+    sections = benchmark("benchmarks.incremental", "--repeats", 3)
+    early, late = sections["depth"]["text"].removesuffix(" bytes.").rsplit(" ", 3)[1::2]
+    assert early == late, "the state's size does not grow"
+    measures = {name: section["measures"] for name, section in sections.items()}
+    whole, scope = measures["depth"]["turn 33, whole"], measures["fusion"]["dialogue scope and head"]
+    assert whole["p50"] > scope["p50"] > 0
+    assert set(measures["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
+    assert set(measures["feeding"]) == {"alone", "while another thread predicts"}
 
 
-def test_graphs_are_counted_and_timed(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["graphs", str(tiny.bundle), "--repeats", "3"])
-    graphs.main()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])["bundles"]["bundle"]
-    assert set(result) == {"audio", "text", "utterance", "dialogue"}
-    for found in result.values():
-        assert 0 < found["nodes"] <= found["stored_nodes"]
-        assert sum(found["microseconds"].values()) > 0
-        assert found["passed_ms"]["p50"] > 0 < found["bound_ms"]["p50"]
+def test_graphs_are_counted_and_timed(tiny, capsys):
+    assert graphs.main([tiny.bundle], repeats=3) == 0
+    (section,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sections"]
+    assert [row[0] for row in section["rows"]] == ["audio", "text", "utterance", "dialogue"]
+    for _, stored, run, passed, bound, slowest in section["rows"]:
+        assert 0 < run <= stored
+        assert passed > 0 < bound
+        assert int(slowest.split(",")[0].split()[-1]) > 0
+    with pytest.raises(InputError, match="two are alike"):
+        graphs.main([tiny.bundle, tiny.bundle])
+
+
+def test_only_a_whole_run_is_saved_and_errors_are_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+
+    def fails():
+        raise InputError("no model")
+
+    done = Section("done", "Done", ("what",), [("a",)])
+    assert report.conclude("x", Report("r", {}), [("one", lambda: done), ("two", fails)], save=True) == 1
+    assert not list(tmp_path.iterdir())
+    assert report.conclude("x", Report("r", {}), [("one", lambda: done)], save=True) == 0
+    assert json.loads(Path(tmp_path / "x.json").read_text())["sections"][0]["name"] == "done"
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as ended:
+        report.run(fails, "What it does.")
+    assert ended.value.code == report.UNUSABLE
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no model"

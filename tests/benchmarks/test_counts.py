@@ -83,19 +83,22 @@ class TestLoadGen:
 
     def test_valid_runs_and_invalid_ones_say_so(self, loadgen, runtime, tmp_path):
         queries = loadgen.recorded(runtime, 0)
-        good = loadgen.run(loadgen.System(runtime, queries, 1, 1), 8, tmp_path / "good", "SingleStream", 0.2)
+        good = loadgen.measure(loadgen.System(runtime, queries, 1, 1), 8, tmp_path / "good", "SingleStream", 0.2)
         assert good.valid, good.reason
         assert good.figures["result_90.00_percentile_latency_ns"] > 0
-        assert {"mlperf_log_summary.txt", "mlperf_log_detail.txt"} <= {p.name for p in (tmp_path / "good").iterdir()}
-        late = loadgen.run(loadgen.System(runtime, queries, 1, 1), 8, tmp_path / "late", "Server", 0.2,
+        late = loadgen.measure(loadgen.System(runtime, queries, 1, 1), 8, tmp_path / "late", "Server", 0.2,
                            server_target_qps=1000, server_target_latency_ns=1000)  # fmt: skip
         assert not late.valid
         assert "Performance constraints satisfied : NO" in late.reason
+        rows = {row[0]: row for row in loadgen.runs_section({"good": good, "late": late}).rows}
+        assert rows["good"][1] == "VALID"
+        assert rows["late"][1].startswith("INVALID: Performance constraints")
+        assert rows["good"][6] == pytest.approx(good.figures["result_90.00_percentile_latency_ns"] / 1e6, rel=1e-4)
 
     def test_a_turn_that_fails_ends_the_run_with_its_error(self, loadgen, runtime, tmp_path):
-        queries = [q._replace(given={"text": 3}) for q in loadgen.recorded(runtime, 0)]
+        queries = [q._replace(inputs={"text": 3}) for q in loadgen.recorded(runtime, 0)]
         with pytest.raises(InputError, match="text is of type int"):
-            loadgen.run(loadgen.System(runtime, queries, 1, 1), 8, tmp_path, "SingleStream", 0.05)
+            loadgen.measure(loadgen.System(runtime, queries, 1, 1), 8, tmp_path, "SingleStream", 0.05)
 
     def test_the_highest_valid_rate_is_found_by_halving(self, loadgen):
         seen = []

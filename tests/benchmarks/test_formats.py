@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.formats import PAIRS, example, judge
+from benchmarks.formats import PAIRS, example, read_back
 
 
 @pytest.fixture(scope="module")
@@ -16,5 +16,5 @@ def test_the_list_holds_forty():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.container}-{pair.codec}")
 def test_read(pair, spoken):
-    found = judge(pair, spoken)
-    assert found["read"], found
+    result = read_back(pair, spoken)
+    assert result["read"], result

@@ -27,6 +27,8 @@ PACKAGES = (
     "matplotlib tensorrt tensorrt_rtx pycuda ctranslate2 jsonschema mlcommons_loadgen"
 )
 
+CUBINS_MANIFEST = "hbaf_edge/backends/cuda/cubins/manifest.json"
+
 
 def python(code):
     return "-c", code
@@ -97,7 +99,11 @@ def test_conversations_and_turns_run_on_the_public_interface(capsys):
 
 def test_what_is_carried_is_whole_and_not_too_large(tmp_path, monkeypatch):
     names = {str(path.relative_to(gpu_check.ROOT)) for path in gpu_check.tracked()}
-    for name in ("hbaf_edge/gpu/cubins/manifest.json", "hbaf_edge/models/default/manifest.json", "tests/__init__.py"):
+    for name in (
+        CUBINS_MANIFEST,
+        "hbaf_edge/models/default/manifest.json",
+        "tests/__init__.py",
+    ):
         assert name in names
     assert not any(name.startswith((".venv", "runs")) for name in names)
     (tmp_path / "a").write_bytes(os.urandom(3000))

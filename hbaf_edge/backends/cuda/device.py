@@ -1,6 +1,6 @@
 """A GPU through pycuda: memory, copies, launches and graphs on one stream of its own. No PyTorch, no Triton.
 
-What runs on it (hbaf_edge/gpu/dialogue.py) asks for nothing else, so that tests give it a host that interprets.
+What runs on it (dialogue.py, beside this file) asks for nothing else, so that tests give it a host that interprets.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hbaf_edge.backends.cuda.kernels import Kernel
+from hbaf_edge.backends.cuda.replay import bindings, capture, launched, released
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.kernels import Kernel
-from hbaf_edge.gpu.replay import bindings, capture, launched, released
 
 FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
 Array = NDArray[Any]

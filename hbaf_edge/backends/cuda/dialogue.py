@@ -2,7 +2,7 @@
 
 A turn is a copy in, 3 L + 2 launches (kernels/dialogue.py), replayed as a graph, and a copy out. What the last turn of
 a conversation left behind travels with its next one, so that a turn that was only tried leaves no trace; the whole
-state is always the host's (hbaf_edge/gpu/pool.py).
+state is always the host's (hbaf_edge/backends/cuda/pool.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from hbaf_edge.backends.base import Request, joined
+from hbaf_edge.backends.cuda.device import Array, Device, Loaded
+from hbaf_edge.backends.cuda.kernels import CUBINS, choose, most_labels
+from hbaf_edge.backends.cuda.packed import Packed, Parts
+from hbaf_edge.backends.cuda.pool import Place, Pool
+from hbaf_edge.backends.cuda.weights import DialogueWeights
 from hbaf_edge.conversation import Context, ContextView
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Array, Device, Loaded
-from hbaf_edge.gpu.kernels import CUBINS, choose, most_labels
-from hbaf_edge.gpu.packed import Packed, Parts
-from hbaf_edge.gpu.pool import Place, Pool
-from hbaf_edge.gpu.weights import DialogueWeights
 
 CAPACITY = 64  # conversations: 33 MB in half precision at the default sizes
 KERNELS = ("keep", "project", "gate_step", "finish", "head")

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hbaf_edge.backends.base import Request, Result, Stages, Tap, joined
+from hbaf_edge.backends.cuda.device import Array, Device
+from hbaf_edge.backends.cuda.dialogue import DialogueScope, Exchange, split
+from hbaf_edge.backends.cuda.engine_runner import Runner
+from hbaf_edge.backends.cuda.engines import Reach
+from hbaf_edge.backends.cuda.kernels import CUBINS, choose
+from hbaf_edge.backends.cuda.packed import ALIGNMENT, Packed
+from hbaf_edge.backends.cuda.pool import Place
 from hbaf_edge.conversation import ContextView, TurnState
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Array, Device
-from hbaf_edge.gpu.dialogue import DialogueScope, Exchange, split
-from hbaf_edge.gpu.engine_runner import Runner
-from hbaf_edge.gpu.engines import Reach
-from hbaf_edge.gpu.kernels import CUBINS, choose
-from hbaf_edge.gpu.packed import ALIGNMENT, Packed
-from hbaf_edge.gpu.pool import Place
 
 if TYPE_CHECKING:
     from hbaf_edge.bundle import Bundle

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hbaf_edge.backends.cuda.build import library
+from hbaf_edge.backends.cuda.device import Device
+from hbaf_edge.backends.cuda.engines import engine
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.build import library
-from hbaf_edge.gpu.device import Device
 
 if TYPE_CHECKING:
     from hbaf_edge.bundle import Bundle
@@ -32,8 +34,8 @@ class Engine:
     """A deserialised engine with a context of its own.
 
     Args:
-        trt: of `hbaf_edge.gpu.build.library`.
-        content: of `hbaf_edge.gpu.engines.engine`.
+        trt: of `hbaf_edge.backends.cuda.build.library`.
+        content: of `hbaf_edge.backends.cuda.engines.engine`.
         device: whose stream it runs on.
 
     Raises:
@@ -81,18 +83,21 @@ class Engine:
             raise BackendError("an engine failed to run")
 
 
-def engines_of(bundle: Bundle, device: Device) -> dict[str, Runner]:
+def engines_of(bundle: Bundle, device: Device, kernels: Path) -> dict[str, Runner]:
     """Of encoders and utterance scope, from the cache or built now; the first time takes minutes.
+
+    Args:
+        bundle: verified.
+        device: that runs them.
+        kernels: folder of the plugin's kernels.
 
     Raises:
         BackendError: TensorRT is not installed, or an engine cannot be built.
     """
-    from hbaf_edge.gpu.engines import engine
-
     trt = library("tensorrt")
     made: dict[str, Runner] = {}
     for name in ENGINES:
-        content = engine(bundle, name)
+        content = engine(bundle, name, kernels=kernels)
         with device.here(f"while the {name} engine was loaded"):
             made[name] = Engine(trt, content, device)
     return made

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hbaf_edge.backends.cuda.build import Progress, Shape, Shapes, build, gpu_here, library
+from hbaf_edge.backends.cuda.kernels import CUBINS
+from hbaf_edge.backends.cuda.plugin import IDENTITY, has_gate, register, with_plugin
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.build import Progress, Shape, Shapes, build, gpu_here, library
-from hbaf_edge.gpu.kernels import CUBINS
-from hbaf_edge.gpu.plugin import IDENTITY, has_gate, register, with_plugin
 
 MAGIC = b"HBAFENG1"
 MAX_HEADER = 1 << 16

@@ -2,7 +2,7 @@
 
 "cuda"       the encoders and the utterance scope on ONNX Runtime (its CUDA provider where it is there, else the
              CPU), the dialogue scope by our kernels, with the rings on the GPU
-"tensorrt"   the first three as TensorRT engines too (hbaf_edge/gpu/engine_backend.py): everything stays on the GPU
+"tensorrt"   the first three as TensorRT engines too (engine_backend.py): everything stays on the GPU
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hbaf_edge.backends.base import Backend
+from hbaf_edge.backends.cuda.device import Device
+from hbaf_edge.backends.cuda.dialogue import DialogueOnGpu, DialogueScope, dtype_of
+from hbaf_edge.backends.cuda.engine_backend import EngineBackend
+from hbaf_edge.backends.cuda.engine_runner import engines_of
+from hbaf_edge.backends.cuda.kernels import CUBINS
+from hbaf_edge.backends.cuda.weights import dialogue_weights
 from hbaf_edge.backends.onnxruntime import OrtBackend
 from hbaf_edge.backends.settings import PROVIDERS
 from hbaf_edge.errors import BackendError, BundleError
-from hbaf_edge.gpu.device import Device
-from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, dtype_of
-from hbaf_edge.gpu.kernels import CUBINS
-from hbaf_edge.gpu.weights import dialogue_weights
 
 if TYPE_CHECKING:
     from hbaf_edge.bundle import Bundle
@@ -45,12 +47,9 @@ def open_native(
     opened, folder = device(), kernels or CUBINS
     scope = DialogueScope(opened, dialogue_weights(bundle), dtype_of(bundle.manifest["precision"]), folder=folder)
     if provider == "tensorrt":
-        from hbaf_edge.gpu.engine_backend import EngineBackend
-        from hbaf_edge.gpu.engine_runner import engines_of
-
-        return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened), folder)
+        return EngineBackend(bundle, threads, scope, opened, engines_of(bundle, opened, folder), folder)
     on_gpu = DialogueOnGpu(scope, opened)
-    from hbaf_edge.ort import onnxruntime as ort
+    from hbaf_edge.ort import onnxruntime as ort  # a heavy package
 
     below = "ort-cuda" if PROVIDERS["ort-cuda"] in ort.get_available_providers() else "cpu"
     try:

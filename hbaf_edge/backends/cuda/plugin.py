@@ -1,9 +1,9 @@
 """TensorRT plugin for the exported node `hbaf_edge::BimodalAttentionGate`: our kernel inside of an engine.
 
-A Python IPluginV3 (TensorRT 10.3 to 11), which launches through cuda-bindings. hbaf_edge/gpu/engines.py registers it
+A Python IPluginV3 (TensorRT 10.3 to 11), which launches through cuda-bindings. engines.py registers it
 before it builds an engine or loads one. An engine holds the plugin's name alone: the kernel is that of the process.
 
-It never ran on a card. What needs none is tested (tests/hbaf_edge/gpu/test_plugin.py): shapes, types and arguments, on
+It never ran on a card. What needs none is tested (tests/hbaf_edge/cuda/test_plugin.py): shapes, types and arguments, on
 TensorRT-RTX's own base classes. Argument order: kernels/node.py.
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hbaf_edge.backends.cuda.build import gpu_here
+from hbaf_edge.backends.cuda.kernels import CUBINS, Kernel, choose
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.build import gpu_here
-from hbaf_edge.gpu.kernels import CUBINS, Kernel, choose
 
 NAMESPACE, NAME, VERSION, KERNEL = "hbaf_edge", "BimodalAttentionGate", "1", "gate_node"
 IDENTITY = f"{NAMESPACE}::{NAME} {VERSION}"

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from hbaf_edge.backends.cuda.device import Loaded
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Loaded
 from kernels.shipped import SHIPPED, Sizes
 
 FUNCTIONS = {k.name: k for k in SHIPPED}
@@ -24,7 +24,7 @@ KINDS = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32, "*
 
 
 class HostDevice:
-    """As `hbaf_edge.gpu.device.Device`; counts what crosses.
+    """As `hbaf_edge.backends.cuda.device.Device`; counts what crosses.
 
     Attributes:
         copies: uploads and downloads so far.

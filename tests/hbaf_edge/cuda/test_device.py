@@ -10,13 +10,13 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from hbaf_edge import conversation
+from hbaf_edge.backends.cuda.device import Device, driver, release
+from hbaf_edge.backends.cuda.kernels import CUBINS
+from hbaf_edge.backends.cuda.packed import ALIGNMENT, Packed
+from hbaf_edge.backends.cuda.pool import Place, Pool
+from hbaf_edge.backends.cuda.replay import capture
 from hbaf_edge.conversation import Conversation, TurnState
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.device import Device, driver, release
-from hbaf_edge.gpu.kernels import CUBINS
-from hbaf_edge.gpu.packed import ALIGNMENT, Packed
-from hbaf_edge.gpu.pool import Place, Pool
-from hbaf_edge.gpu.replay import capture
 from tests import backends
 
 KINDS = [np.float32, np.float16, np.int32, np.uint8, np.bool_]
@@ -184,9 +184,9 @@ def test_on_a_gpu_it_is_tritons_launch_bit_for_bit(dtype, batch):
     """
     torch = pytest.importorskip("torch")
     pytest.importorskip("pycuda.driver")
+    from hbaf_edge.backends.cuda.dialogue import DialogueOnGpu, DialogueScope
+    from hbaf_edge.backends.cuda.weights import dialogue_weights
     from hbaf_edge.bundle import load_bundle
-    from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope
-    from hbaf_edge.gpu.weights import dialogue_weights
     from tests.kernels.test_dialogue import by_triton
 
     triton = pytest.importorskip("triton")

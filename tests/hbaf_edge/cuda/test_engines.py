@@ -13,11 +13,11 @@ import pytest
 from export.half import to_half
 from export.int8 import quantised, with_int8_weights
 from export.qdq import Recipe
+from hbaf_edge.backends.cuda import build as building
+from hbaf_edge.backends.cuda import engines
+from hbaf_edge.backends.cuda.engines import Reach, cache_folder, engine, read, shapes, write
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu import build as building
-from hbaf_edge.gpu import engines
-from hbaf_edge.gpu.engines import Reach, cache_folder, engine, read, shapes, write
 from tests.kernels.made import ROOT
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")

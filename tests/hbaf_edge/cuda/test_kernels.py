@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
+from hbaf_edge.backends.cuda.kernels import CUBINS, choose
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu.kernels import CUBINS, choose
 
 SIZES = (32, 4, 64)  # the default model's
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.backends.cuda import native
+from hbaf_edge.backends.cuda.dialogue import DialogueOnGpu, DialogueScope, Exchange, split
+from hbaf_edge.backends.cuda.engine_backend import EngineBackend
+from hbaf_edge.backends.cuda.weights import dialogue_weights
 from hbaf_edge.backends.onnxruntime import OrtBackend
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu import native
-from hbaf_edge.gpu.dialogue import DialogueOnGpu, DialogueScope, Exchange, split
-from hbaf_edge.gpu.engine_backend import EngineBackend
-from hbaf_edge.gpu.weights import dialogue_weights
 from kernels.shipped import Sizes
 from tests.conftest import speech
-from tests.hbaf_edge.gpu.host import HostDevice
+from tests.hbaf_edge.cuda.host import HostDevice
 from tests.kernels.test_build import compiling
 
 RATE = 16_000
@@ -220,7 +220,7 @@ def test_int8_weights_are_multiplied_out():
 
 def test_a_wrong_shape_never_reaches_the_gpu(tiny, cubins):
     device = HostDevice(Sizes(5, 2, 16))
-    from hbaf_edge.gpu.packed import Packed
+    from hbaf_edge.backends.cuda.packed import Packed
 
     with pytest.raises(BackendError, match=r"rows is nothing; the GPU takes int32 \(2,\)"):
         Exchange(device).bring(Packed.of({"rows": ((2,), np.int32)}), {})

@@ -13,13 +13,13 @@ from onnx import TensorProto, helper
 
 from export.gate_function import example, function
 from export.to_onnx import OPSET
+from hbaf_edge.backends.cuda import plugin
+from hbaf_edge.backends.cuda.kernels import choose
 from hbaf_edge.errors import BackendError
-from hbaf_edge.gpu import plugin
-from hbaf_edge.gpu.kernels import choose
 from kernels import node
 from kernels.gate import DOMAIN, INPUTS, NAME
 from kernels.shipped import Sizes
-from tests.hbaf_edge.gpu.host import HostDevice
+from tests.hbaf_edge.cuda.host import HostDevice
 from tests.kernels.made import ROOT
 from tests.kernels.test_node import inputs, reference
 from training.config import ModelConfig
@@ -97,7 +97,7 @@ def test_a_graph_left_to_the_plugin_has_no_function_to_fall_back_on(attributes):
 PARSE = """
 import sys
 import tensorrt_rtx as trt
-from hbaf_edge.gpu import plugin
+from hbaf_edge.backends.cuda import plugin
 
 class Logger(trt.ILogger):
     def __init__(self):
