@@ -7,7 +7,6 @@ A bundle is written beside its place, loaded once by the runtime's own verifying
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -20,14 +19,15 @@ import onnx
 
 from export import metadata
 from export.card import model_card
-from export.command import run
 from export.place import beside, check_place, put, workplace
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
+from hbaf_edge.errors import InputError
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.sign import SIGNATURE, sign
 from training import encoders
+from training.command import cli
 from training.config import ModelConfig
 
 LICENCE_FILE = "LICENSE-WEIGHTS"
@@ -209,24 +209,12 @@ def _licence_text(about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="of export.to_onnx, half or quantize")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", help="in place of the bundle's own")
-    parser.add_argument("--parity", type=Path, help="JSON of export.verify --save, for the model card")
-    parser.add_argument("--sign", type=Path, metavar="KEY", help="Ed25519 private key, PEM (hbaf_edge/sign.py)")
-    parser.add_argument("--zip", action="store_true", help="write one .hbaf file beside the folder as well")
-    given = parser.parse_args()
-    print(finished(given.bundle, given.out, given.name, given.parity, given.sign, given.zip))
-
-
 def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
              zipped: bool = False) -> Path:  # fmt: skip
     """A bundle again, with its card complete and signed; the folder's path, or the zip's."""
     zip_path = out.with_name(out.resolve().name + ".hbaf")
     if zipped and zip_path.is_dir():
-        raise SystemExit(f"{zip_path} is a folder, and the zip would stand there; nothing was replaced: move it away")
+        raise InputError(f"{zip_path} is a folder, and the zip would stand there; nothing was replaced: move it away")
     check_place(out)  # the bundle may be there, put aside by a run that was killed
     bundle = load_bundle(source)
     about: dict[str, Any] = {"name": name} if name else {}
@@ -241,20 +229,22 @@ def finished(source: Path, out: Path, name: str | None = None, parity: Path | No
 
 def _parity(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
     """The rows of a parity chain that a card shows; one of them must be of this very bundle."""
+    shown = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
     try:
         steps = json.loads(path.read_text())["steps"]
-        if bundle.key not in [step["key"] for step in steps]:
-            raise SystemExit(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on it")
-        shown = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
-        return [{key: step[key] for key in shown} for step in steps]
+        known = {step["key"] for step in steps}
+        rows = [{key: step[key] for key in shown} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path} is no result of python -m export.verify --save ({error})") from None
+        raise InputError(f"{path} is no result of python -m export.verify --save ({error})") from None
+    if bundle.key not in known:
+        raise InputError(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on it")
+    return rows
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:
     """The manifest's descriptive part for a checkpoint: its licence follows from every corpus its weights have seen."""
     if "temperatures" not in about:
-        raise SystemExit("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
+        raise InputError("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
     seen = about.get("corpora", ["unknown"])
     return {
         "name": name,
@@ -287,5 +277,27 @@ def data_of(seen: Sequence[str]) -> list[dict[str, Any]]:
     return [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in seen]
 
 
+def main(
+    bundle: Path,
+    /,
+    out: Path,
+    name: str | None = None,
+    parity: Path | None = None,
+    sign: Path | None = None,
+    zip: bool = False,
+) -> None:
+    """Bundle.
+
+    Args:
+        bundle: of export.to_onnx, half or quantize.
+        out: the finished bundle's folder.
+        name: in place of the bundle's own.
+        parity: JSON of export.verify --save, for the model card.
+        sign: Ed25519 private key, PEM (hbaf_edge/sign.py).
+        zip: write one .hbaf file beside the folder as well.
+    """
+    print(finished(bundle, out, name, parity, sign, zip))
+
+
 if __name__ == "__main__":
-    run(main)
+    cli(main)

@@ -11,10 +11,8 @@ Data of one modality calibrate that one's encoder: the other one and the fusion 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +25,25 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.command import run, write_json
-from export.conversations import conversations, counts, digest, singles
+from export.conversations import conversations, counts, digest, singles, talk
 from export.histogram import METHODS, Histogram, Method
 from export.linears import Linear, linears
 from export.migrate import Channels
 from export.watch import watched
-from hbaf_edge import HBAFRuntime, __version__
-from hbaf_edge.audio import SAMPLE_RATE, load_audio
+from hbaf_edge import __version__
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
-from training.corpora.records import Dialogue, Utterance
+from hbaf_edge.errors import HBAFError
+from training.command import cli
+from training.corpora.records import Dialogue
+from training.files import write_json
+from training.loop import peak_memory
 
 FORMAT = 1
 SAVE_EVERY = 10  # conversations
 FEW = 200  # turns
 
 
-class CalibrationError(SystemExit):
+class CalibrationError(HBAFError):
     """A calibration file or its data cannot be used; the message says what to do."""
 
 
@@ -128,28 +128,12 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
         CalibrationError: a tensor took a value that is not finite, or another version exported the bundle.
     """
     data: dict[str, Any] = {**counts(dialogues), "sha256": digest(dialogues)}
-    if data["turns"] < FEW:
-        Console(stderr=True).print(
-            f"[yellow]{data['turns']} turns tell little of a model's ranges[/]; give {FEW} or more"
-        )
-    heard, read = data["sound_alone"] + data["both"], data["words_alone"] + data["both"]
-    for what, count in (("sound", heard), ("words", read)):
-        if 0 < count < FEW // 4:
-            Console(stderr=True).print(
-                f"[yellow]{count} turns with {what} tell little of what {what} can be[/]; give {FEW // 4} or none"
-            )
+    _warn_of_few(data)
     pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
     partial = out.with_name(out.name + ".partial")
     seen, done = _resumed(partial, pinned)
-    products = all_linears(bundle)
+    products = _known_products(bundle)
     wanted = activations(products)
-    unknown = [graph for graph, names in wanted.items() if not names]
-    if unknown:
-        raise CalibrationError(
-            f"{bundle.path}: no product with constant weights is known in {', '.join(unknown)}; it was exported by "
-            f"{bundle.manifest.get('created_by', 'another version')}: export the checkpoint again with this version, "
-            f"{__version__} (python -m export.to_onnx)"
-        )
     # A convolution's channels are not the last axis, and nothing is done by channel there.
     by_channel = {one.key for one in products if one.axis == 1}
     seen = seen or {key: Histogram(key in by_channel) for g in GRAPHS for key in (f"{g}/{name}" for name in wanted[g])}
@@ -164,7 +148,7 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     out.parent.mkdir(parents=True, exist_ok=True)
     with watched(bundle, wanted, see, threads) as runtime:
         if done:
-            Console(stderr=True).print(f"going on behind {done} of {len(dialogues)} conversations")
+            say(f"going on behind {done} of {len(dialogues)} conversations")
         for number in track(range(done, len(dialogues)), description="calibrating"):
             talk(runtime, dialogues[number])
             if (number + 1) % SAVE_EVERY == 0:
@@ -172,7 +156,7 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
                 write_json(partial, {**pinned, "done": number + 1, "tensors": state})
     left_out = _not_shown(seen)
     if left_out:
-        Console(stderr=True).print(
+        say(
             f"[yellow]{data['words_alone']} turns have words alone, {data['sound_alone']} sound alone, {data['both']} "
             f"both[/]: without words and sound nothing is known of {', '.join(left_out)}, which will compute in float32"
         )
@@ -184,6 +168,34 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     return load(out, bundle)
 
 
+def say(text: str) -> None:
+    """To whoever runs the command, beside its output."""
+    Console(stderr=True).print(text)
+
+
+def _warn_of_few(data: dict[str, Any]) -> None:
+    """Of turns, or of turns with sound or words: too few show little of what values can be."""
+    if data["turns"] < FEW:
+        say(f"[yellow]{data['turns']} turns tell little of a model's ranges[/]; give {FEW} or more")
+    for what, alone in (("sound", "sound_alone"), ("words", "words_alone")):
+        count = data[alone] + data["both"]
+        if 0 < count < FEW // 4:
+            say(f"[yellow]{count} turns with {what} tell little of what {what} can be[/]; give {FEW // 4} or none")
+
+
+def _known_products(bundle: Bundle) -> list[Linear]:
+    """Products with constant weights, of which every graph must have some."""
+    products = all_linears(bundle)
+    unknown = [graph for graph in GRAPHS if not any(one.graph == graph for one in products)]
+    if unknown:
+        raise CalibrationError(
+            f"{bundle.path}: no product with constant weights is known in {', '.join(unknown)}; it was exported by "
+            f"{bundle.manifest.get('created_by', 'another version')}: export the checkpoint again with this version, "
+            f"{__version__} (python -m export.to_onnx)"
+        )
+    return products
+
+
 def _not_shown(seen: dict[str, Histogram]) -> tuple[str, ...]:
     """Graphs whose ranges the data do not show: where a modality is missing its encoder, and what mixes the two."""
     runs = {graph: [h.count for key, h in seen.items() if key.split("/")[0] == graph] for graph in GRAPHS}
@@ -192,22 +204,6 @@ def _not_shown(seen: dict[str, Histogram]) -> tuple[str, ...]:
         raise CalibrationError(f"a part of the {partly[0]} graph was never reached; export the checkpoint again")
     missing = [graph for graph in ("audio", "text") if not any(runs[graph])]
     return (*missing, "utterance", "dialogue") if missing else ()
-
-
-def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Any]:
-    """The predictions of a dialogue, turn by turn, in a conversation of its own."""
-    chat = runtime.conversation()
-    return [
-        runtime.predict(_sound(u), text=u.text or None, speaker=u.speaker, conversation=chat, sample_rate=SAMPLE_RATE)
-        if u.audio
-        else runtime.predict(text=u.text, speaker=u.speaker, conversation=chat)
-        for u in dialogue.turns
-    ]
-
-
-def _sound(u: Utterance) -> NDArray[np.float32]:
-    assert u.audio is not None
-    return load_audio(u.audio).samples
 
 
 def _entry(histogram: Histogram) -> dict[str, Any]:
@@ -227,11 +223,11 @@ def _resumed(partial: Path, pinned: dict[str, Any]) -> tuple[dict[str, Histogram
     try:
         stored = json.loads(partial.read_text())
         if any(stored[key] != value for key, value in pinned.items()):
-            Console(stderr=True).print(f"[yellow]{partial} is of another model or other data; starting anew[/]")
+            say(f"[yellow]{partial} is of another model or other data; starting anew[/]")
             return {}, 0
         return {key: Histogram.restored(state) for key, state in stored["tensors"].items()}, int(stored["done"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        Console(stderr=True).print(f"[yellow]{partial} cannot be read ({error}); starting anew[/]")
+        say(f"[yellow]{partial} cannot be read ({error}); starting anew[/]")
         return {}, 0
 
 
@@ -258,34 +254,34 @@ def _reach(range_: tuple[float, float]) -> float:
     return max(-range_[0], range_[1])
 
 
-def peak_mb() -> int | None:
-    """Most memory that this process has held; None on Windows, which does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    )
+def main(
+    bundle: Path,
+    /,
+    out: Path,
+    on: str | None = None,
+    turns: int = 1000,
+    single: bool = False,
+    seed: int = 0,
+    threads: int = 2,
+) -> None:
+    """Calibrate.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="float32 bundle of export.to_onnx")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--on", help="corpus in place of the bundle's own, such as manifest:mine.jsonl")
-    parser.add_argument("--turns", type=int, default=1000)
-    parser.add_argument("--single", action="store_true", help="every turn by itself, to compare with")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    bundle = load_bundle(given.bundle)
-    all_linears(bundle)  # refused before any data are read
-    dialogues = conversations(bundle.manifest, "train", given.turns, given.on, given.seed)
-    found = calibrate(bundle, singles(dialogues) if given.single else dialogues, given.out, given.threads)
-    Console().print(table(found, bundle))
-    print(json.dumps({"out": str(given.out), "sha256": found.sha256, "peak_mb": peak_mb(), **found.about}))
+    Args:
+        bundle: float32 bundle of export.to_onnx.
+        out: the calibration file.
+        on: corpus in place of the bundle's own, such as manifest:mine.jsonl.
+        turns: how many, about.
+        single: every turn by itself, to compare with.
+        seed: of order, lengths and what is missing.
+        threads: of the runtime.
+    """
+    loaded = load_bundle(bundle)
+    all_linears(loaded)  # refused before any data are read
+    dialogues = conversations(loaded.manifest, "train", turns, on, seed)
+    found = calibrate(loaded, singles(dialogues) if single else dialogues, out, threads)
+    Console().print(table(found, loaded))
+    print(json.dumps({"out": str(out), "sha256": found.sha256, "peak_mb": round(1000 * peak_memory()), **found.about}))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

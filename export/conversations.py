@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hbaf_edge.audio import load_audio
+from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from hbaf_edge.errors import HBAFError
 from hbaf_edge.text import normalise_text
 from training import corpora
@@ -56,6 +57,19 @@ def conversations(
             count += len(heard)
         if count >= turns:
             break
+    return found
+
+
+def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Prediction]:
+    """The predictions of a dialogue, turn by turn, in a conversation of its own."""
+    chat = runtime.conversation()
+    found = []
+    for u in dialogue.turns:
+        sound = load_audio(u.audio).samples if u.audio else None
+        rate = SAMPLE_RATE if sound is not None else None
+        found.append(
+            runtime.predict(sound, text=u.text or None, speaker=u.speaker, conversation=chat, sample_rate=rate)
+        )
     return found
 
 

@@ -3,8 +3,8 @@
     python -m export.engine runs/mine/float16                    # TensorRT, for the GPU that is here
     python -m export.engine runs/mine/int8-tensorrt --library rtx --capability 8.6 8.9 12.0   # needs no GPU
 
-With TensorRT the gates are our kernel (hbaf_edge/gpu/plugin.py). What is in the cache already is not built again. The
-last line is JSON.
+With TensorRT the gates are our kernel (hbaf_edge/backends/cuda/plugin.py). What is in the cache already is not built
+again. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from hbaf_edge.backends.cuda.engines import Reach, cache_folder, engine
+from hbaf_edge.backends.cuda.kernels import CUBINS
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
-from hbaf_edge.gpu.engines import Reach, cache_folder, engine
-from hbaf_edge.gpu.kernels import CUBINS
 from training.command import cli
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbaf_edge.errors import InputError
 from training.config import ModelConfig
 from training.encoders import audio_states, text_states
 from training.layers import AUDIO, TEXT, FusionLayer, Slots
@@ -142,9 +143,7 @@ def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
     """The four graphs with example inputs; every batch, frame and token axis varies, the window does not."""
     c = model.config
     if not (c.fusion and c.causal):
-        raise ValueError("a model without fusion or with future context is for ablations; it has no incremental form")
-    if c.earlier_turns or c.recurrent:
-        raise ValueError("earlier turns as a second segment and the BiGRU are for research; the runtime has neither")
+        raise InputError("a model without fusion or with future context is for ablations; it has no incremental form")
     masks = {"token_mask": torch.ones(2, 7, dtype=torch.bool)}
     ring = _example_ring(c)
     utterance = {

@@ -7,7 +7,6 @@ Inputs, outputs, norms, softmax and gates stay float32. For GPUs and their engin
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from rich.console import Console
 
 from export.calibrate import all_linears
-from export.command import run
 from export.int8 import converted
 from export.qdq import sort
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from kernels import gate
+from training.command import cli
 
 PRECISION = "float16"
 LEAST_DB = 40.0
@@ -70,18 +69,19 @@ def share(model: ModelProto) -> float:
     return sizes[TensorProto.FLOAT16] / max(sum(sizes.values()), 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="float32 bundle")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    out = to_half(load_bundle(given.bundle), given.out)
-    made = load_bundle(out)
+def main(bundle: Path, /, out: Path) -> None:
+    """Halve.
+
+    Args:
+        bundle: float32 bundle.
+        out: the float16 bundle's folder.
+    """
+    made = load_bundle(to_half(load_bundle(bundle), out))
     for graph in GRAPHS:
-        model = onnx.load_from_string(made.graph(graph))
-        size = len(made.graph(graph)) / 1e6
-        Console().print(f"{graph:10} {size:6.1f} MB, {share(model):.1%} of its weights in half precision")
+        content = made.graph(graph)
+        held = f"{share(onnx.load_from_string(content)):.1%} of its weights in half precision"
+        Console().print(f"{graph:10} {len(content) / 1e6:6.1f} MB, {held}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

@@ -1,7 +1,7 @@
 """What a tensor's values were, in bounded memory, and the range that an INT8 grid should cover.
 
 A histogram doubles its reach when a larger value comes (two bins become one, nothing is lost), so data can be seen in
-pieces, in any number, and a run can stop and go on. All four methods read the same histogram.
+pieces, in any number, and a run can stop and go on. All methods read the same histogram.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 4096  # over −reach … reach
-Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+Method = Literal["minmax", "percentile", "mse"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
 KEPT = 0.9999  # of the values, by the percentile method
 LEVELS = 255
+FACTORS = [0.2 + 0.02 * n for n in range(41)]  # of an end of the range, among which least squares chooses
 
 
 class Histogram:
@@ -79,8 +80,7 @@ class Histogram:
         """Smallest and largest value worth a step of the grid; always within what was seen, and around zero."""
         if not self.count:
             return 0.0, 0.0
-        low, high = {"minmax": self._extremes, "percentile": self._percentile, "entropy": self._entropy,
-                     "mse": self._mse}[method]()  # fmt: skip
+        low, high = {"minmax": self._extremes, "percentile": self._percentile, "mse": self._mse}[method]()
         return min(max(low, self.low), 0.0), max(min(high, self.high), 0.0)
 
     def outside(self, low: float, high: float) -> float:
@@ -127,8 +127,8 @@ class Histogram:
         """The range on whose grid rounding and cutting off cost least, squared, each end shrunk by itself in turn."""
         low, high = self.low, self.high
         for _ in range(2):
-            high *= _FACTORS[int(np.argmin([self._cost(low, high * f) for f in _FACTORS]))]
-            low *= _FACTORS[int(np.argmin([self._cost(low * f, high) for f in _FACTORS]))]
+            high *= FACTORS[int(np.argmin([self._cost(low, high * f) for f in FACTORS]))]
+            low *= FACTORS[int(np.argmin([self._cost(low * f, high) for f in FACTORS]))]
         return low, high
 
     def _cost(self, low: float, high: float) -> float:
@@ -137,31 +137,3 @@ class Histogram:
         step = max(high - low, 1e-12) / LEVELS
         off = middles - np.clip(middles, low, high)
         return float((self.counts * (off**2 + step**2 / 12)).sum())
-
-    def _entropy(self) -> tuple[float, float]:
-        """The reach whose 128 levels of magnitude say most of what the magnitudes said (Kullback-Leibler)."""
-        magnitudes = self.counts[BINS // 2 :] + self.counts[: BINS // 2][::-1]
-        used = int(np.nonzero(magnitudes)[0].max()) + 1
-        if used <= 128:
-            return self.low, self.high
-        ends = range(128, used + 1, max(1, (used - 128) // 128))
-        best = ends[int(np.argmin([_divergence(magnitudes, end) for end in ends]))]
-        reach = best * 2 * self.reach / BINS
-        return -reach, reach
-
-
-_FACTORS = [0.2 + 0.02 * n for n in range(41)]
-
-
-def _divergence(magnitudes: NDArray[np.int64], end: int) -> float:
-    """Of a distribution cut off at `end` bins from itself on 128 levels."""
-    kept = magnitudes[:end].astype(np.float64)
-    shown = kept > 0
-    levels = np.arange(end) * 128 // end
-    sums, bins = np.bincount(levels, kept, 128), np.bincount(levels, shown, 128)
-    on_grid = np.where(shown, (sums / np.maximum(bins, 1))[levels], 0.0)
-    kept[-1] += magnitudes[end:].sum()
-    p, q = kept / kept.sum(), on_grid / max(on_grid.sum(), 1e-12)
-    both = (p > 0) & (q > 0)
-    # What the grid does not show at all counts as a bin of its own, not as infinite.
-    return float((p[both] * np.log(p[both] / q[both])).sum() + p[(p > 0) & ~both].sum() * 10)

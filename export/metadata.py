@@ -14,8 +14,10 @@ from onnx import ModelProto
 from torch import nn
 
 from hbaf_edge import __version__
+from hbaf_edge.errors import BundleError
 
 PREFIX = "hbaf_edge."
+NEEDED = {"graph", "labels", "precision", "model_sha256"}
 # A graph of an INT8 bundle may be stored in INT8 alone, where calibration had no data for it.
 MIXED = {"int8": "int8-weights", "int8-tensorrt": "int8-weights"}
 
@@ -60,7 +62,7 @@ def entries_of(model: ModelProto) -> dict[str, str]:
 
 
 def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[str], precision: str) -> None:
-    """That files belong together; where none has entries (an earlier version wrote them) they are taken as they are.
+    """That files belong together.
 
     Args:
         entries: of each graph's file, by graph.
@@ -68,22 +70,26 @@ def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[s
         precision: of that bundle.
 
     Raises:
-        SystemExit: they are of different models, in each other's place, or have other labels or another precision.
+        BundleError: they are of different models, in each other's place, or have other labels or another precision.
     """
-    silent = [graph for graph, found in entries.items() if "model_sha256" not in found]
-    if silent and len(silent) < len(entries):
-        raise SystemExit(f"{silent[0]}.onnx does not say which model it is of, the others do; export all four again")
-    of = {graph: found["model_sha256"] for graph, found in entries.items() if "model_sha256" in found}
+    silent = [graph for graph, found in entries.items() if not set(found) >= NEEDED]
+    if silent:
+        raise BundleError(
+            f"{silent[0]}.onnx does not say which model it is of; export all four: python -m export.to_onnx"
+        )
+    of = {graph: found["model_sha256"] for graph, found in entries.items()}
     if len(set(of.values())) > 1:
-        raise SystemExit(
+        raise BundleError(
             "the graphs are of different models ("
             + ", ".join(f"{graph} of {sha[:12]}…" for graph, sha in of.items())
             + "); export them from one checkpoint: python -m export.to_onnx"
         )
     for graph, found in entries.items():
-        if found.get("graph", graph) != graph:
-            raise SystemExit(f"{graph}.onnx holds the {found['graph']} graph; export again: python -m export.to_onnx")
-        if "precision" in found and found["precision"] not in (precision, MIXED.get(precision)):
-            raise SystemExit(f"{graph}.onnx is {found['precision']}, the bundle {precision}; convert all four together")
-        if "labels" in found and found["labels"] != json.dumps(list(labels)):
-            raise SystemExit(f"{graph}.onnx is of the labels {found['labels']}, the bundle of {list(labels)}")
+        if found["graph"] != graph:
+            raise BundleError(f"{graph}.onnx holds the {found['graph']} graph; export again: python -m export.to_onnx")
+        if found["precision"] not in (precision, MIXED.get(precision)):
+            raise BundleError(
+                f"{graph}.onnx is {found['precision']}, the bundle {precision}; convert all four together"
+            )
+        if found["labels"] != json.dumps(list(labels)):
+            raise BundleError(f"{graph}.onnx is of the labels {found['labels']}, the bundle of {list(labels)}")

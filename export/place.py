@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hbaf_edge.errors import InputError
 from hbaf_edge.sign import SIGNATURE
 
 
@@ -22,7 +23,7 @@ def check_place(out: Path, size: int = 0) -> Path:
     What a killed run left is put in order first: the old bundle in its place, a half-written one gone.
 
     Raises:
-        SystemExit: `out` is something else, or its disk has less than `size` bytes and a tenth free.
+        InputError: `out` is something else, or its disk has less than `size` bytes and a tenth free.
     """
     out = out.resolve()
     work, old = beside(out)
@@ -34,7 +35,7 @@ def check_place(out: Path, size: int = 0) -> Path:
     parent = next(folder for folder in out.parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < 1.1 * size:
-        raise SystemExit(
+        raise InputError(
             f"{out} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; nothing was written: make room, "
             "or give --out a place on another disk"
         )
@@ -56,10 +57,10 @@ def check_replaceable(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
     if not known:
-        raise SystemExit(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
+        raise InputError(f"{out} is there and is no bundle; nothing is replaced: give --out another place")
     strange = sorted(path.name for path in out.iterdir() if path.name not in known)
     if strange:
-        raise SystemExit(f"{out} holds {strange[0]} beside a bundle; nothing is replaced: move it away")
+        raise InputError(f"{out} holds {strange[0]} beside a bundle; nothing is replaced: move it away")
 
 
 def put(work: Path, out: Path, old: Path) -> None:

@@ -13,7 +13,6 @@ nothing. --weights-only stores INT8 and computes float32: it needs no calibratio
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,33 +20,28 @@ from pathlib import Path
 from rich.console import Console
 
 from export.calibrate import Calibration, all_linears, load
-from export.command import run
 from export.int8 import quantised, with_int8_weights
 from export.place import check_place
 from export.qdq import Recipe
-from export.sensitivity import RANKED, Cost, Held, add_arguments, held_out, recipe_of, sensitivity, table
+from export.sensitivity import RANKED, Cost, Held, Options, held_out, recipe_of, sensitivity, table
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import HBAFError, InputError
+from training.command import cli
 
-HELD = 1500  # turns
+HELD = 1500  # turns; weighted F1 on fewer moves by more than the budget from chance alone
 
 
-class BudgetError(SystemExit):
+class BudgetError(HBAFError):
     """No choice of blocks keeps the budget."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What INT8 may cost on held-out turns.
+    """What INT8 may cost on held-out turns."""
 
-    Attributes:
-        max_f1_drop: of weighted F1.
-        max_flips: share of labels.
-        min_snr: of the logits, dB.
-    """
-
-    max_f1_drop: float = 0.005
-    max_flips: float = 0.02
-    min_snr: float = 0.0
+    max_f1_drop: float = 0.005  # most that weighted F1 may lose
+    max_flips: float = 0.02  # most labels that may flip, a share
+    min_snr: float = 0.0  # least SNR of the logits, dB
 
     def keeps(self, cost: Cost) -> bool:
         """Whether a cost is within it."""
@@ -86,39 +80,47 @@ def _words(cost: Cost) -> str:
     return f"{cost.f1_drop:+.4f} weighted F1, {cost.flip_rate:.2%} flips, {cost.snr_db:.1f} dB"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.set_defaults(turns=HELD)  # weighted F1 on fewer turns moves by more than the budget from chance alone
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--weights-only", action="store_true")
-    parser.add_argument("--keep", action="append", default=[], metavar="BLOCK", help="a block to keep in float32")
-    parser.add_argument("--max-f1-drop", type=float, default=Budget.max_f1_drop)
-    parser.add_argument("--max-flips", type=float, default=Budget.max_flips)
-    parser.add_argument("--min-snr", type=float, default=Budget.min_snr, help="of the logits, dB")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    check_place(given.out)
-    bundle = load_bundle(given.bundle)
-    blocks = {one.block for one in all_linears(bundle)}
-    unknown = sorted(set(given.keep) - blocks)
+def main(
+    bundle: Path,
+    /,
+    out: Path,
+    calibration: Path | None = None,
+    options: Options = Options(turns=HELD),
+    budget: Budget = Budget(),
+    keep: tuple[str, ...] = (),
+    weights_only: bool = False,
+) -> None:
+    """Quantise.
+
+    Args:
+        bundle: float32 bundle.
+        out: the INT8 bundle's folder.
+        calibration: file of export.calibrate.
+        options: recipe and held-out turns.
+        budget: what INT8 may cost.
+        keep: blocks to keep in float32.
+        weights_only: store INT8 and compute float32, without a calibration.
+    """
+    check_place(out)
+    whole = load_bundle(bundle)
+    blocks = {one.block for one in all_linears(whole)}
+    unknown = sorted(set(keep) - blocks)
     if unknown:
-        parser.error(f"there is no block {unknown[0]!r}; there are: {', '.join(sorted(blocks))}")
-    if given.weights_only:
-        print(json.dumps({"out": str(with_int8_weights(bundle, given.out))}))
+        raise InputError(f"there is no block {unknown[0]!r}; there are: {', '.join(sorted(blocks))}")
+    if weights_only:
+        print(json.dumps({"out": str(with_int8_weights(whole, out))}))
         return
-    if given.calibration is None:
-        parser.error("--calibration FILE is needed (python -m export.calibrate), or --weights-only")
-    calibration = load(given.calibration, bundle)
-    held, data = held_out(given, bundle)
-    budget = Budget(given.max_f1_drop, given.max_flips, given.min_snr)
-    recipe, steps = search(held, calibration, recipe_of(given, given.keep), budget)
-    out = quantised(bundle, calibration, recipe, given.out)
+    if calibration is None:
+        raise InputError("--calibration FILE is needed (python -m export.calibrate), or --weights-only")
+    ranges = load(calibration, whole)
+    held, data = held_out(options, whole)
+    recipe, steps = search(held, ranges, recipe_of(options, keep), budget)
+    quantised(whole, ranges, recipe, out)
     Console().print(table(steps, f"INT8 against float32 on {data['turns']} held-out turns"))
-    sizes = [load_bundle(path).megabytes for path in (given.bundle, out)]
+    sizes = [load_bundle(path).megabytes for path in (bundle, out)]
     Console().print(f"{out}: {sizes[1]:.1f} MB, {sizes[1] / sizes[0]:.2f} of float32")
     print(json.dumps({"out": str(out), "recipe": asdict(recipe), "data": data, "steps": [*map(asdict, steps)]}))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

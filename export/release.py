@@ -9,7 +9,6 @@ label flips against float32, which go into the manifest. The same steps one by o
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from rich.console import Console
 from export import score, to_onnx, verify
 from export.bundle import about_checkpoint, rewritten, write_bundle
 from export.calibrate import calibrate
-from export.command import run
 from export.conversations import conversations
 from export.int8 import quantised
 from export.qdq import Recipe
 from export.quantize import HELD, Budget, search
 from export.sensitivity import Held, table
 from hbaf_edge.bundle import load_bundle
-from training import checkpoint
+from hbaf_edge.errors import BundleError
+from training import checkpoint as checkpoints
+from training.command import cli
 from training.evaluate import own_corpus, settings, trials
 from training.learner import Learner
 
@@ -36,21 +36,21 @@ def release(
 ) -> dict[str, Any]:
     """Returns the scores that went into the manifest."""
     console = Console()
-    model, text, audio, about = checkpoint.load(folder)
+    model, text, audio, about = checkpoints.load(folder)
     console.print("graphs against PyTorch:", to_onnx.export(model, audio, text, work / "onnx"))
     described = about_checkpoint(about, model.config, name, "float32")
     reference = write_bundle(work / "onnx", work / "float32", model.config, described)
     found, flips = verify.difference(Learner(model, text, audio).eval(), reference)
     console.print(f"turn by turn against the whole pass in PyTorch: {found:.1e}, {flips} flips in 100 turns")
     if not found <= verify.TOLERANCE:
-        raise SystemExit(f"the float32 bundle differs from PyTorch by {found:.1e}; {verify.TOLERANCE:.0e} is allowed")
+        raise BundleError(f"the float32 bundle differs from PyTorch by {found:.1e}; {verify.TOLERANCE:.0e} is allowed")
     small = _quantised(reference, work, recipe, turns, held_turns)
     config = settings(about)
     _, tests = trials(config, own_corpus(config, model.config))
     measured = score.score(small, tests, reference)
     flip_rate = measured["against_float32"]["flip_rate"]
     if flip_rate > Budget.max_flips:
-        raise SystemExit(f"INT8 flips {flip_rate:.2%} of the test labels; {Budget.max_flips:.0%} are allowed")
+        raise BundleError(f"INT8 flips {flip_rate:.2%} of the test labels; {Budget.max_flips:.0%} are allowed")
     scored = {"scores": measured, "headline": headline(measured), "float32_difference": found}
     rewritten(load_bundle(small), small, out, scored)
     return measured
@@ -83,15 +83,17 @@ def headline(measured: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", default="hbaf-edge default")
-    given = parser.parse_args()
-    print(json.dumps(release(given.checkpoint, given.work, given.out, given.name)))
+def main(checkpoint: Path, /, work: Path, out: Path, name: str = "hbaf-edge default") -> None:
+    """Release.
+
+    Args:
+        checkpoint: trained and evaluated.
+        work: folder of every step's bundle.
+        out: the finished bundle's folder.
+        name: of the model, for its card.
+    """
+    print(json.dumps(release(checkpoint, work, out, name)))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

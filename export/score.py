@@ -7,39 +7,39 @@ MELD test turn by turn, text only; RAVDESS actors 17-20, audio only; needs the c
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
-from export.command import run
-from export.compare import drift
+from export.compare import Outcome, drift, judged
+from export.conversations import talk
 from hbaf_edge import HBAFRuntime, Prediction
-from hbaf_edge.audio import SAMPLE_RATE, load_audio
-from training.corpora.records import UNLABELLED
+from training.command import cli
+from training.corpora.records import UNLABELLED, Dialogue
 from training.evaluate import Trial, held_out
-from training.metrics import scores
 
 
 def judged_turns(runtime: HBAFRuntime, trial: Trial, what: str) -> tuple[list[Prediction], list[int]]:
-    """Every turn of every dialogue that shows something, each dialogue its own conversation; and their labels."""
+    """Every labelled turn that shows something, each dialogue its own conversation; and their labels."""
     found, labels = [], []
-    for dialogue in track(trial.dialogues, description=what):
-        chat = runtime.conversation()
-        for u in dialogue.turns:
-            text = u.text if "text" in trial.use else None
-            sound = load_audio(u.audio).samples if u.audio and "audio" in trial.use else None
-            if not text and sound is None:
-                continue
-            rate = SAMPLE_RATE if sound is not None else None
-            p = runtime.predict(sound, text=text, speaker=u.speaker, conversation=chat, sample_rate=rate)
+    for dialogue in track([_shown(d, trial.use) for d in trial.dialogues], description=what):
+        for u, prediction in zip(dialogue.turns, talk(runtime, dialogue), strict=True):
             if u.label != UNLABELLED:
-                found.append(p)
+                found.append(prediction)
                 labels.append(u.label)
     return found, labels
+
+
+def _shown(dialogue: Dialogue, use: str) -> Dialogue:
+    """Without the modalities that are not used, and without turns of which then nothing is left."""
+    turns = (
+        replace(u, text=u.text if "text" in use else "", audio=u.audio if "audio" in use else None)
+        for u in dialogue.turns
+    )
+    return replace(dialogue, turns=tuple(u for u in turns if u.text or u.audio))
 
 
 def score(bundle: Path, tests: dict[str, Trial], reference: Path | None = None, threads: int = 2) -> dict[str, Any]:
@@ -51,8 +51,7 @@ def score(bundle: Path, tests: dict[str, Trial], reference: Path | None = None, 
     theirs: list[Prediction] = []
     for name, trial in tests.items():
         found, labels = judged_turns(runtime, trial, name)
-        logits = torch.tensor([list(p.probabilities.values()) for p in found]).log()
-        result[name] = scores(logits, torch.tensor(labels), runtime.labels)
+        result[name] = judged(Outcome.of(found), labels, runtime.labels)
         if other:
             ours += found
             theirs += judged_turns(other, trial, f"{name}, reference")[0]
@@ -61,14 +60,16 @@ def score(bundle: Path, tests: dict[str, Trial], reference: Path | None = None, 
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--reference", type=Path, help="float32 bundle of the same checkpoint")
-    given = parser.parse_args()
+def main(bundle: Path, /, reference: Path | None = None) -> None:
+    """Score.
+
+    Args:
+        bundle: folder or .hbaf file.
+        reference: float32 bundle of the same checkpoint.
+    """
     tests = {name: Trial(*pair) for name, pair in held_out().items()}
-    print(json.dumps(score(given.bundle, tests, given.reference)))
+    print(json.dumps(score(bundle, tests, reference)))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

@@ -8,7 +8,6 @@ F1, then label flips, then KL divergence from float32, on dev conversations. Wri
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
@@ -16,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from rich.console import Console
@@ -24,16 +23,17 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from export.calibrate import Calibration, all_linears, load
-from export.command import run, write_json
-from export.compare import drift, judged, predictions
+from export.compare import Outcome, judged, labels_of, measures, predictions
 from export.conversations import conversations, counts, digest
-from export.histogram import METHODS
-from export.int8 import PRECISIONS, quantised
-from export.qdq import Recipe, chosen_linears
-from hbaf_edge import HBAFRuntime, Prediction
+from export.histogram import Method
+from export.int8 import quantised
+from export.qdq import Profile, Recipe, chosen_linears
+from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.machine import saturates_here
+from training.command import cli
 from training.corpora.records import CorpusError, Dialogue
+from training.files import write_json
 
 RANKED = 400  # turns: a block's flips and divergence show, its weighted F1 is within noise
 
@@ -76,33 +76,35 @@ class Held:
     def __init__(self, bundle: Bundle, dialogues: Sequence[Dialogue], threads: int = 2) -> None:
         self.bundle, self.dialogues, self.threads = bundle, dialogues, threads
         self.reference = self._run(bundle.path)
-        self.f1 = self._f1(self.reference)
+        self.f1 = self.weighted_f1(self.reference)
 
     def part(self, turns: int) -> Held:
         """The first conversations of about so many turns: enough to rank blocks by."""
         made = copy.copy(self)
         ends = list(itertools.accumulate(len(d.turns) for d in self.dialogues))
         count = min(len(ends), 1 + sum(end < turns for end in ends))
-        made.dialogues, made.reference = self.dialogues[:count], self.reference[: ends[count - 1]]
-        made.f1 = made._f1(made.reference)
+        whole, turns = self.reference, ends[count - 1]
+        made.dialogues = self.dialogues[:count]
+        made.reference = Outcome(whole.probabilities[:turns], whole.embeddings[:turns])
+        made.f1 = made.weighted_f1(made.reference)
         return made
 
     def cost(self, calibration: Calibration, recipe: Recipe, name: str) -> Cost:
         """Of a recipe."""
         with tempfile.TemporaryDirectory(prefix="hbaf-candidate-") as folder:
             found = self._run(quantised(self.bundle, calibration, recipe, Path(folder) / "bundle"))
-        moved = drift(found, self.reference)
-        drop = round(self.f1 - self._f1(found), 5)
-        return Cost(
-            name, drop, moved["flip_rate"], moved["kl_divergence"], moved["embedding_cosine_mean"], moved["snr_db"]
-        )
+        moved = measures(found, self.reference)
+        costs = (moved[name] for name in ("flip_rate", "kl_divergence", "cosine_mean", "snr_db"))
+        return Cost(name, *(round(cost, 6) for cost in (self.f1 - self.weighted_f1(found), *costs)))
 
-    def _run(self, path: str | Path) -> list[Prediction]:
+    def weighted_f1(self, found: Outcome) -> float:
+        """Of the labelled turns; 0 without any."""
+        scored = judged(found, labels_of(self.dialogues), self.bundle.labels)
+        return float(scored["weighted_f1"]) if scored else 0.0
+
+    def _run(self, path: str | Path) -> Outcome:
         with HBAFRuntime(path, threads=self.threads) as runtime:
-            return predictions(runtime, self.dialogues)
-
-    def _f1(self, found: Sequence[Prediction]) -> float:
-        return float(judged(found, self.dialogues, self.bundle.labels)["weighted_f1"])
+            return Outcome.of(predictions(runtime, self.dialogues))
 
 
 def blocks_of(bundle: Bundle) -> list[str]:
@@ -160,26 +162,26 @@ def picture(costs: Sequence[Cost], path: Path) -> None:
     plt.close(figure)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What sensitivity and quantize have in common."""
-    parser.add_argument("bundle", type=Path, help="float32 bundle")
-    parser.add_argument("--profile", choices=list(PRECISIONS), default="cpu")
-    parser.add_argument("--method", choices=METHODS, default=Recipe.method)
-    parser.add_argument("--weights", choices=("auto", "7", "8"), default="8", help="bits; auto: 7 without VNNI here")
-    parser.add_argument("--migration", type=float, default=Recipe.migration, help="of scale into weights, 0 to 1")
-    parser.add_argument("--on", help="corpus in place of the bundle's own, such as manifest:mine.jsonl")
-    parser.add_argument("--turns", type=int, default=RANKED, help="held-out turns")
-    parser.add_argument("--threads", type=int, default=2)
+@dataclass(frozen=True)
+class Options:
+    """What sensitivity and quantize can both be told."""
+
+    profile: Profile = "cpu"  # what runs it: ONNX Runtime on a CPU, or TensorRT
+    method: Method = Recipe.method  # of the calibration's ranges
+    weights: Literal["auto", "7", "8"] = "8"  # bits; auto: 7 without VNNI here
+    migration: float = Recipe.migration  # of scale into weights, 0 to 1
+    on: str | None = None  # corpus in place of the bundle's own, such as manifest:mine.jsonl
+    turns: int = RANKED  # held-out turns
+    threads: int = 2  # of the runtimes
 
 
-def recipe_of(given: argparse.Namespace, float_blocks: Sequence[str] = ()) -> Recipe:
-    """The recipe that arguments ask for."""
+def recipe_of(given: Options, float_blocks: Sequence[str] = ()) -> Recipe:
+    """The recipe that options ask for."""
     narrow = saturates_here() if given.weights == "auto" else given.weights == "7"
-    narrow = narrow and given.profile == "cpu"
-    return Recipe(given.profile, given.method, narrow, given.migration, tuple(float_blocks))
+    return Recipe(given.profile, given.method, narrow and given.profile == "cpu", given.migration, tuple(float_blocks))
 
 
-def held_out(given: argparse.Namespace, bundle: Bundle) -> tuple[Held, dict[str, Any]]:
+def held_out(given: Options, bundle: Bundle) -> tuple[Held, dict[str, Any]]:
     """Dev conversations and what there is of them."""
     dialogues = conversations(bundle.manifest, "dev", given.turns, given.on, seed=1)
     if not counts(dialogues)["labelled"]:
@@ -187,22 +189,25 @@ def held_out(given: argparse.Namespace, bundle: Bundle) -> tuple[Held, dict[str,
     return Held(bundle, dialogues, given.threads), {**counts(dialogues), "sha256": digest(dialogues)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.png")
-    given = parser.parse_args()
-    bundle = load_bundle(given.bundle)
-    calibration, recipe = load(given.calibration, bundle), recipe_of(given)
-    held, data = held_out(given, bundle)
-    costs = [held.cost(calibration, recipe, "all"), *sensitivity(held, calibration, recipe)]
+def main(bundle: Path, /, calibration: Path, out: Path, options: Options = Options()) -> None:
+    """Rank.
+
+    Args:
+        bundle: float32 bundle.
+        calibration: file of export.calibrate.
+        out: OUT.json and OUT.png.
+        options: recipe and held-out turns.
+    """
+    whole = load_bundle(bundle)
+    ranges, recipe = load(calibration, whole), recipe_of(options)
+    held, data = held_out(options, whole)
+    costs = [held.cost(ranges, recipe, "all"), *sensitivity(held, ranges, recipe)]
     Console().print(table(costs, f"{recipe.profile}, {recipe.method}: one block in INT8, {data['turns']} dev turns"))
     result = {"recipe": asdict(recipe), "data": data, "weighted_f1_float32": held.f1, "blocks": [*map(asdict, costs)]}
     print(json.dumps(result))
-    write_json(given.out.with_name(given.out.name + ".json"), result, indent=1)
-    picture(costs[1:], given.out.with_name(given.out.name + ".png"))
+    write_json(out.with_name(out.name + ".json"), result, indent=1)
+    picture(costs[1:], out.with_name(out.name + ".png"))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

@@ -4,31 +4,206 @@
     python -m export.verify runs/mine runs/mine/float32 runs/mine/float16 runs/mine/int8 --split test
 
 Differences, label flips, cosines of the fused vector and of every residual sum, weighted F1 by label, latency and size;
-exits non-zero where a step breaks the limits of its precision (export/parity.py). Without data the conversations are
-the example's clips and words over 300 turns, speakers and missing modalities drawn at random, past the window often.
+exits non-zero where a step breaks the limits of its precision. Without data the conversations are the example's clips
+and words over 300 turns, speakers and missing modalities drawn at random, past the window often.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import onnx
+import torch
 from rich.console import Console
+from rich.table import Table
 
-from export import parity
-from export.command import run, write_json
+from export.compare import Array, Outcome, cosines, judged, labels_of, measures, predictions
 from export.conversations import conversations, counts
-from hbaf_edge.bundle import load_bundle
+from export.watch import watched
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
 from hbaf_edge.machine import machine
+from training.command import cli
+from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
+from training.files import write_json
 from training.learner import Learner, load_learner
+from training.material import Material
+from training.stages import predict
 
 TOLERANCE = 1e-4
+# What a bundle of each precision may differ by, in the words of `Step`; those of AT_LEAST must not be less.
+LIMITS = {
+    "float32": {"difference_max": 1e-4, "flip_rate": 0.0},
+    "float16": {"flip_rate": 0.002, "cosine_mean": 0.999},
+    "int8-weights": {"flip_rate": 0.02, "cosine_mean": 0.995},
+    "int8": {"flip_rate": 0.02, "cosine_mean": 0.995, "f1_drop": 0.005},
+    "int8-tensorrt": {"flip_rate": 0.02, "snr_db": 30.0},
+}
+AT_LEAST = ("cosine_mean", "snr_db")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A bundle held against PyTorch: its `measures` (export/compare.py), and
+
+    Attributes:
+        name: of the precision.
+        key: of the bundle.
+        broken: which limits it breaks; empty where it keeps them all.
+        weighted_f1, f1_drop, f1_by_label: on labelled turns; None and empty without any.
+        milliseconds: median of a turn on this machine.
+        megabytes: of the bundle.
+        layers: cosine of each residual sum with float32's, by name.
+    """
+
+    name: str
+    key: str
+    broken: tuple[str, ...]
+    turns: int
+    label_flips: int
+    flip_rate: float
+    kl_divergence: float
+    snr_db: float
+    cosine_mean: float
+    cosine_min: float
+    difference_mean: float
+    difference_max: float
+    weighted_f1: float | None
+    f1_drop: float | None
+    f1_by_label: dict[str, float]
+    milliseconds: float
+    megabytes: float
+    layers: dict[str, float]
+
+
+def in_torch(learner: Learner, dialogues: Sequence[Dialogue], temperatures: dict[str, float]) -> Outcome:
+    """PyTorch in float32, the whole causal pass over each dialogue."""
+    found = predict(learner, Material(learner, TrainConfig(), cached=False), dialogues, "audio+text")
+    scaled = found.logits.double() / torch.tensor([temperatures[kind] for kind in found.shown])[:, None]
+    return Outcome(torch.softmax(scaled, -1).numpy(), found.embedding.numpy())
+
+
+def in_runtime(bundle: Bundle, dialogues: Sequence[Dialogue], threads: int) -> Outcome:
+    """A bundle in the runtime, turn by turn."""
+    with HBAFRuntime(bundle.path, threads=threads) as runtime:
+        return Outcome.of(predictions(runtime, dialogues))
+
+
+def compared(
+    bundle: Bundle, found: Outcome, reference: Outcome, labels: Sequence[int], layers: dict[str, float]
+) -> Step:
+    """One step against PyTorch, judged by the limits of its precision."""
+    before, after = (judged(one, labels, bundle.labels) for one in (reference, found))
+    scored: dict[str, Any] = {"weighted_f1": None, "f1_drop": None, "f1_by_label": {}}
+    if before is not None and after is not None:
+        scored = {
+            "weighted_f1": after["weighted_f1"],
+            "f1_drop": before["weighted_f1"] - after["weighted_f1"],
+            "f1_by_label": {name: round(value, 4) for name, value in after["f1"].items()},
+        }
+    cost = {"milliseconds": found.milliseconds, "megabytes": bundle.megabytes}
+    measured: dict[str, Any] = {**measures(found, reference), **scored, **cost}
+    name = bundle.manifest["precision"]
+    return Step(name, bundle.key, broken(LIMITS[name], measured), **measured, layers=layers)
+
+
+def broken(limits: dict[str, float], measured: dict[str, Any]) -> tuple[str, ...]:
+    """The limits that a measurement breaks, in words.
+
+    >>> found = {"flip_rate": 0.03, "snr_db": 35.0, "f1_drop": None}
+    >>> broken({"flip_rate": 0.02, "snr_db": 30, "f1_drop": 0.005}, found)
+    ('flip_rate 0.03, allowed 0.02',)
+    """
+    found = []
+    for name, limit in limits.items():
+        value, least = measured[name], name in AT_LEAST
+        if value is None:  # nothing was labelled
+            continue
+        if not (value >= limit if least else value <= limit):  # NaN keeps nothing
+            found.append(f"{name} {value:.5g}, {'at least' if least else 'allowed'} {limit:g}")
+    return tuple(found)
+
+
+def layer_cosines(reference: Bundle, bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Cosine of every residual sum (what a LayerNorm reads) with float32's, over all turns; the least of each tensor's.
+
+    Scale migration and Q/DQ leave these tensors their names and their meaning.
+    """
+    wanted = {graph: names for graph in GRAPHS if (names := _sums(reference, bundle, graph))}
+    sides = []
+    for one in (reference, bundle):
+        kept: dict[str, list[Array]] = {}
+
+        def see(graph: str, tensors: dict[str, Array], kept: dict[str, list[Array]] = kept) -> None:
+            for name, value in tensors.items():
+                kept.setdefault(f"{graph}/{name}", []).append(value.astype(np.float32).ravel())
+
+        with watched(one, wanted, see) as runtime:
+            predictions(runtime, dialogues)
+        sides.append(kept)
+    return {name: min(float(cosines(a, b)) for a, b in zip(sides[0][name], sides[1][name])) for name in sides[0]}
+
+
+def _sums(reference: Bundle, bundle: Bundle, graph: str) -> list[str]:
+    ours, theirs = (onnx.load_from_string(one.graph(graph)).graph for one in (reference, bundle))
+    there = {name for node in theirs.node for name in node.output}
+    found = [n.input[0] for n in ours.node if n.op_type == "LayerNormalization" and n.input[0] in there]
+    return list(dict.fromkeys(found))
+
+
+def walk(
+    learner: Learner,
+    bundles: Sequence[Path],
+    dialogues: Sequence[Dialogue],
+    threads: int,
+    layer_turns: int = 40,
+) -> list[Step]:
+    """Every bundle, the float32 one first, against PyTorch on the same conversations."""
+    loaded = [load_bundle(path) for path in bundles]
+    reference = next((b for b in loaded if b.manifest["precision"] == "float32"), None)
+    expected = in_torch(learner, dialogues, loaded[0].manifest["temperatures"])
+    few = _first_turns(dialogues, layer_turns)
+    steps = []
+    for bundle in loaded:
+        layers = layer_cosines(reference, bundle, few) if reference is not None and bundle is not reference else {}
+        steps.append(compared(bundle, in_runtime(bundle, dialogues, threads), expected, labels_of(dialogues), layers))
+    return steps
+
+
+def _first_turns(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """Conversations of about so many turns in all."""
+    found, have = [], 0
+    for d in dialogues:
+        part = Dialogue(d.name, d.split, d.turns[: count - have])
+        have += len(part.turns)
+        found.append(part)
+        if have >= count:
+            break
+    return found
+
+
+def table(steps: Sequence[Step], turns: int) -> Table:
+    """For people."""
+    shown = Table(
+        "step", "largest and mean difference", "flips", "cosine, least", "SNR", "weighted F1", "ms", "MB", "",
+        title=f"against PyTorch in float32, {turns} turns",
+    )  # fmt: skip
+    for s in steps:
+        shown.add_row(
+            s.name, f"{s.difference_max:.1e} {s.difference_mean:.1e}", f"{s.flip_rate:.2%}",
+            f"{s.cosine_mean:.5f} {s.cosine_min:.4f}", f"{s.snr_db:.0f} dB",
+            "-" if s.f1_drop is None else f"{s.weighted_f1:.4f} ({-s.f1_drop:+.4f})", f"{s.milliseconds:.1f}",
+            f"{s.megabytes:.1f}", "; ".join(s.broken) or "kept",
+        )  # fmt: skip
+    return shown
 
 
 def conversation(turns: int = 100, seed: int = 0) -> Dialogue:
@@ -47,38 +222,51 @@ def conversation(turns: int = 100, seed: int = 0) -> Dialogue:
 def difference(learner: Learner, bundle: Path) -> tuple[float, int]:
     """Largest difference of a probability, and label flips, over the conversation."""
     loaded, talks = load_bundle(bundle), [conversation()]
-    expected = parity.in_torch(learner, talks, loaded.manifest["temperatures"]).probabilities
-    found = parity.in_runtime(loaded, talks, threads=1).probabilities
-    return float(np.abs(found - expected).max()), int((found.argmax(1) != expected.argmax(1)).sum())
+    expected = in_torch(learner, talks, loaded.manifest["temperatures"])
+    found = measures(in_runtime(loaded, talks, threads=1), expected)
+    return found["difference_max"], int(found["label_flips"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundles", type=Path, nargs="+", help="float32 first, then what was made of it")
-    parser.add_argument("--split", choices=("train", "dev", "test"), help="of the model's own corpora")
-    parser.add_argument("--on", help="corpus in place of the model's own, such as manifest:mine.jsonl")
-    parser.add_argument("--turns", type=int, default=1500)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", type=Path, help="JSON, such as benchmarks/results/parity-default.json")
-    given = parser.parse_args()
-    manifest = load_bundle(given.bundles[0]).manifest
-    talks = conversations(manifest, given.split or "dev", given.turns, given.on, seed=2) if given.split or given.on \
-        else [conversation(seed=seed) for seed in range(3)]  # fmt: skip
-    steps = parity.walk(load_learner(given.checkpoint), given.bundles, talks, given.threads)
+def main(
+    checkpoint: Path,
+    bundles: tuple[Path, ...],
+    /,
+    split: Literal["train", "dev", "test"] | None = None,
+    on: str | None = None,
+    turns: int = 1500,
+    threads: int = 1,
+    save: Path | None = None,
+) -> None:
+    """Verify.
+
+    Args:
+        checkpoint: that the bundles were made of.
+        bundles: float32 first, then what was made of it.
+        split: of the model's own corpora.
+        on: corpus in place of the model's own, such as manifest:mine.jsonl.
+        turns: how many, about.
+        threads: of the runtimes.
+        save: JSON, such as benchmarks/results/parity-default.json.
+    """
+    manifest = load_bundle(bundles[0]).manifest
+    if split or on:
+        talks = conversations(manifest, split or "dev", turns, on, seed=2)
+    else:
+        talks = [conversation(seed=seed) for seed in range(3)]
+    steps = walk(load_learner(checkpoint), bundles, talks, threads)
     console = Console()
     console.width = max(console.width, 130)  # a log wraps what a terminal shows
-    console.print(parity.table(steps, sum(len(d.turns) for d in talks)))
+    console.print(table(steps, sum(len(d.turns) for d in talks)))
     result = {
-        "machine": machine(), "threads": given.threads, "data": {**counts(talks), "split": given.split or "example"},
+        "machine": machine(), "threads": threads, "data": {**counts(talks), "split": split or "example"},
         "model": manifest["name"], "steps": [asdict(s) for s in steps],
     }  # fmt: skip
     print(json.dumps(result))
-    if given.save:
-        write_json(given.save, result, indent=1)
+    if save:
+        write_json(save, result, indent=1)
     if any(s.broken for s in steps):
         raise SystemExit("; ".join(f"{s.name}: {why}" for s in steps for why in s.broken))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main)

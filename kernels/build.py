@@ -1,6 +1,6 @@
 """The runtime's kernels compiled ahead of time, for devices that have neither PyTorch nor Triton; needs no GPU.
 
-    python -m kernels.build                                     # the default model's sizes, into hbaf_edge/gpu/cubins
+    python -m kernels.build                                     # the default model's sizes, into the package
     python -m kernels.build --bundle runs/mine/float16 --out runs/mine/cubins
 
 One machine code file for each architecture and dtype that a backend can ask for, and one PTX, which a driver compiles
@@ -41,7 +41,7 @@ FORMAT = 2
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
 PORTABLE = 80  # whose PTX is kept, for what is later than the list; there is nothing between 7.5 and 8.0
 DTYPE_NAMES = {kind: str(kind).removeprefix("torch.") for kind in SHORT}
-OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "gpu" / "cubins"
+OUT = Path(__file__).resolve().parents[1] / "hbaf_edge" / "backends" / "cuda" / "cubins"
 SIXTEENS = ("step_row",)  # multiples of 16, without which a ring would be read element by element
 OLDEST_PTX = 80  # what drivers of CUDA 12.0 read
 CODES = {"i32": "i", "i64": "q", "fp32": "f"}  # of `struct`; pointers are P

@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -25,6 +24,8 @@ from training import distributed, pictures, protocol
 from training.command import cli
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import Corpus
+from training.errors import TrainingError
+from training.files import write, write_json
 from training.metrics import paired
 from training.stages import load_corpus
 
@@ -68,7 +69,7 @@ def ablate(config: TrainConfig, out: Path, plan: protocol.Plan, chosen: tuple[st
     names = [WHOLE, *(n for n in chosen or VARIANTS if n != WHOLE)]
     unknown = [n for n in names if n not in VARIANTS]
     if unknown:
-        raise SystemExit(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+        raise TrainingError(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
     has = modalities(load_corpus(replace(config, fold=0) if plan.cross_validate else config))
     found: dict[str, Any] = {}
     for name in names:
@@ -84,7 +85,7 @@ def ablate(config: TrainConfig, out: Path, plan: protocol.Plan, chosen: tuple[st
         if distributed.rank() == 0:
             if name != WHOLE:
                 found[name]["against_whole"] = _difference(*(_predictions(found[n], plan) for n in (WHOLE, name)))
-            (out / "ablation.json").write_text(json.dumps(found, indent=1))
+            write_json(out / "ablation.json", found, indent=1)
     return found
 
 
@@ -124,33 +125,32 @@ def _difference(whole: dict[str, dict[str, Tensor]], other: dict[str, dict[str, 
 
 def table(found: dict[str, Any]) -> Table:
     """For people; the paper's own ablations come first."""
-    shown = Table("variant", "of", "weighted F1", "macro F1", "UAR", "lost to the whole", "p")
+    shown = Table("variant", "of", "weighted F1", "macro F1", "UAR", "lost to the whole [95 %]", "p")
     for name, r in found.items():
-        cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in ("weighted_f1", "macro_f1", "uar")]
-        lost = r.get("against_whole")
-        said = [f"{100 * lost['difference']:+.1f}", f"{lost['p']:.3f}"] if lost else ["", ""]
-        shown.add_row(name, "paper" if VARIANTS[name].paper else "ours", *cells, *said)
+        shown.add_row(name, "paper" if VARIANTS[name].paper else "ours", *_cells(r))
     return shown
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The same for a document."""
-    lines = ["| variant | weighted F1 | macro F1 | UAR | weighted F1 lost [95 %] | p |", "|---|---|---|---|---|---|"]
-    for name, r in found.items():
-        cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in ("weighted_f1", "macro_f1", "uar")]
-        lost = r.get("against_whole")
-        said = "| |"
-        if lost:
-            low, high = 100 * lost["low"], 100 * lost["high"]
-            said = f"{100 * lost['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {lost['p']:.3f} |"
-        lines.append(f"| {name} | {' | '.join(cells)} | {said}")
-    return "\n".join(lines) + "\n"
+    head = ["| variant | weighted F1 | macro F1 | UAR | weighted F1 lost [95 %] | p |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(_cells(r))} |" for name, r in found.items())]) + "\n"
+
+
+def _cells(r: dict[str, Any]) -> list[str]:
+    """Three scores, mean ± deviation over seeds; weighted F1 lost to the whole model with its interval, and p."""
+    cells = [f"{100 * r['mean'][k]:.1f} ± {100 * r['sd'][k]:.1f}" for k in ("weighted_f1", "macro_f1", "uar")]
+    lost = r.get("against_whole")
+    if not lost:
+        return [*cells, "", ""]
+    difference, low, high = (100 * lost[k] for k in ("difference", "low", "high"))
+    return [*cells, f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", f"{lost['p']:.3f}"]
 
 
 def main(
     out: Path,
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+    train: TrainConfig = TrainConfig(),
+    model: ModelConfig = ModelConfig(),
     seeds: tuple[int, ...] = (0, 1, 2),
     folds: Literal["own", "all"] = "own",
     only: tuple[str, ...] = (),
@@ -177,11 +177,11 @@ def main(
     found = ablate(train, out, plan, only)
     if distributed.rank() == 0:
         Console().print(table(found))
-        (out / "ablation.md").write_text(markdown(found))
+        write(out / "ablation.md", markdown(found).encode())
         rows = {name: (r["mean"]["weighted_f1"], r["sd"]["weighted_f1"]) for name, r in found.items()}
         pictures.bars(rows, "weighted F1", out / "ablation.png")
         print(json.dumps({name: r["mean"]["weighted_f1"] for name, r in found.items()}))
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

@@ -69,14 +69,9 @@ def drawn(
     return found
 
 
-def hidden(history: Joined, share: float, rng: random.Random) -> list[tuple[Utterance, str | None]]:
-    """The history without its places; that share of its speakers unknown."""
-    return [(u, None if rng.random() < share else speaker) for u, speaker, _ in history]
-
-
-def alone(dialogue: Dialogue) -> list[tuple[Utterance, str | None]]:
-    """A dialogue by itself, as evaluation sees it."""
-    return [(u, u.speaker) for u in dialogue.turns]
+def hidden(history: Joined, share: float, rng: random.Random) -> Joined:
+    """The history, that share of its speakers unknown."""
+    return [(u, None if rng.random() < share else speaker, place) for u, speaker, place in history]
 
 
 def relations(speakers: Sequence[str | None]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from torch import nn
 from training import augment, checkpoint, encoders, losses
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, Corpus
+from training.errors import TrainingError
 from training.learner import Learner, tune
 from training.model import HBAF
 
@@ -70,7 +71,9 @@ def check_flags(model: ModelConfig | None, stored: ModelConfig, init: Path) -> N
     ignored = [n for n, v in asked.items() if v != getattr(plain, n) and v != getattr(stored, n) and n != "labels"]
     if ignored:
         said = ", ".join(f"{n} {getattr(stored, n)!r}" for n in ignored)
-        raise SystemExit(f"{init} is a model with {said}; leave --{ignored[0].replace('_', '-')} out, or train afresh")
+        raise TrainingError(
+            f"{init} is a model with {said}; leave --{ignored[0].replace('_', '-')} out, or train afresh"
+        )
 
 
 def check_kind(corpus: Corpus, model: ModelConfig) -> None:
@@ -78,11 +81,11 @@ def check_kind(corpus: Corpus, model: ModelConfig) -> None:
     vectors = next((t.vectors for d in corpus.dialogues for t in d.turns if t.vectors), None)
     if (vectors is not None) != (model.text_encoder == checkpoint.NONE):
         kinds = "vectors, the model has encoders" if vectors else "words and clips, the model was trained on vectors"
-        raise SystemExit(f"{corpus.name} brings {kinds} of its own; they do not fit each other")
+        raise TrainingError(f"{corpus.name} brings {kinds} of its own; they do not fit each other")
     for name in ("audio", "text"):
         found, wanted = getattr(vectors, name, None), getattr(model, f"{name}_dim")
         if found is not None and found.shape[-1] != wanted:
-            raise SystemExit(f"{corpus.name} has {name} vectors of {found.shape[-1]}, the model's are of {wanted}")
+            raise TrainingError(f"{corpus.name} has {name} vectors of {found.shape[-1]}, the model's are of {wanted}")
 
 
 def relabelled(model: HBAF, labels: tuple[str, ...]) -> HBAF:

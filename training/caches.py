@@ -31,6 +31,7 @@ from hbaf_edge import mel
 from hbaf_edge import text as runtime_text
 from hbaf_edge.audio import load_audio
 from training import augment, encode, encoders, hub
+from training.files import cache_folder
 from training.words import Tokens
 
 States = NDArray[np.float16]
@@ -143,7 +144,7 @@ def front_end() -> str:
 def folder_of(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> Path:
     """Where states of this encoder lie."""
     name = hashlib.sha256(f"{kind} {digest(encoder)} {front_end()} {shape}".encode()).hexdigest()[:16]
-    return encoders.cache_folder() / "states" / f"{kind}-{name}"
+    return cache_folder() / "states" / f"{kind}-{name}"
 
 
 class AudioCache:

@@ -27,6 +27,7 @@ from hbaf_edge.errors import InputError
 from training import corpora
 from training.command import cli
 from training.corpora.records import SPLITS, UNLABELLED, Corpus
+from training.files import write
 
 UNUSABLE = ("missing", "broken", "silent", "short", "double")
 WORDS = {
@@ -61,17 +62,13 @@ def decode(path: Path) -> Clip:
         return Clip(path, fault="broken", detail=str(error))
     digest = hashlib.sha256(heard.samples.tobytes()).hexdigest()
     said = [w for w in heard.warnings if "truncated" in w]
-    fault = (
-        "silent"
-        if heard.is_silent
-        else "short"
-        if heard.is_too_short
-        else "long"
-        if heard.seconds > MAX_SECONDS
-        else "truncated"
-        if said
-        else ""
-    )
+    faults = {
+        "silent": heard.is_silent,
+        "short": heard.is_too_short,
+        "long": heard.seconds > MAX_SECONDS,
+        "truncated": bool(said),
+    }
+    fault = next((name for name, found in faults.items() if found), "")
     return Clip(path, heard.seconds, fault, said[0] if said else WORDS.get(fault, ""), digest)
 
 
@@ -79,7 +76,9 @@ def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
     """Counts per split and label, lengths, and every fault found."""
     paths = list(dict.fromkeys(t.audio for d in corpus.dialogues for t in d.turns if t.audio))
     with ThreadPoolExecutor(workers) as pool:
-        clips = list(track(pool.map(decode, paths), f"{corpus.name}: decoding", len(paths), console=_console()))
+        clips = list(
+            track(pool.map(decode, paths), f"{corpus.name}: decoding", len(paths), console=Console(stderr=True))
+        )
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     found["missing"] += [(str(path), WORDS["missing"]) for path in corpus.missing]
     first: dict[str, Path] = {}
@@ -139,10 +138,6 @@ def show(result: dict[str, Any]) -> None:
     console.print(faults if result["faults"] else "every clip can be used", highlight=False)
 
 
-def _console() -> Console:
-    return Console(stderr=True)
-
-
 def main(corpus: str, /, skip: Path | None = None, workers: int = 2) -> None:
     """Check a corpus.
 
@@ -154,12 +149,11 @@ def main(corpus: str, /, skip: Path | None = None, workers: int = 2) -> None:
     result = check(corpora.load(corpus), workers)
     show(result)
     if skip:
-        skip.parent.mkdir(parents=True, exist_ok=True)
-        skip.write_text(skip_list(result), encoding="utf-8")
+        write(skip, skip_list(result).encode())
     print(json.dumps({**result, "faults": {name: len(found) for name, found in result["faults"].items()}}))
     if any(result["faults"].get(name) for name in UNUSABLE):
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

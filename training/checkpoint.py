@@ -15,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import nn
 
 from training import encoders
 from training.config import ModelConfig
+from training.errors import TrainingError
+from training.files import write, write_json
 from training.hub import WaveEncoder
 from training.model import HBAF
 
@@ -39,7 +42,6 @@ def save(
     folder: Path, model: HBAF, text: nn.Module | None, about: dict[str, Any], audio: nn.Module | None = None
 ) -> None:
     """Write the checkpoint; `audio` only if it is not as packaged. config.json comes last: with it, all is there."""
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "hbaf.safetensors", model)
     for role, module in (("text", text), ("audio", audio)):
         if module is None:
@@ -49,16 +51,11 @@ def save(
             _write(folder / f"{role}.safetensors", module)
         else:
             _write_folder(folder / f"{role}_encoder", module, Path(name))
-    stored = json.dumps({"model": model.config.to_json(), "about": about}, indent=1)
-    partial = folder / "config.json.partial"
-    partial.write_text(stored)
-    partial.replace(folder / "config.json")
+    write_json(folder / "config.json", {"model": model.config.to_json(), "about": about}, indent=1)
 
 
 def _write(path: Path, module: nn.Module) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, partial)
-    partial.replace(path)
+    write(path, as_bytes({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
 def _write_folder(target: Path, module: nn.Module, source: Path) -> None:
@@ -74,7 +71,7 @@ def load(folder: Path) -> Stored:
     """The checkpoint of a folder.
 
     Raises:
-        SystemExit: where it is none, or one of another version.
+        TrainingError: where it is none, or one of another version.
     """
     about, config = describe(folder)
     parts: dict[str, nn.Module | None] = {}
@@ -92,7 +89,7 @@ def load(folder: Path) -> Stored:
     try:
         model.load_state_dict(load_file(folder / "hbaf.safetensors"))
     except RuntimeError as error:
-        raise SystemExit(f"{folder}: weights and config.json are not of the same model ({error})") from error
+        raise TrainingError(f"{folder}: weights and config.json are not of the same model ({error})") from error
     return Stored(model.eval(), parts["text"], parts["audio"], about)
 
 
@@ -100,12 +97,12 @@ def describe(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     """What a checkpoint says about itself, and its model's config, without loading weights."""
     path = folder / "config.json"
     if not path.is_file():
-        raise SystemExit(f"{folder} is not a checkpoint: it holds no config.json (training.train writes one)")
+        raise TrainingError(f"{folder} is not a checkpoint: it holds no config.json (training.train writes one)")
     stored = json.loads(path.read_text())
     try:
         return stored["about"], ModelConfig.from_json(stored["model"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise SystemExit(f"{path}: {error}; it is a checkpoint of another version") from error
+    except (KeyError, TypeError, TrainingError) as error:
+        raise TrainingError(f"{path}: {error}; it is a checkpoint of another version") from error
 
 
 def amend(folder: Path, **about: Any) -> None:
@@ -113,4 +110,4 @@ def amend(folder: Path, **about: Any) -> None:
     path = folder / "config.json"
     stored = json.loads(path.read_text())
     stored["about"].update(about)
-    path.write_text(json.dumps(stored, indent=1))
+    write_json(path, stored, indent=1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from training.errors import TrainingError
+
 MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 NEUTRAL = MELD_LABELS.index("neutral")
 Use = Literal["audio+text", "text", "audio"]
 Tuning = Literal["frozen", "lora", "full"]
-
-
+# Variants that gained nothing and are gone (RESULTS.md); the default model's files name them as switched off.
+OFF = (("earlier_turns", 0), ("recurrent", False))
 FILES = {".jsonl": "manifest", ".csv": "manifest", ".npz": "features"}
 
 
@@ -45,10 +47,8 @@ class ModelConfig:
     kernel: int = 15  # frames seen by the depthwise convolution
     dropout: float = 0.1
     contrastive_dim: int = 128
-    earlier_turns: int = 0  # previous turns that the text encoder reads as a second segment, at most 3
     # The paper's ablations and ours; see MODEL.md, "Flags".
     context_network: bool = True
-    recurrent: bool = False  # a BiGRU in place of the convolution; research only
     fusion: bool = True
     gate: bool = True
     relevance: bool = True
@@ -62,9 +62,10 @@ class ModelConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
         """Back from `to_json`; an unknown field is an error, since it would change the model in silence."""
+        values = {name: value for name, value in values.items() if (name, value) not in OFF}
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"model config has unknown fields {sorted(unknown)}; it is of another version")
+            raise TrainingError(f"model config has unknown fields {sorted(unknown)}; it is of another version")
         return cls(**{**values, "labels": tuple(values["labels"])})
 
 
@@ -76,7 +77,6 @@ class LossWeights:
     relative: float = 0.1
     unimodal: float = 0.3
     temperature: float = 0.1  # of the contrastive losses
-    focal: float = 0.0  # γ of the focal loss; 0 is cross-entropy
     balance: float = 0.0  # class weights are (1 / frequency) to this power, their mean over utterances 1
     smoothing: float = 0.0  # label smoothing
     teaching: float = 0.5  # share of the main loss that a teacher's probabilities take, where there is one
@@ -114,7 +114,6 @@ class TrainConfig:
     patience: int = 0  # epochs without a better dev score before stopping; 0 never stops early
     learning_rate: float = 4e-4
     encoder_rate: float = 8e-5
-    layer_decay: float = 1.0  # each encoder layer below the top learns at this much of the rate of the one above
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # gradient norm
@@ -151,7 +150,7 @@ class TrainConfig:
         """Refuse values that would train in silence something other than what was meant."""
         for name, kind in (("use", Use), ("text_tuning", Tuning), ("audio_tuning", Tuning)):
             if getattr(self, name) not in get_args(kind):
-                raise SystemExit(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
         for name, low in (
             ("epochs", 1),
             ("turns", 1),
@@ -161,11 +160,13 @@ class TrainConfig:
             ("state_every", 1),
         ):
             if getattr(self, name) < low:
-                raise SystemExit(f"{name} is {getattr(self, name)}; {low} is the least")
+                raise TrainingError(f"{name} is {getattr(self, name)}; {low} is the least")
         for name in ("drop_audio", "drop_text", "mislead", "hide_speaker", "share", "warmup", "ema"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SystemExit(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+                raise TrainingError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         if self.audio_seconds < 0.2:
-            raise SystemExit(f"audio_seconds is {self.audio_seconds}; 0.2 is the least that can be heard")
+            raise TrainingError(f"audio_seconds is {self.audio_seconds}; 0.2 is the least that can be heard")
         if self.pair and not self.pairs.clips:
-            raise SystemExit("pair needs clips to pair words with; give --clips ravdess tess emogator, or some of them")
+            raise TrainingError(
+                "pair needs clips to pair words with; give --clips ravdess tess emogator, or some of them"
+            )

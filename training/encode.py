@@ -15,17 +15,13 @@ TEXTS, CLIPS = 16, 8  # encoded at once
 
 
 def texts(encoder: nn.Module, found: Sequence[Tokens]) -> Iterator[tuple[int, Tensor]]:
-    """Places in `found`, in another order, and states (own, states, dim)."""
+    """Places in `found`, in another order, and states (T, states, dim)."""
     device = next(encoder.parameters()).device
-    segments = getattr(cast(Any, encoder).config, "type_vocab_size", 1) > 1
     order = sorted(range(len(found)), key=lambda i: len(found[i].ids))
     for rows in batches.groups(order, TEXTS):
         ids, mask = batches.pad([found[i].ids for i in rows], (), 1, device)
-        kinds, _ = batches.pad([found[i].kinds for i in rows], (), 1, device)
-        own = max(found[i].own for i in rows)
-        states = encoders.text_states(encoder, ids, mask, kinds if segments else None, own)
-        for i, row in zip(rows, states):
-            yield i, row[: found[i].own]
+        for i, row in zip(rows, encoders.text_states(encoder, ids, mask)):
+            yield i, row[: len(found[i].ids)]
 
 
 def clips(encoder: nn.Module, prepared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:

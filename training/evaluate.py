@@ -21,12 +21,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hbaf_edge.card import NOTICE
 from training import checkpoint, corpora, distributed, stress
 from training.begin import check_kind
 from training.command import cli
 from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
 from training.corpora import plain
 from training.corpora.records import Corpus, CorpusError, Dialogue
+from training.files import write_json
 from training.learner import Learner, load_learner
 from training.material import Material
 from training.metrics import FIRST, fit_temperature, intervals, least_ece, scores
@@ -34,8 +36,6 @@ from training.pairs import WORTH_SAYING
 from training.pictures import draw
 from training.protocol import scored_split
 from training.stages import Predicted, load_corpus, score
-
-NOTE = "An estimate of the emotion expressed, not of what a person feels."
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ def evaluate(
         found[shown] = judged(predicted, temperatures, model.labels)
         picture = where / f"{shown.replace(' ', '_').replace(',', '')}.png"
         draw(_scaled(predicted, temperatures), predicted.labels, model.labels, found[shown], shown, picture)
-    result = {"temperatures": temperatures, "scores": found, "note": NOTE}
-    where.mkdir(parents=True, exist_ok=True)
-    (where / "scores.json").write_text(json.dumps(result, indent=1))
+    result = {"temperatures": temperatures, "scores": found, "note": NOTICE}
+    write_json(where / "scores.json", result, indent=1)
     if on is None and use is None:
         checkpoint.amend(folder, temperatures=temperatures, scores=found)
     return result
@@ -192,7 +191,9 @@ def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
 
 def table(found: dict[str, Any]) -> Table:
     """Scores for people, with 95 % intervals, and the ECE that so few utterances show at least."""
-    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled; at least)", caption=NOTE)
+    shown = Table(
+        "scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled; at least)", caption=NOTICE
+    )
     for name, s in found.items():
         cells = [f"{s[k]:.3f} [{s['interval_95'][k][0]:.3f}, {s['interval_95'][k][1]:.3f}]" for k in
                  ("weighted_f1", "macro_f1", "uar")]  # fmt: skip
@@ -234,4 +235,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hbaf_edge.bundle import DEFAULT, load_bundle
+from hbaf_edge.card import NOTICE
 from training import checkpoint, distributed, evaluate, from_bundle, loop
 from training.command import cli
 from training.config import LossWeights, TrainConfig, Tuning, Use
@@ -66,7 +67,7 @@ def _default(folder: Path) -> Path:
 
 def table(result: dict[str, Any]) -> Table:
     """Before (where the labels are the same) and after."""
-    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE", caption=evaluate.NOTE)
+    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE", caption=NOTICE)
     for name, s in result["scores"].items():
         rows = {"before": (result["before"] or {}).get(name), "after": s}
         for when, r in rows.items():
@@ -132,4 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

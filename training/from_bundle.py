@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hbaf_edge.backends.cuda.weights import by_name, laid_out, weights
 from hbaf_edge.bundle import DEFAULT, GRAPHS, Bundle, load_bundle
-from hbaf_edge.gpu.weights import by_name, laid_out, weights
 from training import checkpoint, encoders
 from training.command import cli
 from training.config import ModelConfig
+from training.errors import TrainingError
 from training.model import HBAF
 
 NOT_SHIPPED = re.compile(r"^(unimodal_heads|contrast)\.")
@@ -32,12 +33,12 @@ def restore(bundle: Bundle) -> tuple[HBAF, nn.Module, nn.Module]:
     """Model, text encoder and audio encoder with a bundle's weights.
 
     Raises:
-        SystemExit: where a weight of the model is not in the bundle.
+        TrainingError: where a weight of the model is not in the bundle.
     """
     try:
         config = ModelConfig.from_json(bundle.manifest["model"])
-    except (KeyError, ValueError) as error:
-        raise SystemExit(f"the bundle's model cannot be trained on: {error}") from error
+    except (KeyError, TrainingError) as error:
+        raise TrainingError(f"the bundle's model cannot be trained on: {error}") from error
     parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "text": {}, "audio": {}}
     for graph in GRAPHS:
         for name, value in weights(bundle.graph(graph)).items():
@@ -71,13 +72,7 @@ def fill(module: nn.Module, found: dict[str, NDArray[Any]], what: str) -> None:
     if missing:
         few = f"{len(missing)} weights of {what}, such as {missing[0]}"
         why = "it was exported before weights carried their names"
-        raise SystemExit(f"the bundle lacks {few}; {why}: export it anew, or give --init a checkpoint")
-
-
-def lineage(bundle: Bundle) -> list[str]:
-    """Corpora the bundle's weights have seen; of a bundle that does not say, its data by their names."""
-    named = [str(d["name"]).split()[0].lower() for d in bundle.manifest.get("data", [])]
-    return list(bundle.manifest.get("corpora") or named or ["unknown"])
+        raise TrainingError(f"the bundle lacks {few}; {why}: export it anew, or give --init a checkpoint")
 
 
 def main(bundle: Path = DEFAULT, /, out: Path = Path("runs/base")) -> None:
@@ -90,10 +85,15 @@ def main(bundle: Path = DEFAULT, /, out: Path = Path("runs/base")) -> None:
     found = load_bundle(bundle)
     model, text, audio = restore(found)
     kept = {"temperatures": found.manifest["temperatures"]}  # of the same weights; evaluating it fits them anew
-    about = {**kept, "train": found.manifest.get("training", {}), "corpora": lineage(found), "tuned": ["text", "audio"]}
+    about = {
+        **kept,
+        "train": found.manifest.get("training", {}),
+        "corpora": found.manifest.get("corpora", ["unknown"]),
+        "tuned": ["text", "audio"],
+    }
     checkpoint.save(out, model, text, about, audio)
     print(out)
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from training.errors import TrainingError
+
 TEXT_KINDS = ("bert", "roberta")
 AUDIO_KINDS = ("wav2vec2", "hubert", "wavlm")
 
@@ -21,7 +23,7 @@ AUDIO_KINDS = ("wav2vec2", "hubert", "wavlm")
 def kind_of(folder: Path) -> str:
     """model_type of a folder's config.json."""
     if not (folder / "config.json").is_file():
-        raise SystemExit(f"{folder} holds no config.json; an encoder is a name or a local Hugging Face folder")
+        raise TrainingError(f"{folder} holds no config.json; an encoder is a name or a local Hugging Face folder")
     return str(json.loads((folder / "config.json").read_text()).get("model_type", "unknown"))
 
 
@@ -29,9 +31,9 @@ def load(folder: Path, kinds: tuple[str, ...], role: str) -> Any:
     """The model of a folder in eval mode, after its kind was checked."""
     kind = kind_of(folder)
     if kind not in kinds:
-        raise SystemExit(f"{folder} is a {kind} model; the {role} encoder is one of {', '.join(kinds)}")
+        raise TrainingError(f"{folder} is a {kind} model; the {role} encoder is one of {', '.join(kinds)}")
     if not (folder / "model.safetensors").is_file():
-        raise SystemExit(f"{folder} holds no model.safetensors; save it with save_pretrained (pickles are not read)")
+        raise TrainingError(f"{folder} holds no model.safetensors; save it with save_pretrained (pickles are not read)")
     options = {"add_pooling_layer": False} if kinds == TEXT_KINDS else {}
     return AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).eval()
 
@@ -39,7 +41,7 @@ def load(folder: Path, kinds: tuple[str, ...], role: str) -> Any:
 def load_text(folder: Path) -> nn.Module:
     """BERT or RoBERTa, ready for `encoders.text_states`."""
     if kind_of(folder) in TEXT_KINDS and not (folder / "tokenizer.json").is_file():
-        raise SystemExit(f"{folder} holds no tokenizer.json; save it with the fast tokeniser's save_pretrained")
+        raise TrainingError(f"{folder} holds no tokenizer.json; save it with the fast tokeniser's save_pretrained")
     return cast(nn.Module, load(folder, TEXT_KINDS, "text"))
 
 
@@ -63,7 +65,9 @@ class WaveEncoder(nn.Module):
 
     def frames(self, prepared: int) -> int:
         """How many states that many samples give."""
-        return int(self.model._get_feat_extract_output_lengths(prepared))
+        for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride):
+            prepared = (prepared - kernel) // stride + 1
+        return prepared
 
     def forward(self, waves: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (B, samples) where clips of several lengths were padded; these models take it only by themselves.

@@ -41,23 +41,6 @@ class ConvContext(nn.Module):
         return x + self.dropout(self.out(functional.silu(self.norm(convolved))))
 
 
-class RecurrentContext(nn.Module):
-    """A BiGRU in ConvContext's place, for research: (U, F, d) -> (U, F, d). Padding is never read."""
-
-    def __init__(self, d: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_in = nn.LayerNorm(d)
-        self.gru = nn.GRU(d, d // 2, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(d, d)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        lengths = mask.sum(1).clamp(min=1).cpu()
-        packed = nn.utils.rnn.pack_padded_sequence(self.norm_in(x), lengths, batch_first=True, enforce_sorted=False)
-        heard, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])
-        return x + self.dropout(self.out(heard))
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the frames of one utterance: (U, F, d) -> (U, F, d)."""
 

@@ -6,7 +6,7 @@ either the encoder's states or what the encoder reads, and `Learner` tells the t
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -146,35 +146,18 @@ def merged(encoder: nn.Module | None) -> nn.Module | None:
     """The encoder with LoRA's share added to its weights; itself where there is none. The given one stays as it is."""
     if encoder is None or not hasattr(encoder, "merge_and_unload"):
         return encoder
-    import copy
-
     return cast(nn.Module, cast(Any, copy.deepcopy(encoder)).merge_and_unload())
 
 
-def depth_of(name: str, layers: int) -> int:
-    """How far up a parameter stands in its encoder: 0 what the layers start from, i + 1 layer i, `layers` the top.
-
-    >>> names = "embeddings.word.weight", "feature_extractor.conv_layers.6.weight", "layer.3.dense.weight", "norm.bias"
-    >>> [depth_of(name, 6) for name in names]
-    [0, 0, 4, 6]
-    """
-    found = re.search(r"(?<!conv_)(?:layers?|blocks)\.(\d+)\.", name)
-    if found:
-        return int(found.group(1)) + 1
-    return 0 if re.search(r"embed|conv|feature", name) else layers
-
-
 def groups_of(learner: Learner, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameters for AdamW: no decay on norms and biases; an encoder at its own rate, its lower layers slower."""
+    """Parameters for AdamW: no decay on norms and biases; an encoder at its own rate, order and speakers faster."""
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     encoders_of = ((part, config.encoder_rate) for part in (learner.text, learner.audio))
     for part, rate in ((learner.hbaf, config.learning_rate), *encoders_of):
-        named = [(n, p) for n, p in part.named_parameters() if p.requires_grad] if part is not None else []
-        layers = max((depth_of(n, 0) for n, _ in named), default=0)
-        for name, parameter in named:
-            below = 0 if part is learner.hbaf else layers - depth_of(name, layers)
+        for name, parameter in part.named_parameters() if part is not None else ():
+            if not parameter.requires_grad:
+                continue
             order = part is learner.hbaf and name.endswith(".table")
             decay = config.weight_decay if parameter.ndim > 1 and not order else 0.0
-            speed = ORDER_SPEED if order else config.layer_decay**below
-            found.setdefault((rate * speed, decay), []).append(parameter)
+            found.setdefault((rate * ORDER_SPEED if order else rate, decay), []).append(parameter)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in found.items()]

@@ -12,19 +12,15 @@ from training.model import HBAF, Batch, Lesson, Output
 
 
 def classification(logits: Tensor, labels: Tensor, weights: LossWeights, balance: Tensor | None = None) -> Tensor:
-    """Cross-entropy, or the focal loss where γ > 0, over labelled turns; 0 where there is none.
+    """Cross-entropy over labelled turns; 0 where there is none.
 
     Shapes: logits (U, labels), labels (U,) with −1 for unknown, balance (labels,) weight of each label or None.
-    Source of the focal loss: Lin et al. 2017, (1 − p)^γ · CE.
     """
     known = labels >= 0
     if not known.any():
         return logits.sum() * 0.0
     logits, labels = logits[known], labels[known]
     each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=weights.smoothing)
-    if weights.focal:
-        likely = torch.softmax(logits, -1).gather(1, labels[:, None])[:, 0]
-        each = (1 - likely) ** weights.focal * each
     if balance is not None:
         each = each * balance[labels]
     return each.mean()

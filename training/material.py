@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training import batches, caches
-from training.batches import Turn
+from training import caches
+from training.batches import States, Turn
 from training.config import TrainConfig, Use
 from training.corpora.records import Dialogue, Utterance
 from training.learner import Learner
@@ -19,8 +19,6 @@ from training.words import Tokens, Words
 FRAMES_PER_SECOND = 50
 SAMPLED = 400  # dialogues from which means and deviations are taken
 TRAIN_TOKENS = 40  # a longer utterance is cut where the text encoder learns; 1 % of MELD's are
-History = Sequence[tuple[Utterance, str | None]]
-States = batches.States
 Lessons = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -36,9 +34,9 @@ class Material:
     def __init__(self, learner: Learner, config: TrainConfig, cached: bool = True) -> None:
         c = learner.hbaf.config
         self.learner, self.config = learner, config
-        self.words = self.short = Words(c.text_encoder, c.earlier_turns) if learner.text is not None else None
+        self.words = self.short = Words(c.text_encoder) if learner.text is not None else None
         if learner.text is not None and config.text_tuning != "frozen":
-            self.short = Words(c.text_encoder, c.earlier_turns, TRAIN_TOKENS)
+            self.short = Words(c.text_encoder, TRAIN_TOKENS)
         self.sounds: caches.AudioCache | None = None
         if cached and learner.audio is not None and config.audio_tuning == "frozen" and "audio" in config.use:
             self.sounds = caches.AudioCache(learner.audio, (c.audio_states, c.audio_dim))
@@ -53,7 +51,7 @@ class Material:
             paths = dict.fromkeys(t.audio for d in dialogues for t in d.turns if t.audio)
             self.sounds.fill(list(paths), copies)
         if self.texts is not None and self.words is not None:
-            told = [self.words(batches.alone(d), i) for d in dialogues for i in range(len(d.turns))]
+            told = [self.words(t.text) for d in dialogues for t in d.turns]
             assert self.learner.text is not None
             caches.fill_texts(self.texts, self.learner.text, [t for t in told if t])
         return self
@@ -79,15 +77,14 @@ class Material:
 
     def say(self, text: str) -> States | Tokens | None:
         """A sentence by itself."""
-        return self.text([(Utterance(text, 0), None)], 0)
+        return self.text(Utterance(text, 0))
 
-    def text(self, history: History, place: int, training: bool = False) -> States | Tokens | None:
+    def text(self, utterance: Utterance, training: bool = False) -> States | Tokens | None:
         """Words of a turn: vectors, cached states or tokens."""
-        vectors = history[place][0].vectors
-        if vectors is not None:
-            return None if vectors.text is None else vectors.text[:, None]
+        if utterance.vectors is not None:
+            return None if utterance.vectors.text is None else utterance.vectors.text[:, None]
         words = self.short if training else self.words
-        told = words(history, place) if words is not None else None
+        told = words(utterance.text) if words is not None else None
         if told is not None and self.texts is not None and told.key in self.texts:
             return self.texts[told.key]
         return told
@@ -110,10 +107,9 @@ class Material:
 
     def shown(self, dialogue: Dialogue, use: Use) -> list[Turn]:
         """A dialogue as evaluation sees it, with the modalities of `use`."""
-        history = batches.alone(dialogue)
         turns = []
-        for i, (u, speaker) in enumerate(history):
-            text = self.text(history, i) if "text" in use else None
+        for u in dialogue.turns:
+            text = self.text(u) if "text" in use else None
             audio = self.audio(u) if "audio" in use else None
-            turns.append(Turn(u.label, speaker, text, audio))
+            turns.append(Turn(u.label, u.speaker, text, audio))
         return turns

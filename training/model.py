@@ -22,7 +22,6 @@ from training.layers import (
     Head,
     LayerMix,
     OrderBias,
-    RecurrentContext,
     SelfAttention,
     Slots,
     Standardise,
@@ -115,7 +114,7 @@ class HBAF(nn.Module):
         window = Window.of(batch, present, self.config)
         past = window.gather(self.context(window.scatter(means), window))
         sounds = torch.cat([masked_mean(frames, mask) for frames, mask, *_ in heard])[back]
-        unimodal = sounds, means[:, TEXT]  # before any word, earlier ones too, reaches audio
+        unimodal = sounds, means[:, TEXT]  # before any word reaches audio
         codes = torch.cat(
             [
                 self.fuse_utterance(frames + past[rows, None], frame_mask, tokens, token_mask)
@@ -250,8 +249,7 @@ class AudioContextNetwork(nn.Module):
         self.project = nn.Linear(config.stack * config.audio_dim, d)
         self.project_norm = nn.LayerNorm(d)
         self.skip = nn.Linear(d, d)
-        recurrent = RecurrentContext(d, config.dropout) if config.recurrent else None
-        self.convolve = recurrent or ConvContext(d, config.kernel, config.dropout)
+        self.convolve = ConvContext(d, config.kernel, config.dropout)
         self.attention = SelfAttention(d, config.heads)
         self.norm = nn.LayerNorm(d)
         self.dropout = nn.Dropout(config.dropout)

@@ -93,10 +93,9 @@ class PairStage:
 
     def _spoken(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         """Turns of a text corpus, each with a partner from the clips, none, or one that misleads."""
-        hidden = batches.hidden(history, self.config.hide_speaker, rng)
         turns = []
-        for i, (u, speaker) in enumerate(hidden):
-            text = self.material.text(hidden, i, training=True)
+        for u, speaker, place in batches.hidden(history, self.config.hide_speaker, rng):
+            text = self.material.text(u, training=True)
             clip, honest = None, True
             if u.label in self.partner.by_label and (text is None or rng.random() < self.pairs.paired):
                 if text is not None and rng.random() < self.pairs.misleading:
@@ -109,7 +108,7 @@ class PairStage:
                     continue  # nothing was said, and nobody can say it
                 clip = self.partner.pick(u.label, rng)
             sound = None if clip is None else self.material.audio(clip, rng)
-            lesson = self.lessons.get(history[i][2]) if honest else None
+            lesson = self.lessons.get(place) if honest else None
             turns.append(Turn(u.label, speaker, text, sound, (honest, True), lesson))
         return turns
 

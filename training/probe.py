@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +25,7 @@ from training.begin import begin
 from training.command import cli
 from training.config import ModelConfig, TrainConfig, Use
 from training.corpora.records import UNLABELLED, Dialogue
+from training.errors import TrainingError
 from training.material import Material
 from training.metrics import fit_temperature, scores
 from training.stages import load_corpus, selecting
@@ -45,7 +45,7 @@ def summarise(material: Material, dialogues: list[Dialogue], use: Use) -> tuple[
                 rows.append(np.concatenate(parts))
                 labels.append(turn.label)
     if not rows:
-        raise SystemExit(f"no labelled turn of these dialogues shows {use}")
+        raise TrainingError(f"no labelled turn of these dialogues shows {use}")
     return torch.from_numpy(np.stack(rows)), torch.tensor(labels)
 
 
@@ -101,8 +101,8 @@ def probe(config: TrainConfig, model: ModelConfig | None = None) -> dict[str, Te
 
 
 def main(
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+    train: TrainConfig = TrainConfig(),
+    model: ModelConfig = ModelConfig(),
     folds: Literal["own", "all"] = "own",
     threads: int | None = None,
 ) -> None:
@@ -125,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

@@ -6,7 +6,6 @@ mean and deviation over seeds. A run that is there already is not repeated.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,15 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from training import distributed, loop
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, Corpus
+from training.errors import TrainingError
+from training.files import write, write_json
 from training.learner import load_learner
 from training.material import Material
 from training.metrics import fit_temperature, scores
@@ -63,7 +65,7 @@ def carry_out(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Any]:
     on = scored_split(corpus)
     result = summary(found) | {"seeds": list(plan.seeds), "folds": len(folds), "scored_on": on, "out": str(out)}
     if distributed.rank() == 0:
-        (out / "summary.json").write_text(json.dumps(result, indent=1))
+        write_json(out / "summary.json", result, indent=1)
     return result
 
 
@@ -82,7 +84,9 @@ def beginning(init: Path, name: str) -> Path:
     if (init / "config.json").is_file():
         return init
     if not (init / name / "config.json").is_file():
-        raise SystemExit(f"--init {init} is no checkpoint, and holds none named {name}; run its seeds and folds first")
+        raise TrainingError(
+            f"--init {init} is no checkpoint, and holds none named {name}; run its seeds and folds first"
+        )
     return init / name
 
 
@@ -101,7 +105,8 @@ def one(config: TrainConfig, out: Path, plan: Plan) -> dict[str, Tensor] | None:
         test = score(learner, material, corpus.split(scored_split(corpus)), config.use)
         order = {d.name: i for i, d in enumerate(corpus.dialogues)}
         turn = torch.tensor([[order[d], place] for d, place in zip(test.dialogues, test.places)])
-        save_file({"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}, path)
+        found = {"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}
+        write(path, as_bytes(found))
     return load_file(path)
 
 

@@ -17,6 +17,7 @@ from training import batches, corpora
 from training.batches import States, Turn
 from training.config import TrainConfig, Use
 from training.corpora.records import UNLABELLED, Corpus, Dialogue, Utterance
+from training.errors import TrainingError
 from training.learner import Learner
 from training.material import Lessons, Material
 from training.metrics import scores
@@ -70,9 +71,8 @@ class CorpusStage:
 
     def _turns(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         c, turns = self.config, []
-        hidden = batches.hidden(history, c.hide_speaker, rng)
-        for i, (u, speaker) in enumerate(hidden):
-            text = self.material.text(hidden, i, training=True) if "text" in c.use else None
+        for u, speaker, place in batches.hidden(history, c.hide_speaker, rng):
+            text = self.material.text(u, training=True) if "text" in c.use else None
             audio = self.material.audio(u, rng) if "audio" in c.use else None
             honest = (True, True)
             if text is not None and audio is not None and rng.random() < c.mislead:
@@ -82,7 +82,7 @@ class CorpusStage:
                 audio = None if lost < c.drop_audio else audio
                 text = None if c.drop_audio <= lost < c.drop_audio + c.drop_text else text
             if text is not None or audio is not None:
-                turns.append(Turn(u.label, speaker, text, audio, honest, self.lessons.get(history[i][2])))
+                turns.append(Turn(u.label, speaker, text, audio, honest, self.lessons.get(place)))
         return turns
 
     def _misled(
@@ -93,7 +93,7 @@ class CorpusStage:
         if rng.random() < 0.5:
             found = self.material.audio(other, rng)
             return (text, found, (False, True)) if found is not None else (text, audio, (True, True))
-        said = self.material.text([(other, None)], 0, training=True)
+        said = self.material.text(other, training=True)
         return (said, audio, (True, False)) if said is not None else (text, audio, (True, True))
 
 
@@ -126,9 +126,9 @@ def load_also(config: TrainConfig, labels: Sequence[str]) -> list[tuple[list[Dia
         try:
             part = float(share or 1)
         except ValueError as error:
-            raise SystemExit(f"--also {spec!r}: the share behind @ is not a number ({error})") from error
+            raise TrainingError(f"--also {spec!r}: the share behind @ is not a number ({error})") from error
         if not 0 <= part <= 1:
-            raise SystemExit(f"--also {spec!r}: the share behind @ is {part:g}; it goes from 0 to 1")
+            raise TrainingError(f"--also {spec!r}: the share behind @ is {part:g}; it goes from 0 to 1")
         found.append((corpora.load(name, labels).split("train"), part))
     return found
 
@@ -139,7 +139,7 @@ def read_skip_list(path: str) -> list[str]:
         with open(path, encoding="utf-8") as file:
             return [line.split("\t")[0].strip() for line in file if line.strip()]
     except OSError as error:
-        raise SystemExit(f"skip list {path}: {error.strerror}; training.check writes one") from error
+        raise TrainingError(f"skip list {path}: {error.strerror}; training.check writes one") from error
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def predict(learner: Learner, material: Material, dialogues: Sequence[Dialogue],
             kinds.append("text" if turn.audio is None else "audio" if turn.text is None else "audio+text")
         histories += [history] if history else []
     if not histories:
-        raise SystemExit(f"none of these dialogues shows {use}; nothing can be predicted")
+        raise TrainingError(f"none of these dialogues shows {use}; nothing can be predicted")
     for group in batches.fill(histories, JUDGED_TURNS):
         output = learner.output(group)
         logits.append(output.logits.float().cpu())
@@ -210,5 +210,5 @@ def score(learner: Learner, material: Material, dialogues: Sequence[Dialogue], u
     found = predict(learner, material, dialogues, use)
     known = found.chosen((found.labels != UNLABELLED).tolist())
     if not known.utterances:
-        raise SystemExit(f"none of these dialogues has a labelled turn that shows {use}; nothing can be scored")
+        raise TrainingError(f"none of these dialogues has a labelled turn that shows {use}; nothing can be scored")
     return known

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from training.config import ModelConfig, TrainConfig
+from training.errors import TrainingError
+from training.files import write
 
 FILE = "state.safetensors"
 
@@ -91,10 +93,8 @@ def save(
             tensors[f"optimiser/{i}/{name}"] = torch.as_tensor(value)
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     about = {"begun": begun, "progress": vars(progress), "scaler": scaler.state_dict()}
-    partial = out / f"{FILE}.partial"
     held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(held, partial, metadata={"state": json.dumps(about)})
-    partial.replace(out / FILE)
+    write(out / FILE, as_bytes(held, metadata={"state": json.dumps(about)}))
 
 
 def load(
@@ -107,7 +107,7 @@ def load(
     """Go on from a folder's state, or from the beginning where there is none.
 
     Raises:
-        SystemExit: where the folder holds a run of another config.
+        TrainingError: where the folder holds a run of another config.
     """
     path = out / FILE
     if not path.exists():
@@ -136,7 +136,7 @@ def check_same(out: Path, stored: dict[str, Any], begun: dict[str, Any]) -> None
     other = [name for name in begun if begun[name] != stored.get(name)]
     if other:
         said = ", ".join(f"{name} {_short(stored.get(name), begun[name])}" for name in other)
-        raise SystemExit(f"{out} holds a run of another config ({said}); choose another --out, or --restart")
+        raise TrainingError(f"{out} holds a run of another config ({said}); choose another --out, or --restart")
 
 
 def _short(there: Any, now: Any) -> str:

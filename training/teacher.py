@@ -17,6 +17,7 @@ from rich.console import Console
 
 from training.config import TrainConfig
 from training.corpora.records import Corpus, Dialogue
+from training.errors import TrainingError
 from training.learner import load_learner
 from training.material import Lessons, Material
 from training.stages import Predicted, predict
@@ -40,7 +41,7 @@ def lessons_of(
     embedding = said[0].embedding.numpy() if len(said) == 1 else np.zeros((len(mean), 0), np.float32)
     keys = list(zip(said[0].dialogues, said[0].places))
     if any(list(zip(p.dialogues, p.places)) != keys for p in said):
-        raise SystemExit("the teachers heard different turns; let all of them read the same modalities")
+        raise TrainingError("the teachers heard different turns; let all of them read the same modalities")
     return {key: (mean[i], embedding[i]) for i, key in enumerate(keys)}
 
 
@@ -51,5 +52,5 @@ def _ask(
     learner = load_learner(folder, device)
     known = learner.hbaf.config.labels
     if known != corpus.labels:
-        raise SystemExit(f"teacher {folder} knows {known}; {corpus.name} has {corpus.labels}")
+        raise TrainingError(f"teacher {folder} knows {known}; {corpus.name} has {corpus.labels}")
     return predict(learner, Material(learner, config, cached=False), dialogues, config.use)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
 from rich.console import Console
 
 from training import distributed, protocol
@@ -27,8 +26,8 @@ from training.config import ModelConfig, TrainConfig
 
 def main(
     out: Path,
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+    train: TrainConfig = TrainConfig(),
+    model: ModelConfig = ModelConfig(),
     init: Path | None = None,
     seeds: tuple[int, ...] = (),
     folds: Literal["own", "all"] = "own",
@@ -60,4 +59,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

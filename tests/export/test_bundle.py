@@ -1,12 +1,15 @@
 """Putting a bundle together: what the manifest says is what the files are."""
 
 import json
+import shutil
 
 import onnx
 import pytest
 
 from export.bundle import finished, write_bundle
+from export.metadata import PREFIX, entries_of
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import BundleError, InputError
 
 
 def test_manifest_describes_the_graphs(tiny):
@@ -31,21 +34,20 @@ def test_the_card_of_a_finished_bundle_shows_every_precision(tiny, tmp_path):
     assert "**breaks its limits**: snr_db 20" in card
     assert finished(tiny.bundle, tmp_path / "zip", zipped=True).suffix == ".hbaf"
     (tmp_path / "parity.json").write_text(json.dumps({"steps": [{**step, "key": "another"}]}))
-    with pytest.raises(SystemExit, match="is of other bundles"):
+    with pytest.raises(InputError, match="is of other bundles"):
         finished(tiny.bundle, tmp_path / "no", parity=tmp_path / "parity.json")
     (tmp_path / "parity.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"no result of python -m export.verify"):
+    with pytest.raises(InputError, match=r"no result of python -m export.verify"):
         finished(tiny.bundle, tmp_path / "no", parity=tmp_path / "parity.json")
     assert not (tmp_path / "no").exists()
 
 
 def test_a_bundle_that_does_not_load_replaces_nothing(tiny, tmp_path):
-    import shutil
-
-    from hbaf_edge import BundleError
-
     folder = shutil.copytree(tiny.onnx, tmp_path / "onnx")
-    (folder / "dialogue.onnx").write_bytes((folder / "text.onnx").read_bytes())
+    entries = entries_of(onnx.load(folder / "dialogue.onnx"))
+    model = onnx.load(folder / "text.onnx")
+    onnx.helper.set_model_props(model, {PREFIX + key: value for key, value in entries.items()})  # a lie
+    onnx.save(model, folder / "dialogue.onnx")
     target = shutil.copytree(tiny.bundle, tmp_path / "bundle")
     about = {
         "name": "x",
@@ -54,10 +56,6 @@ def test_a_bundle_that_does_not_load_replaces_nothing(tiny, tmp_path):
         "licence": {"id": "Apache-2.0", "commercial": True, "why": "random weights"},
     }
     before = (target / "manifest.json").read_bytes()
-    for graph in ("audio", "text", "utterance", "dialogue"):
-        model = onnx.load(folder / f"{graph}.onnx")
-        del model.metadata_props[:]  # they say which graph they are, and would be refused for that
-        onnx.save(model, folder / f"{graph}.onnx")
     with pytest.raises(BundleError, match="do not fit the manifest"):
         write_bundle(folder, target, tiny.model.config, about)
     assert (target / "manifest.json").read_bytes() == before
@@ -72,28 +70,26 @@ def test_nothing_but_a_bundle_is_ever_replaced(tiny, tmp_path, what):
     else:
         place.mkdir()
         (place / "config.json").write_text("precious")
-    with pytest.raises(SystemExit, match="is no bundle; nothing is replaced"):
+    with pytest.raises(InputError, match="is no bundle; nothing is replaced"):
         finished(tiny.bundle, place)
     assert (place if what == "file" else place / "config.json").read_text() == "precious"
 
 
 def test_a_bundle_with_something_else_in_it_is_not_replaced(tiny, tmp_path):
     """And no folder of somebody else's whose name looks like ours."""
-    import shutil
-
     place = shutil.copytree(tiny.bundle, tmp_path / "bundle")
     for name in ("bundle.old", "bundle.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious").write_text("precious")
     (place / "calibration.json").write_text("precious")
-    with pytest.raises(SystemExit, match=r"holds calibration.json beside a bundle; nothing is replaced"):
+    with pytest.raises(InputError, match=r"holds calibration.json beside a bundle; nothing is replaced"):
         finished(tiny.bundle, place)
     (place / "calibration.json").unlink()
     finished(tiny.bundle, place)
     assert all((tmp_path / name / "precious").exists() for name in ("bundle.old", "bundle.partial"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text("[]")
-    with pytest.raises(SystemExit, match="is no bundle; nothing is replaced"):
+    with pytest.raises(InputError, match="is no bundle; nothing is replaced"):
         finished(tiny.bundle, tmp_path / "data")
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -11,18 +10,18 @@ from export import bundle, calibrate, engine, half, quantize, to_onnx, verify
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
 from tests.training.test_commands import mine
+from training.command import cli
 from training.config import TrainConfig
 from training.evaluate import evaluate
 from training.loop import train
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Runs a verb with its arguments; the JSON of its last line where it has one."""
 
     def run(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", [verb.__name__, *map(str, arguments)])
-        verb.main()
+        cli(verb.main, list(map(str, arguments)))
         last = capsys.readouterr().out.strip().splitlines()[-1]
         return json.loads(last) if last.startswith("{") else last
 

@@ -4,6 +4,7 @@ import pytest
 
 from export.conversations import conversations, counts, digest, singles
 from training.config import PairConfig, TrainConfig
+from training.corpora.records import CorpusError, Utterance
 
 
 def manifest(**train):
@@ -55,7 +56,7 @@ def test_own_data_of_one_modality_are_taken_as_they_are(small, tiny):
 
 def test_a_corpus_of_other_labels_is_refused(small, tiny):
     made = {**manifest(), "model": tiny.model.config.to_json()}
-    with pytest.raises(SystemExit, match="is labelled"):
+    with pytest.raises(CorpusError, match="is labelled"):
         conversations(made, "dev", 20, on="ravdess-8")
 
 
@@ -65,7 +66,6 @@ def test_what_nobody_can_hear_or_read_is_left_out(small):
     import soundfile
 
     from export.conversations import _heard
-    from training.corpora.records import Utterance
 
     soundfile.write(small / "silent.wav", np.zeros(16_000), 16_000)
     soundfile.write(small / "short.wav", np.full(800, 0.1), 16_000)
@@ -80,7 +80,6 @@ def test_a_broken_clip_is_named(small):
     import soundfile
 
     from export.conversations import _heard
-    from training.corpora.records import CorpusError, Utterance
 
     soundfile.write(small / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     (small / "cut.wav").write_bytes(b"RIFF")

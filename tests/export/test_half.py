@@ -1,18 +1,18 @@
 """FP16 keeps norms, softmax and gates in float32; the parity chain judges every precision."""
 
 import json
-import sys
 
 import onnx
 import pytest
 
-from export import parity, verify
+from export import verify
 from export.calibrate import CalibrationError
 from export.half import half, share, to_half
 from export.int8 import quantised, with_int8_weights
 from export.qdq import Recipe
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from kernels import gate
+from training.command import cli
 from training.learner import Learner
 
 
@@ -33,7 +33,7 @@ def test_the_chain_walks_every_precision(tiny, calibrated, talks, tmp_path):
     bundles = [tiny.bundle, to_half(bundle, tmp_path / "float16"), with_int8_weights(bundle, tmp_path / "small")]
     bundles += [quantised(bundle, calibrated, Recipe(p), tmp_path / p) for p in ("cpu", "tensorrt")]
     learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
-    steps = parity.walk(learner, bundles, talks, threads=1, layer_turns=15)
+    steps = verify.walk(learner, bundles, talks, threads=1, layer_turns=15)
     assert [s.name for s in steps] == ["float32", "float16", "int8-weights", "int8", "int8-tensorrt"]
     whole, half_, *_, signed = steps
     assert not whole.broken
@@ -48,15 +48,14 @@ def test_the_chain_walks_every_precision(tiny, calibrated, talks, tmp_path):
 
 def test_a_step_that_breaks_its_limits_fails_the_command(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "load_learner", lambda folder: Learner(tiny.model, tiny.text, tiny.audio).eval())
-    command = ["verify", "checkpoint", str(tiny.bundle), "--save", str(tmp_path / "parity.json")]
-    monkeypatch.setattr(sys, "argv", command)
-    verify.main()
+    command = ["checkpoint", str(tiny.bundle), "--save", str(tmp_path / "parity.json")]
+    cli(verify.main, command)
     stored = json.loads((tmp_path / "parity.json").read_text())
     assert stored["steps"][0]["broken"] == []
     assert stored["data"]["turns"] == 300
-    monkeypatch.setitem(parity.LIMITS, "float32", parity.Limits(probability=0.0))
-    with pytest.raises(SystemExit, match=r"float32: probability .*, allowed 0"):
-        verify.main()
+    monkeypatch.setitem(verify.LIMITS, "float32", {"difference_max": 0.0})
+    with pytest.raises(SystemExit, match=r"float32: difference_max .*, allowed 0"):
+        cli(verify.main, command)
 
 
 def test_only_float32_is_halved(tiny, small_counts, tmp_path):

@@ -11,6 +11,7 @@ from export import bundle as module
 from export.bundle import finished
 from export.place import check_place
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import InputError
 from tests.conftest import ROOT
 
 # A process that dies, without a chance to tidy up, when it calls a function for the n-th time.
@@ -26,8 +27,8 @@ def dying(*a, **k):
     return real(*a, **k)
 module.{function} = dying
 from export import {verb}
-sys.argv = ["x", *{arguments!r}]
-{verb}.main()
+from training.command import cli
+cli({verb}.main, {arguments!r})
 """
 MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("export.bundle", "put", 1), ("pathlib.Path", "rename", 1),
            ("pathlib.Path", "rename", 2)]  # fmt: skip
@@ -113,13 +114,13 @@ def test_a_write_that_fails_leaves_the_old_bundle_and_no_litter(tiny, tmp_path, 
 
 def test_a_zip_does_not_replace_a_folder(tiny, tmp_path):
     (tmp_path / "out.hbaf").mkdir()
-    with pytest.raises(SystemExit, match="is a folder, and the zip would stand there; nothing was replaced"):
+    with pytest.raises(InputError, match="is a folder, and the zip would stand there; nothing was replaced"):
         module.finished(tiny.bundle, tmp_path / "out", zipped=True)
     assert {path.name for path in tmp_path.iterdir()} == {"out.hbaf"}
 
 
 def test_too_little_room_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(SystemExit, match=r"needs \d+ MB, its disk has 0 MB free; nothing was written"):
+    with pytest.raises(InputError, match=r"needs \d+ MB, its disk has 0 MB free; nothing was written"):
         finished(tiny.bundle, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import pytest
 from export import release, verify
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import InputError
 from tests.made import PAIRS
 from training.evaluate import evaluate
 from training.loop import train
@@ -16,7 +17,7 @@ from training.loop import train
 @pytest.mark.slow
 def test_release_of_a_trained_model(small, small_counts):
     train(replace(PAIRS, epochs=1), small / "run")
-    with pytest.raises(SystemExit, match="no temperatures yet"):
+    with pytest.raises(InputError, match="no temperatures yet"):
         release.release(small / "run", small / "work", small / "out", "made")
     evaluate(small / "run")
     measured = release.release(small / "run", small / "work", small / "out", "made")

@@ -7,26 +7,25 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export import renew, to_onnx
-from export.int8 import attends_plainly, converted, fidelity
-from export.qdq import Recipe, insert, sort
+from export import to_onnx
+from export.int8 import attends_plainly, fidelity
+from export.qdq import sort
 from export.rewrite import fuse_attention, mix_layers
-from hbaf_edge import HBAFRuntime
-from hbaf_edge.backend import session_options
+from hbaf_edge.backends.cuda.weights import weights
+from hbaf_edge.backends.settings import session_options
 from hbaf_edge.bundle import load_bundle
-from hbaf_edge.gpu.weights import weights
 
 LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def older(tiny, tmp_path_factory):
+def plain(tiny, tmp_path_factory):
     """The tiny model's graphs as the exporter writes them."""
-    folder = tmp_path_factory.mktemp("older")
+    fplain = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_onnx, "mix_layers", lambda model: model)
-        to_onnx.export(tiny.model, tiny.audio, tiny.text, folder)
-    return {name: onnx.load(folder / f"{name}.onnx") for name in ("audio", "text", "utterance", "dialogue")}
+        to_onnx.export(tiny.model, tiny.audio, tiny.text, fplain)
+    return {name: onnx.load(fplain / f"{name}.onnx") for name in ("audio", "text", "utterance", "dialogue")}
 
 
 def kinds(model):
@@ -35,21 +34,21 @@ def kinds(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_layers_are_summed_without_a_stack(older, name):
-    made = mix_layers(older[name])
-    assert "Einsum" in kinds(older[name])
+def test_layers_are_summed_without_a_stack(plain, name):
+    made = mix_layers(plain[name])
+    assert "Einsum" in kinds(plain[name])
     assert "Einsum" not in kinds(made)
     assert kinds(made).count("Sum") == 1
-    assert fidelity(older[name], made) > 110
+    assert fidelity(plain[name], made) > 110
     assert mix_layers(made) == made, "once is enough"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_whoever_loads_it_computes_the_shares_once(older, name, tmp_path):
+def test_whoever_loads_it_computes_the_shares_once(plain, name, tmp_path):
     options = session_options(1)
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    made = mix_layers(older[name])
+    made = mix_layers(plain[name])
     ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ran = onnx.load(tmp_path / "optimised.onnx")
     stored = {t.name for t in ran.graph.initializer}
@@ -59,10 +58,10 @@ def test_whoever_loads_it_computes_the_shares_once(older, name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_weights_keep_their_names(older, name):
+def test_weights_keep_their_names(plain, name):
     before, after = (
-        weights(older[name].SerializeToString()),
-        weights(fuse_attention(mix_layers(older[name])).SerializeToString()),
+        weights(plain[name].SerializeToString()),
+        weights(fuse_attention(mix_layers(plain[name])).SerializeToString()),
     )
     named = {n for n in before if n.startswith(("encoder.", "mix."))}
     assert "mix.logits|softmax" in named
@@ -73,24 +72,24 @@ def test_weights_keep_their_names(older, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_an_attention_is_one_operator(older, name):
-    made = fuse_attention(older[name])
+def test_an_attention_is_one_operator(plain, name):
+    made = fuse_attention(plain[name])
     assert kinds(made).count("MultiHeadAttention") == LAYERS
     assert "Softmax" not in kinds(made)
-    assert len(kinds(made)) < len(kinds(older[name])) - 10 * LAYERS
-    assert fidelity(older[name], made) > 100
+    assert len(kinds(made)) < len(kinds(plain[name])) - 10 * LAYERS
+    assert fidelity(plain[name], made) > 100
     assert fuse_attention(made) == made
 
 
 @pytest.mark.slow
-def test_padding_is_masked_as_before(older):
+def test_padding_is_masked_as_before(plain):
     """Texts of unequal length beside each other, of which the longest alone fills its row."""
     lengths = [9, 4, 1]
     mask = (np.arange(9) < np.array(lengths)[:, None]).astype(np.int64)
     given = {"tokens": np.random.default_rng(0).integers(5, 100, (3, 9)) * mask, "token_mask": mask}
     found = [
         ort.InferenceSession(m.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"])
-        .run(None, given)[0] for m in (older["text"], fuse_attention(older["text"]))
+        .run(None, given)[0] for m in (plain["text"], fuse_attention(plain["text"]))
     ]  # fmt: skip
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(found[1][row, :length], found[0][row, :length], atol=2e-5)
@@ -98,16 +97,16 @@ def test_padding_is_masked_as_before(older):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["utterance", "dialogue"])
-def test_the_fusion_s_own_attention_is_left_as_it_is(older, name):
+def test_the_fusion_s_own_attention_is_left_as_it_is(plain, name):
     """Its masks, biases and gates are none of MultiHeadAttention's."""
-    assert mix_layers(older[name]) == older[name]
-    assert kinds(fuse_attention(older[name])) == kinds(older[name])
+    assert mix_layers(plain[name]) == plain[name]
+    assert kinds(fuse_attention(plain[name])) == kinds(plain[name])
 
 
 @pytest.mark.slow
-def test_an_attention_of_another_scale_is_left_as_it_is(older):
+def test_an_attention_of_another_scale_is_left_as_it_is(plain):
     strange = onnx.ModelProto()
-    strange.CopyFrom(older["audio"])
+    strange.CopyFrom(plain["audio"])
     ((scale,),) = {tuple(n.input[1] for n in strange.graph.node if n.op_type == "Mul")[:1]}
     stored = next(t for t in strange.graph.initializer if t.name == scale)
     stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) * np.float32(1.1), scale))
@@ -115,27 +114,10 @@ def test_an_attention_of_another_scale_is_left_as_it_is(older):
 
 
 @pytest.mark.slow
-def test_an_older_bundle_is_renewed(tiny, older, calibrated, tmp_path):
-    bundle, old = load_bundle(tiny.bundle), tmp_path / "old"
-    ranges, channels = calibrated.ranges["minmax"], calibrated.channels
-    converted(bundle, old, lambda name, _: insert(name, older[name], Recipe(), ranges, channels), {"precision": "int8"})
-    ratios = renew.renewed(load_bundle(old), tmp_path / "new")
-    assert min(ratios.values()) > renew.LEAST_DB
-    made = onnx.load(tmp_path / "new" / "text.onnx")
-    assert {"MultiHeadAttention", "Sum", "QuantizeLinear"} <= set(kinds(made))
-    assert "Einsum" not in kinds(made)
-    before, after = (
-        HBAFRuntime(path, threads=1).predict(text="Well, that is that.") for path in (old, tmp_path / "new")
-    )
-    for label, p in before.probabilities.items():
-        assert after.probabilities[label] == pytest.approx(p, abs=0.02)
-
-
-@pytest.mark.slow
-def test_an_encoder_with_another_mask_keeps_its_attention(older, capsys):
+def test_an_encoder_with_another_mask_keeps_its_attention(plain, capsys):
     """A decoder's: what comes later is masked too, which MultiHeadAttention would not be told."""
     made = onnx.ModelProto()
-    made.CopyFrom(older["text"])
+    made.CopyFrom(plain["text"])
     node = next(n for n in made.graph.node if n.op_type == "Softmax")
     (scores,) = node.input
     later = np.triu(np.full((16, 16), -1e4, np.float32), 1)
@@ -147,16 +129,16 @@ def test_an_encoder_with_another_mask_keeps_its_attention(older, capsys):
     nodes = sort(list(made.graph.node))
     del made.graph.node[:]
     made.graph.node.extend(nodes)
-    assert attends_plainly("text", older["text"].SerializeToString())
+    assert attends_plainly("text", plain["text"].SerializeToString())
     assert not capsys.readouterr().err
     assert not attends_plainly("text", made.SerializeToString())
     assert "stays in single operators" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_swapped_keys_and_values_are_found_out(older):
+def test_swapped_keys_and_values_are_found_out(plain):
     swapped = onnx.ModelProto()
-    swapped.CopyFrom(older["audio"])
+    swapped.CopyFrom(plain["audio"])
     stored = {t.name: onnx.numpy_helper.to_array(t).ravel() for t in swapped.graph.initializer}
     parts = [n for n in swapped.graph.node if n.op_type == "Slice" and n.input[0].startswith("permute")]
     keys, values = ([n for n in parts if stored[n.input[1]][0] == which] for which in (1, 2))
@@ -167,26 +149,6 @@ def test_swapped_keys_and_values_are_found_out(older):
     del swapped.graph.node[:]
     swapped.graph.node.extend(nodes)
     assert not attends_plainly("audio", swapped.SerializeToString())
-
-
-def test_there_must_be_something_to_renew(tiny, tmp_path):
-    with pytest.raises(SystemExit, match="nothing to rewrite"):
-        renew.renewed(load_bundle(tiny.bundle), tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_renewing_refuses_what_it_would_break(tiny, tmp_path, monkeypatch, capsys):
-    def broken(model):
-        made = mix_layers(model)
-        for tensor in made.graph.initializer:
-            if tensor.name.endswith("norm.weight"):
-                tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
-        return made
-
-    monkeypatch.setattr(renew, "mix_layers", broken)
-    with pytest.raises(SystemExit, match="its outputs keep"):
-        renew.renewed(load_bundle(tiny.bundle), tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def test_the_default_model_is_written_so(runtime):

@@ -1,19 +1,19 @@
 """Sensitivity and budget: blocks are ranked, the worst go back to float32, and what cannot be kept fails loudly."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
 from export import quantize, sensitivity
 from export.calibrate import calibrate
-from export.compare import drift, judged, predictions
+from export.compare import Outcome, drift, judged, labels_of, measures, predictions
 from export.qdq import Recipe
 from export.quantize import Budget, BudgetError, search
 from export.sensitivity import Cost, Held, blocks_of, computed_blocks
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import load_bundle
+from training.command import cli
 from training.corpora.records import UNLABELLED
 
 
@@ -38,7 +38,7 @@ def test_float32_costs_nothing_and_worse_is_ranked_higher(held, calibrated):
     assert held.f1 == pytest.approx(1.0)
     blocks = tuple(ranked_blocks(held, calibrated))
     nothing = held.cost(calibrated, Recipe(float_blocks=blocks), "none")
-    everything = held.cost(calibrated, Recipe(method="entropy", migration=0.0), "all")
+    everything = held.cost(calibrated, Recipe(method="percentile", migration=0.0), "all")
     assert nothing.kl_divergence < everything.kl_divergence
     assert nothing.rank <= everything.rank
     ranked = sensitivity.sensitivity(held.part(12), calibrated, Recipe(float_blocks=blocks[3:]))
@@ -49,8 +49,8 @@ def test_float32_costs_nothing_and_worse_is_ranked_higher(held, calibrated):
 def test_a_part_is_the_first_conversations(held):
     part = held.part(13)
     assert [d.name for d in part.dialogues] == [d.name for d in held.dialogues[:2]]
-    assert len(part.reference) == 24
-    assert len(held.reference) == 36
+    assert len(part.reference.probabilities) == len(part.reference.embeddings) == 24
+    assert len(held.reference.probabilities) == 36
 
 
 def test_the_worst_blocks_go_back_to_float_until_the_budget_holds(held, calibrated, monkeypatch, capsys):
@@ -79,14 +79,34 @@ def test_the_budget_is_of_all_three():
     assert not Budget(min_snr=30).keeps(Cost("a", 0.0, 0.0, 0, 1, 29.0))
 
 
-def test_drift_counts_what_differs(held):
+def test_measures_count_what_differs(held, talks):
     p = held.reference
-    same = drift(p, p)
-    assert (same["label_flips"], same["kl_divergence"], same["embedding_cosine_min"]) == (0, 0.0, 1.0)
-    other = [replace(p[0], label="another"), *p[1:]]
-    assert drift(other, p)["label_flips"] == 1
-    assert judged(p, held.dialogues, held.bundle.labels)["utterances"] == 36
-    assert all(u.label != UNLABELLED for d in held.dialogues for u in d.turns)
+    same = measures(p, p)
+    assert (same["turns"], same["label_flips"], same["kl_divergence"], same["difference_max"]) == (36, 0, 0.0, 0.0)
+    assert same["cosine_min"] == pytest.approx(1.0)
+    swapped = p.probabilities.copy()
+    first = swapped[0].argsort()[-2:]
+    swapped[0, first] = swapped[0, first[::-1]]
+    found = measures(Outcome(swapped, p.embeddings), p)
+    assert (found["label_flips"], found["flip_rate"]) == (1, 1 / 36)
+    assert found["kl_divergence"] > 0
+    assert found["difference_max"] == pytest.approx(abs(swapped - p.probabilities).max())
+    runtime = HBAFRuntime(held.bundle.path)
+    assert drift(predictions(runtime, talks), predictions(runtime, talks))["label_flips"] == 0
+
+
+def test_labels_that_never_occur_and_turns_without_one_are_scored_around(held):
+    """F1 of the labels that occur; nothing where no turn has one."""
+    labels, names = labels_of(held.dialogues), held.bundle.labels
+    assert judged(held.reference, labels, names)["utterances"] == 36
+    one = [label if label == labels[0] else UNLABELLED for label in labels]
+    found = judged(held.reference, one, names)
+    assert found["utterances"] == labels.count(labels[0]) < 36 or len(set(labels)) == 1
+    assert found["f1"] == {names[labels[0]]: pytest.approx(1.0)}
+    assert judged(held.reference, [UNLABELLED] * 36, names) is None
+    part = held.part(12)
+    part.dialogues = [replace(d, turns=tuple(replace(u, label=UNLABELLED) for u in d.turns)) for d in part.dialogues]
+    assert part.weighted_f1(part.reference) == 0.0
 
 
 @pytest.mark.slow
@@ -94,24 +114,19 @@ def test_the_commands_write_what_they_say(tiny, talks, held, small_counts, tmp_p
     calibrate(held.bundle, talks, tmp_path / "c.json", threads=1)
     monkeypatch.setattr("export.sensitivity.conversations", lambda *a, **k: held.dialogues)
     common = [str(tiny.bundle), "--calibration", str(tmp_path / "c.json"), "--weights", "8", "--out"]
-    monkeypatch.setattr(sys, "argv", ["sensitivity", *common, str(tmp_path / "s")])
-    sensitivity.main()
+    cli(sensitivity.main, [*common, str(tmp_path / "s")])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(result["blocks"]) == len(blocks_of(held.bundle)) - 1  # all, and all but two convolutions
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "s.json").read_text()) == result
     loose = ["--max-f1-drop", "0.9", "--max-flips", "0.9", "--keep", "text/layer.0 feed"]
-    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "int8"), *loose])
-    quantize.main()
+    cli(quantize.main, [*common, str(tmp_path / "int8"), *loose])
     made = load_bundle(tmp_path / "int8").manifest
     assert made["precision"] == "int8"
     assert made["quantisation"]["float_blocks"] == ["text/layer.0 feed"]
     assert HBAFRuntime(tmp_path / "int8").predict(text="it runs").label
-    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "no"), "--max-f1-drop", "-1"])
-    with pytest.raises(BudgetError):
-        quantize.main()
+    with pytest.raises(SystemExit, match="The worst blocks"):
+        cli(quantize.main, [*common, str(tmp_path / "no"), "--max-f1-drop", "-1"])
     assert not (tmp_path / "no").exists()
-    monkeypatch.setattr(sys, "argv", ["quantize", *common, str(tmp_path / "no"), "--keep", "text/layer.9"])
-    with pytest.raises(SystemExit):
-        quantize.main()
-    assert "there is no block 'text/layer.9'; there are: audio/" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"there is no block 'text/layer.9'; there are: audio/"):
+        cli(quantize.main, [*common, str(tmp_path / "no"), "--keep", "text/layer.9"])

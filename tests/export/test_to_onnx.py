@@ -10,6 +10,7 @@ import pytest
 
 from export.graphs import graphs
 from export.to_onnx import compare, export
+from hbaf_edge.errors import InputError
 from kernels import gate
 from tests.conftest import ROOT
 
@@ -37,17 +38,17 @@ def test_files_are_plain_onnx_of_the_promised_version(tiny, name):
 @pytest.mark.slow
 def test_every_verb_starts_in_a_fresh_interpreter():
     """Imported in another order than here, transformers may not be importable beside a CPU torch."""
-    for verb in ("to_onnx", "quantize", "verify", "score", "release"):
+    for verb in ("to_onnx", "half", "calibrate", "quantize", "sensitivity", "verify", "bundle", "score", "release"):
         done = subprocess.run(
             [sys.executable, "-m", f"export.{verb}", "--help"], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert "usage" in done.stdout
+        assert f"Usage: python -m export.{verb}" in done.stdout
 
 
 def test_a_variant_for_research_is_refused_in_a_line(tiny, tmp_path):
     model = copy.deepcopy(tiny.model)
     model.config = replace(model.config, causal=False)
-    with pytest.raises(SystemExit, match="it has no incremental form"):
+    with pytest.raises(InputError, match="it has no incremental form"):
         export(model, tiny.audio, tiny.text, tmp_path)
     assert not list(tmp_path.iterdir())

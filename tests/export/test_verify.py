@@ -1,12 +1,13 @@
 """The check of a bundle against its checkpoint passes for the right one and fails for another."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from export.verify import TOLERANCE, conversation, difference
+from export.verify import TOLERANCE, conversation, difference, walk
 from hbaf_edge.bundle import load_bundle
 from training.from_bundle import restore
 from training.learner import Learner
@@ -46,3 +47,14 @@ def test_the_conversation_is_hard_enough():
     kinds = {(bool(u.text), u.audio is not None) for u in turns}
     assert kinds == {(True, True), (True, False), (False, True)}
     assert {u.speaker for u in turns} == {"anna", "bob", None}
+
+
+def test_data_that_lack_a_label_are_verified(tiny):
+    """One label alone, and turns without any: F1 of what is there; a label that never occurs is no error."""
+    talk = conversation(12)
+    turns = tuple(replace(u, label=3 if i % 2 else u.label) for i, u in enumerate(talk.turns))
+    learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
+    (step,) = walk(learner, [tiny.bundle], [replace(talk, turns=turns)], threads=1)
+    assert set(step.f1_by_label) == {"joy"}
+    assert step.f1_drop == 0.0
+    assert not step.broken

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hbaf_edge.gpu.kernels import CUBINS, choose
+from hbaf_edge.backends.cuda.kernels import CUBINS, choose
 from kernels import build
 from kernels.shipped import SHIPPED
 from tests.kernels.made import ROOT
@@ -51,7 +51,7 @@ def test_registers_and_shared_memory_keep_their_budget(entry):
 
 
 def test_every_file_is_what_some_gpu_loads():
-    """Whatever a backend asks for: the dialogue scope in either dtype (hbaf_edge/gpu/dialogue.py), the context ring in
+    """Whatever a backend asks for: the dialogue scope in either dtype, the context ring in
     float32 and the plugin's gate. On a driver that takes it, the first of what `choose` returns is loaded."""
     loaded = set()
     for capability in range(75, 130):
@@ -79,7 +79,7 @@ def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
     """With the Triton of what ships, to the last bit. Another one allocates registers in its own way: then the same
     kernels are launched alike, every architecture that its assembler knows is there, and each keeps its budget.
 
-    Other models' sizes: tests/hbaf_edge/gpu/test_native.py.
+    Other models' sizes: tests/hbaf_edge/cuda/test_native.py.
     """
     import triton
 

@@ -31,10 +31,10 @@ def model():
 
 
 def by_triton(weights, dtype, capacity, device):
-    """`hbaf_edge.gpu.dialogue.DialogueOnGpu` through kernels/dialogue.py, for conversations 0, 1, … of a pool.
+    """`DialogueOnGpu` through kernels/dialogue.py, for conversations 0, 1, … of a pool.
 
     Args:
-        weights: of `hbaf_edge.gpu.weights.dialogue_weights`.
+        weights: of `hbaf_edge.backends.cuda.weights.dialogue_weights`.
         dtype, capacity, device: of the rings.
     """
 
@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_said(model):
 def test_triton_and_the_runtime_lay_the_same_weights_out(tiny):
     """`by_triton`, which a GPU's launcher is compared with, against the exported graph here."""
     from hbaf_edge.backends.base import Request, joined
+    from hbaf_edge.backends.cuda.weights import dialogue_weights
     from hbaf_edge.backends.settings import session_options
     from hbaf_edge.bundle import load_bundle
-    from hbaf_edge.gpu.weights import dialogue_weights
     from hbaf_edge.ort import onnxruntime as ort
 
     bundle = load_bundle(tiny.bundle)

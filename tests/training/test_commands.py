@@ -14,6 +14,7 @@ from tests.made import TALK, WORDS
 from training import ablate, begin, checkpoint, corpora, evaluate, finetune, from_bundle, loop, probe, protocol
 from training.check import check, skip_list
 from training.config import ModelConfig, TrainConfig
+from training.errors import TrainingError
 from training.stages import read_skip_list
 
 TINY = ModelConfig(width=16, heads=2, contrastive_dim=8, window=4)
@@ -57,7 +58,7 @@ def test_runs_of_a_plan_go_on_from_their_own_seeds(tmp_path, features):
     for seed in ("seed0-fold0", "seed1-fold0"):
         first, then = (checkpoint.load(tmp_path / plan / seed).hbaf.state_dict() for plan in ("first", "then"))
         assert all(torch.equal(first[name], then[name]) for name in first)
-    with pytest.raises(SystemExit, match="holds none named seed2-fold0; run its seeds and folds first"):
+    with pytest.raises(TrainingError, match="holds none named seed2-fold0; run its seeds and folds first"):
         protocol.carry_out(still, tmp_path / "more", protocol.Plan((0, 2), init=tmp_path / "first"))
     protocol.carry_out(still, tmp_path / "one", protocol.Plan((1,), init=tmp_path / "first"))  # a seed by itself
     first, then = (checkpoint.load(tmp_path / at).hbaf.state_dict() for at in ("first/seed1-fold0", "one"))
@@ -97,7 +98,7 @@ def test_ablation_shows_what_a_modality_is_worth(tmp_path, features):
     text = ablate.markdown(found)
     assert text.count("\n") == 6
     assert "bidirectional (offline)" in text
-    with pytest.raises(SystemExit, match="unknown variant 'no brain'; there are whole model"):
+    with pytest.raises(TrainingError, match="unknown variant 'no brain'; there are whole model"):
         ablate.ablate(config, tmp_path / "run", protocol.Plan((0,), True, TINY), ("no brain",))
 
 
@@ -216,12 +217,13 @@ def test_dev_scores_are_not_called_test(tmp_path, features):
 
 def test_what_does_not_fit_is_said_before_training(small, tmp_path, features):
     loop.train(replace(TALK, epochs=1), small / "text")
-    with pytest.raises(SystemExit, match="brings vectors, the model has encoders"):
+    with pytest.raises(TrainingError, match="brings vectors, the model has encoders"):
         loop.train(TrainConfig(corpus=labelled(features), fold=0), small / "x", init=small / "text")
-    with pytest.raises(SystemExit, match=r"is a model with earlier_turns 0; leave --earlier-turns out"):
-        loop.train(replace(TALK, epochs=1), small / "x", replace(begin.ModelConfig(), earlier_turns=2), small / "text")
+    flags = replace(begin.ModelConfig(), utterance_layers=1)
+    with pytest.raises(TrainingError, match=r"is a model with utterance_layers 2; leave --utterance-layers out"):
+        loop.train(replace(TALK, epochs=1), small / "x", flags, small / "text")
     (tmp_path / "skip.txt").write_text("elsewhere/1.wav\tdouble\n")
-    with pytest.raises(SystemExit, match="none of the 1 clips to skip is one of meld's"):
+    with pytest.raises(TrainingError, match="none of the 1 clips to skip is one of meld's"):
         loop.train(replace(TALK, skip=str(tmp_path / "skip.txt")), small / "x")
 
 
@@ -241,10 +243,10 @@ def test_a_bundle_gives_its_weights_back(tiny, small, monkeypatch):
 
 
 def test_a_checkpoint_of_another_version_is_said(tmp_path):
-    with pytest.raises(SystemExit, match="is not a checkpoint"):
+    with pytest.raises(TrainingError, match="is not a checkpoint"):
         checkpoint.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {"labels": ["a"], "wings": 2}, "about": {}}')
-    with pytest.raises(SystemExit, match=r"wings.*another version"):
+    with pytest.raises(TrainingError, match=r"wings.*another version"):
         checkpoint.load(tmp_path)
 
 
@@ -270,7 +272,7 @@ def test_a_pupil_learns_from_its_teachers(small):
     assert not torch.equal(told_head, own_head), "the teacher said nothing"
     assert checkpoint.describe(small / "pupil")[0]["corpora"] == ["meld", "dailytalk"]
     path = mine(small / "own")
-    with pytest.raises(SystemExit, match=r"knows \('anger'.*has \("):
+    with pytest.raises(TrainingError, match=r"knows \('anger'.*has \("):
         loop.train(replace(TALK, corpus=str(path), also=(), teacher=teachers), small / "other")
 
 
@@ -289,6 +291,6 @@ def test_a_pupil_learns_from_its_teachers(small):
     ],
 )
 def test_wrong_choices_are_said_before_training(small, wrong, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(TrainingError, match=said):
         loop.train(replace(TALK, **wrong), small / "run")
     assert not (small / "run").exists()

@@ -8,6 +8,7 @@ import torch
 
 from training.batches import Turn, collate
 from training.config import ModelConfig
+from training.errors import TrainingError
 from training.model import HBAF
 
 CONFIG = ModelConfig(audio_dim=6, audio_states=2, text_dim=5, text_states=3, width=16, heads=2, window=4)
@@ -113,7 +114,6 @@ def test_absent_modality_is_not_a_key_and_its_content_is_not_read():
         {"relevance": False},
         {"residual": False},
         {"causal": False},
-        {"recurrent": True},
     ],
 )
 def test_every_ablation_is_another_model(changes):
@@ -141,12 +141,6 @@ def test_every_parameter_learns():
     assert dead == []
 
 
-def test_the_recurrent_variant_reads_no_padding():
-    model, (short, long) = build(recurrent=True), (turns(1, 3), turns(1, 12))
-    assert len(short[0].audio) < len(long[0].audio)
-    torch.testing.assert_close(run(model, short, long).logits[0], run(model, short).logits[0])
-
-
 def test_standardised_states_are_what_is_read():
     """Scaling an encoder's states and standardising them by that scale leaves the model as it was."""
     history = turns(4, 2)
@@ -159,5 +153,8 @@ def test_standardised_states_are_what_is_read():
 def test_config_of_another_version_is_refused():
     stored = CONFIG.to_json()
     assert ModelConfig.from_json(stored) == CONFIG
-    with pytest.raises(ValueError, match="novelty"):
+    assert ModelConfig.from_json({**stored, "earlier_turns": 0, "recurrent": False}) == CONFIG
+    with pytest.raises(TrainingError, match="recurrent"):
+        ModelConfig.from_json({**stored, "recurrent": True})
+    with pytest.raises(TrainingError, match="novelty"):
         ModelConfig.from_json({**stored, "novelty": 1})

@@ -10,6 +10,7 @@ import torch
 from tests.made import PAIRS, TALK
 from training import checkpoint, encoders, loop, state
 from training.config import PairConfig
+from training.errors import TrainingError
 from training.evaluate import evaluate
 from training.loop import train
 
@@ -83,11 +84,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(small, monkeypatch):
 
 def test_a_run_of_another_config_is_not_gone_on_with(small):
     train(replace(TALK, epochs=1), small / "run")
-    with pytest.raises(SystemExit, match=r"learning_rate 0.003 there, 0.002 now.*--restart"):
+    with pytest.raises(TrainingError, match=r"learning_rate 0.003 there, 0.002 now.*--restart"):
         train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run")
-    with pytest.raises(SystemExit, match=r"init 'None' there, .*run' now"):
+    with pytest.raises(TrainingError, match=r"init 'None' there, .*run' now"):
         train(replace(TALK, epochs=1), small / "run", init=small / "run")
-    with pytest.raises(SystemExit, match=r"model {'gate': True} there, {'gate': False} now"):
+    with pytest.raises(TrainingError, match=r"model {'gate': True} there, {'gate': False} now"):
         train(replace(TALK, epochs=1), small / "run", replace(encoders.model_config(), gate=False))
     train(replace(TALK, epochs=1, learning_rate=2e-3), small / "run", restart=True)
     assert (small / "run" / state.FILE).exists()

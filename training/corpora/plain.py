@@ -21,7 +21,7 @@ from rich.console import Console
 from hbaf_edge.audio import SAMPLE_RATE
 from training.config import NEUTRAL
 from training.corpora.records import Utterance, data_folder
-from training.encoders import cache_folder
+from training.files import cache_folder
 
 SECONDS = 3.0
 SPOKEN = 150

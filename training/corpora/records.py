@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import MELD_LABELS
+from training.errors import CorpusError
+from training.files import data_folder as data_folder  # readers find all they need here
 
 UNLABELLED = -1  # a turn that others may look back on, but that teaches and scores nothing
 SPLITS = ("train", "dev", "test")
-
-
-class CorpusError(SystemExit):
-    """Data that cannot be used as they are. The message names the file and line and says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +115,6 @@ class Corpus:
                 said = ", ".join(self.labels[i] for i in unseen)
                 raise CorpusError(f"{self.name}: no training utterance is labelled {said}, but {name} ones are")
         return self
-
-
-def data_folder() -> Path:
-    """Where the corpora of DATA.md lie."""
-    return Path(os.environ.get("HBAF_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 
 
 def label_index(name: str, renamed: dict[str, str] | None = None, labels: Sequence[str] = MELD_LABELS) -> int:
