@@ -155,22 +155,47 @@ class Memory:
         self.count = turn.number + 1
 
 
+_forks = 0  # how often this process was forked off; a weak set of conversations would run code whenever one goes
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
 class Conversation:
     """One dialogue's state; make it with `HBAFRuntime.conversation()`. Its size is constant, 384 KiB at the defaults.
 
     Turns of one conversation are computed one after another, in the order of their calls, also when several threads or
     asyncio tasks ask at once.
-
-    Attributes:
-        lock: held for moments, while the memory is read or changed as a whole.
-        line: calls that wait for their turn in this conversation, first come first (hbaf_edge/engine.py).
     """
 
     def __init__(self, key: str, sizes: Sizes) -> None:
         self.key = key
-        self.lock = threading.Lock()
-        self.line: deque[Any] = deque()
         self._memory = Memory(sizes)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Nobody waits and nobody holds the lock: when it is made, and in a forked child, which has one thread."""
+        self._lock, self._line, self._born = threading.RLock(), deque[Any](), _forks
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held for moments, while the memory is read or changed as a whole."""
+        if self._born != _forks:
+            self._renew()
+        return self._lock
+
+    @property
+    def line(self) -> deque[Any]:
+        """Calls that wait for their turn in this conversation, first come first (hbaf_edge/calls.py)."""
+        if self._born != _forks:
+            self._renew()
+        return self._line
 
     @property
     def memory(self) -> Memory:

@@ -24,7 +24,7 @@ from hbaf_edge.errors import BackendError, BundleError, HBAFError
 from hbaf_edge.features import Features, Tokeniser
 from hbaf_edge.machine import available_cpus
 from hbaf_edge.prediction import Prediction, softmax
-from hbaf_edge.workers import Outcome, Workers
+from hbaf_edge.workers import Outcome, Task, Workers
 
 Returned = TypeVar("Returned")
 MAX_ATTEMPTS = 100  # of a turn whose conversation changes while it is computed
@@ -52,23 +52,20 @@ class Engine:
         self._temperatures = bundle.manifest["temperatures"]
         self._min_confidence = min_confidence
         self._max_waiting = max_waiting
-        self._process, self._lock = os.getpid(), threading.Lock()
+        self._process, self._lock = os.getpid(), threading.RLock()
         self._waiting: set[Call] = set()
         try:
             self.tokeniser = Tokeniser(bundle.files["tokenizer.json"], clean_text)
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{bundle.path}: tokenizer.json cannot be read: {error}") from None
         self.workers = Workers(available_cpus(), "hbaf_edge")
-        self._batcher = Batcher[Call](self.workers, max_batch_size, max_wait_ms / 1e3) if max_batch_size > 1 else None
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this is the process that made it."""
-        return os.getpid() == self._process
+        self._batcher = (
+            Batcher[Call](self.workers, max_batch_size, max_wait_ms / 1e3, _brings_one) if max_batch_size > 1 else None
+        )
 
     def check_process(self) -> None:
         """Raise instead of hanging when used after fork: threads do not survive it."""
-        if not self.is_here:
+        if os.getpid() != self._process:
             raise BackendError(
                 f"this runtime was made in process {self._process} and its threads did not survive the fork; make an "
                 "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
@@ -80,7 +77,7 @@ class Engine:
         Raises:
             BackendError: the current thread is a worker itself; or what the task raises.
         """
-        self.check_may_wait()
+        self.workers.check_may_wait()
         outcome = Outcome[Returned]()
 
         def work() -> None:
@@ -93,15 +90,8 @@ class Engine:
         return outcome.wait()
 
     def check_may_wait(self) -> None:
-        """Refuse a thread that the answer would be computed on.
-
-        Raises:
-            BackendError: it is one of this engine's workers.
-        """
-        if self.workers.is_mine():
-            raise BackendError(
-                "predict would wait for itself here, in a hook or a future's callback; use submit, or another thread"
-            )
+        """See `Workers.check_may_wait`."""
+        self.workers.check_may_wait()
 
     def admit(self, call: Call) -> None:
         """Let a call wait to be computed.
@@ -126,7 +116,7 @@ class Engine:
         """Compute a call on this thread, a worker's, by itself or together with others that arrive meanwhile."""
         if self._batcher is None or len(call.places) > 1:
             self._compute([call])
-        elif (calls := self._batcher.gather(call)) is not None:
+        elif (calls := self._batcher.gather(call, call.compute)) is not None:
             self._compute(calls)
 
     def _compute(self, calls: list[Call]) -> None:
@@ -168,7 +158,7 @@ class Engine:
                 # In one order everywhere, so that two threads with the same conversations cannot wait for each other.
                 for place in sorted(places, key=lambda p: id(p.conversation)):
                     locks.enter_context(place.conversation.lock)
-                if all(map(_is_current, places, requests)) and not any(call.is_abandoned for call in waited):
+                if all(map(_is_current, places, requests)) and all(call.claim() for call in waited):
                     turns = [_stored(*one) for one in zip(places, requests, results, predictions)]
                     answers = map(Answer, predictions, turns, (result.audio_states for result in results))
                     return [None if call not in waited else [next(answers) for _ in call.places] for call in calls]
@@ -196,8 +186,8 @@ class Engine:
                 view = chat.memory.view(place.speaker, number)
             requests.append(Request(f.mel, f.tokens, view, audio_states[i] if audio_states else None))
         results = self.backend.infer(requests)
-        for result in results:
-            _check_finite(result)
+        for request, result in zip(requests, results):
+            _check(request, result)
         return requests, results
 
     def estimate(self, place: Place, features: Features, begun: float) -> Prediction:
@@ -250,9 +240,19 @@ def _stored(place: Place, request: Request, result: Result, prediction: Predicti
     return turn
 
 
-def _check_finite(result: Result) -> None:
-    """What is not a number would spoil every later turn."""
-    state = result.state
+def _brings_one(task: Task) -> bool:
+    """Whether a worker's task brings a call of one turn to be computed."""
+    call = getattr(task, "__self__", None)
+    return isinstance(call, Call) and len(call.places) == 1
+
+
+def _check(request: Request, result: Result) -> None:
+    """What is not a number would spoil every later turn; what is of another shape would be stored in part."""
+    state, memory = result.state, request.view.memory
+    shapes = state.context_key.shape, state.context_value.shape, state.keys.shape, state.values.shape
+    one, all_layers = memory.context_keys.shape[1:], memory.keys[:, 0].shape
+    if shapes != (one, one, all_layers, all_layers):
+        raise BackendError(f"a turn's state has the shapes {shapes}; nothing was committed. Is the bundle damaged?")
     for name, array in (
         ("logits", result.logits), ("the embedding", result.embedding), ("the context", state.context_key),
         ("the context", state.context_value), ("keys", state.keys), ("values", state.values),

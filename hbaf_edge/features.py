@@ -37,7 +37,7 @@ class Tokeniser:
     def __init__(self, json: bytes, clean_text: bool = True) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = Tokenizer.from_buffer(json)
+        self._tokenizer: Tokenizer = native(Tokenizer.from_buffer, json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id("[UNK]")

@@ -25,8 +25,8 @@ class TurnInput(TypedDict, total=False):
     sample_format: str | None
 
 
-def check_turn(turn: Any) -> None:
-    """Refuse what is no dictionary of `predict`'s arguments.
+def check_turn(turn: Any) -> TurnInput:
+    """A dictionary of `predict`'s arguments; anything else is refused.
 
     Raises:
         InputError: naming what it is, or the argument that there is not.
@@ -37,6 +37,8 @@ def check_turn(turn: Any) -> None:
     unknown = sorted(set(turn) - set(TurnInput.__annotations__), key=str)
     if unknown:
         raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
+    checked: TurnInput = turn  # type: ignore[assignment]
+    return checked
 
 
 def check_turns(turns: Any) -> list[TurnInput]:

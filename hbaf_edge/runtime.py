@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -24,6 +26,7 @@ from hbaf_edge.card import describe
 from hbaf_edge.conversation import Conversation, Sizes
 from hbaf_edge.engine import Engine
 from hbaf_edge.errors import BackendError, InputError
+from hbaf_edge.features import Features
 from hbaf_edge.inputs import (
     TurnInput,
     check_number,
@@ -32,6 +35,7 @@ from hbaf_edge.inputs import (
     check_turns,
     check_whole,
     features_of_all,
+    naming,
 )
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
@@ -263,10 +267,17 @@ class HBAFRuntime:
             sample_format=sample_format,
         )  # fmt: skip
         future: Future[Prediction] = Future()
-        call = self._counted(lambda: self._open([turn], self._tell, partial(self._resolve, future)))
-        call.line_up()  # now, before another task can
-        prepare = partial(features_of_all, [turn], self.engine.tokeniser)
-        await asyncio.shield(asyncio.to_thread(self._counted, partial(call.submit, prepare)))
+        call = self._counted(lambda: self._open([turn], self._tell, future))
+        decode = partial(self._decode, call, partial(features_of_all, [turn], self.engine.tokeniser))
+        try:
+            call.line_up()  # now, before another task can
+            if audio is None:
+                decode()
+            else:  # a thread of its own: one of asyncio's may never come, where all of them wait for earlier turns
+                threading.Thread(target=decode, name="hbaf_edge_decode", daemon=True).start()
+        except BaseException:
+            call.abandon()
+            raise
         return await asyncio.shield(asyncio.wrap_future(future))
 
     def submit(self, audio: Any = None, **arguments: Any) -> Future[Prediction]:
@@ -287,13 +298,9 @@ class HBAFRuntime:
         turn: TurnInput = {"audio": audio, **arguments}  # type: ignore[typeddict-item]
         future: Future[Prediction] = Future()
 
-        def submitted() -> None:
-            check_turn(turn)
-            call = self._open([turn], self._tell, partial(self._resolve, future))
-            future.add_done_callback(lambda f: call.abandon() if f.cancelled() else None)
-            call.submit(partial(features_of_all, [turn], self.engine.tokeniser))
-
-        self._counted(submitted)
+        call = self._counted(lambda: self._open([check_turn(turn)], self._tell, future))
+        future.add_done_callback(partial(_abandon_if_cancelled, weakref.ref(call)))
+        self._counted(lambda: call.submit(partial(features_of_all, [turn], self.engine.tokeniser)))
         return future
 
     def predict_batch(self, turns: Iterable[TurnInput]) -> list[Prediction]:
@@ -344,11 +351,11 @@ class HBAFRuntime:
         ['text', 'utterance', 'dialogue']
         """
         backend = self.engine.backend
-        backend.set_tap(tap)
+        before = backend.set_tap(tap)
         try:
             yield
         finally:
-            backend.set_tap(None)
+            backend.set_tap(before)
 
     def _counted(self, work: Callable[[], Returned]) -> Returned:
         try:
@@ -373,30 +380,42 @@ class HBAFRuntime:
 
     def _predict(self, turns: list[TurnInput], numbered: bool = False, is_told: bool = True) -> list[Answer]:
         """Turns of different conversations from input to answers."""
+        engine = self.engine
         if not turns:
             return []
-        call = self._open(turns, self._tell if is_told else None)
-        return call.run(partial(features_of_all, turns, self.engine.tokeniser, numbered))
+        call = self._open(turns, self._tell if is_told else None, numbered=numbered)
+        return call.run(partial(features_of_all, turns, engine.tokeniser, numbered))
 
     def _open(
         self, turns: list[TurnInput], tell: Callable[[list[Answer]], object] | None = None,
-        ended: Callable[[Call], object] | None = None,
+        future: Future[Prediction] | None = None, numbered: bool = False,
     ) -> Call:  # fmt: skip
         """A call for turns whose conversations and speakers were found to be right."""
-        engine = self.engine
-        places = [Place(self._own(turn.get("conversation")), check_speaker(turn.get("speaker"))) for turn in turns]
-        if len({id(place.conversation) for place in places}) < len(places):
-            raise InputError("two of these turns are of one conversation; predict them one after another")
-        return Call(engine, places, tell, ended)
+        engine, places = self.engine, list[Place]()
+        for number, turn in enumerate(turns):
+            with naming(number, len(turns)) if numbered else contextlib.nullcontext():
+                place = Place(self._own(turn.get("conversation")), check_speaker(turn.get("speaker")))
+                if any(place.conversation is other.conversation for other in places):
+                    raise InputError("another one of these turns is of the same conversation; predict them in turn")
+            places.append(place)
+        if future is None:
+            return Call(engine, places, tell)
+        return Call(engine, places, tell, partial(self._resolve, future), future.set_running_or_notify_cancel)
+
+    def _decode(self, call: Call, prepare: Callable[[], list[Features]]) -> None:
+        """Decode a turn whose answer goes to a future, where errors go too."""
+        with contextlib.suppress(Exception):
+            self._counted(lambda: call.submit(prepare))
 
     def _resolve(self, future: Future[Prediction], call: Call) -> None:
         """What a call of one turn came to, as a future's result."""
-        if not future.set_running_or_notify_cancel():
+        if not future.running() and not future.set_running_or_notify_cancel():
             return
         try:
             (answer,) = call.outcome.wait()
         except BaseException as error:
-            self._stats.failed()
+            if call.was_started:  # else whoever submitted it has counted it
+                self._stats.failed()
             future.set_exception(error)
         else:
             future.set_result(answer.prediction)
@@ -433,3 +452,9 @@ class HBAFRuntime:
                 "make one with this runtime's conversation()"
             )
         return conversation
+
+
+def _abandon_if_cancelled(call: weakref.ref[Call], future: Future[Prediction]) -> None:
+    """A future that was cancelled takes its turn back."""
+    if future.cancelled() and (found := call()) is not None:
+        found.abandon()

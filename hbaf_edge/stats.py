@@ -25,7 +25,7 @@ class Stats:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask too
         self._turns = 0
         self._failed = 0
         self._stages: dict[str, deque[float]] = {}

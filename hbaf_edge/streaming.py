@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
@@ -47,16 +48,28 @@ if TYPE_CHECKING:
 Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
 Tell = Callable[[list[Answer], bool], object]
 log = logging.getLogger("hbaf_edge")
-_turns: weakref.WeakSet[LiveTurn] = weakref.WeakSet()
+_turns: list[weakref.ref[LiveTurn]] = []  # not a weak set, which runs code whenever one goes
+
+
+def _alive() -> list[LiveTurn]:
+    return [turn for reference in list(_turns) if (turn := reference()) is not None]
 
 
 def _release_resamplers() -> None:
     """Those that are alive when Python ends make nanobind, which soxr is bound with, print a page of complaints."""
-    for turn in list(_turns):
+    for turn in _alive():
         turn.release_resampler()
 
 
+def _renew_in_child() -> None:
+    """Calls that were under way stay with the parent of a fork."""
+    for turn in _alive():
+        turn.renew()
+
+
 at_the_end(_release_resamplers)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_child)
 
 
 class LiveTurn:
@@ -80,9 +93,10 @@ class LiveTurn:
 
     def __init__(self, runtime: HBAFRuntime, place: Place, tell: Tell, stats: Stats) -> None:
         self._runtime, self._place, self._tell, self._stats = runtime, place, tell, stats
-        runtime.engine.check_process()
+        self._workers = runtime.engine.workers
         self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
         self._busy = threading.Lock()
+        self._call: Call | None = None  # that is to commit it
         self._waiting: deque[tuple[NDArray[np.float32], bool]] = deque()  # chunks; whether to look back after each
         self._is_asked = False  # whether a worker is to take in what waits
         self._ended = ""  # why nothing can be fed any more
@@ -95,9 +109,10 @@ class LiveTurn:
         self._spoken: NDArray[np.float32] | None = None  # log-mel up to a second after the last sound
         self._warnings: tuple[str, ...] = ()  # of the audio
         self._audio_states: NDArray[np.float32] | None = None
-        self._call: Call | None = None  # that commits it
         self._turn: Turn | None = None
-        _turns.add(self)
+        if len(_turns) > 64:
+            _turns[:] = map(weakref.ref, _alive())
+        _turns.append(weakref.ref(self))
 
     @property
     def seconds(self) -> float:
@@ -137,7 +152,11 @@ class LiveTurn:
             self._waiting.append((chunk, self._level.feed(chunk, rate, widened)))
             is_asked, self._is_asked = self._is_asked, True
         if not is_asked:
-            engine.workers.submit(self._take_in)
+            try:
+                engine.workers.submit(self._take_in)
+            except BaseException:
+                self._is_asked = False  # the next chunk asks again
+                raise
 
     def provisional(self, text: str | None = None) -> Prediction:
         """What it seems to express so far; nothing is committed, and `turn` is the number it would get now.
@@ -170,16 +189,17 @@ class LiveTurn:
 
     def cancel(self) -> None:
         """Drop the turn; a finished one stays committed."""
-        self._wait_for_call()
+        while not self._claim(None):
+            pass
         with self._busy, self._gate:
             if self._turn is None:
                 self._ended = "cancelled"
                 self._forget()
 
     def _counted(self, work: Callable[[Engine], Prediction]) -> Prediction:
+        with self._gate:
+            self._check_failure()  # counted when it happened
         try:
-            with self._gate:
-                self._check_failure()
             return work(self._runtime.engine)
         except Exception:
             self._stats.failed()
@@ -204,9 +224,30 @@ class LiveTurn:
 
     def _finish(self, engine: Engine, text: str | None) -> Prediction:
         """Everything that changes the turn happens on workers: whatever breaks off the wait leaves it whole."""
-        self._wait_for_call()
-        self._call = Call(engine, [self._place], self._committed)
-        return self._call.run(lambda: [engine.run(lambda: self._closed(engine, text))])[0].prediction
+        call = Call(engine, [self._place], self._committed)
+        return self._run(call, lambda: engine.run(lambda: self._closed(engine, text)))
+
+    def _run(self, call: Call, prepare: Callable[[], Features]) -> Prediction:
+        """A call, after the one that another thread made, or whose wait was broken off."""
+        try:
+            while not self._claim(call):
+                pass
+            return call.run(lambda: [prepare()])[0].prediction
+        except BaseException:
+            call.abandon()
+            raise
+
+    def _claim(self, call: Call | None) -> bool:
+        """Make a call this turn's, or wait for the end of the one that is under way."""
+        self._workers.check_may_wait()
+        with self._gate:
+            other = self._call
+            if other is None or other.outcome.is_done:
+                self._call = call
+                return True
+        with contextlib.suppress(Exception):
+            other.outcome.wait()
+        return False
 
     def _closed(self, engine: Engine, text: str | None) -> Features:
         """Take in the last of the audio; what the turn is judged by."""
@@ -234,23 +275,19 @@ class LiveTurn:
         self._turn = answers[0].turn
         self._tell(answers, False)
 
-    def _wait_for_call(self) -> None:
-        """A call whose wait was broken off may still be under way; it ends before another one begins."""
-        if self._call is not None and self._call.is_lined_up:
-            with contextlib.suppress(Exception):
-                self._call.outcome.wait()
-
     def _revise(self, engine: Engine, text: str) -> Prediction:
-        self._wait_for_call()
-        if self._turn is None:
-            raise InputError("this turn is not finished; give its text to finish(), which then needs no revision")
         tokens, warnings = from_text(text, engine.tokeniser)
         if tokens is None:
             raise InputError(f"there are no words to revise with in {text!r:.80}")
-        features = Features(None, tokens, warnings + self._warnings)
+        while not self._claim(None):
+            pass
+        if self._turn is None:
+            raise InputError(
+                f"this turn is {self._ended or 'not finished'}; give its text to finish(), which then needs no revision"
+            )
         place = self._place._replace(amended=self._turn)
-        self._call = Call(engine, [place], self._revised, audio_states=self._audio_states)
-        return self._call.run(lambda: [features])[0].prediction
+        call = Call(engine, [place], self._revised, audio_states=self._audio_states)
+        return self._run(call, lambda: Features(None, tokens, warnings + self._warnings))
 
     def _check_open(self) -> None:
         if self._turn is not None or self._ended in ("cancelled", "lost"):
@@ -283,6 +320,10 @@ class LiveTurn:
     def _mixed(self) -> tuple[str, ...]:
         """What mixing the channels gave cause to warn of."""
         return self._mix.warnings if self._mix else ()
+
+    def renew(self) -> None:
+        """In a forked child: nothing is under way."""
+        self._gate, self._busy, self._call = threading.Lock(), threading.Lock(), None
 
     def release_resampler(self) -> None:
         """Only when nothing is fed any more."""

@@ -73,8 +73,8 @@ class Backend(Protocol):
             BackendError: it failed; the next call starts from what the memories hold.
         """
 
-    def set_tap(self, tap: Tap | None) -> None:
-        """Have every graph's inputs and outputs shown to a function, or to none.
+    def set_tap(self, tap: Tap | None) -> Tap | None:
+        """Have every graph's inputs and outputs shown to a function, or to none; what it was before.
 
         Raises:
             BackendError: this back end cannot show them.

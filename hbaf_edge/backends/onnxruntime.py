@@ -21,7 +21,7 @@ from hbaf_edge.backends.settings import bundle_options, execution_providers
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.conversation import Conversation, Sizes, TurnState
 from hbaf_edge.errors import BackendError, BundleError, HBAFError
-from hbaf_edge.workers import TaskPool
+from hbaf_edge.workers import TaskPool, native
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -55,7 +55,8 @@ class OrtBackend:
 
     def __init__(self, bundle: Bundle, provider: str, threads: int, dialogue: Dialogue | None = None) -> None:
         self.provider = self.detail = provider
-        self.threads, self._dialogue, self._tap = threads, dialogue, None
+        self.threads, self._dialogue = threads, dialogue
+        self._tap: Tap | None = None
         self._stack = int(bundle.manifest["stack"])
         self._providers = execution_providers(provider)
         self._pool = TaskPool(threads - 1) if provider == "cpu" and threads > 1 else None
@@ -64,8 +65,6 @@ class OrtBackend:
         self._dims = {i.name: i.shape[-1] for i in self._sessions["utterance"].get_inputs()}
         self._check(bundle)
 
-    _tap: Tap | None
-
     def _session(self, bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
         from hbaf_edge.ort import onnxruntime as ort
 
@@ -73,7 +72,7 @@ class OrtBackend:
         # batch each thread takes some rows (`_rows_at_once`).
         options = bundle_options(bundle, self.threads if name == "audio" else 1, self.provider == "cpu")
         try:
-            session = ort.InferenceSession(bundle.graph(name), options, providers=self._providers)
+            session = native(ort.InferenceSession, bundle.graph(name), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
                 f"{bundle.path}: ONNX Runtime {ort.__version__} cannot load the {name} graph: {error}"
@@ -90,7 +89,7 @@ class OrtBackend:
             stated, inputs = bundle.manifest["graphs"][name]["inputs"], {i.name for i in session.get_inputs()}
             if set(stated) != inputs:
                 raise BundleError(f"{bundle.path}: {name} takes {sorted(inputs)}, the manifest says {sorted(stated)}")
-        self._rehearse(bundle)
+        native(self._rehearse, bundle)
 
     def _rehearse(self, bundle: Bundle) -> None:
         """One word without audio as a first turn: a manifest of other sizes than the graphs' gets no further."""
@@ -109,9 +108,10 @@ class OrtBackend:
                 f"{bundle.path}: {result.logits.size} logits for {len(bundle.labels)} labels in the manifest"
             )
 
-    def set_tap(self, tap: Tap | None) -> None:
+    def set_tap(self, tap: Tap | None) -> Tap | None:
         """See `Backend`."""
-        self._tap = tap
+        before, self._tap = self._tap, tap
+        return before
 
     def infer(self, requests: Sequence[Request]) -> list[Result]:
         """See `Backend`."""

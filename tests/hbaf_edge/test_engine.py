@@ -1,11 +1,15 @@
 """Order, dynamic batching, bounds and failures: what the engine does with turns from many callers."""
 
 import asyncio
+import contextlib
 import copy
 import io
+import multiprocessing
+import os
 import pickle
 import threading
 import time
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -92,6 +96,24 @@ class TestOrder:
             assert (first.result(30).turn, third.result(30).turn) == (0, 1)
         assert chat.turn == 2
 
+    def test_a_cancelled_future_is_told_to_those_who_wait_and_never_takes_back_a_turn(self, runtime, tiny):
+        chat = runtime.conversation()
+        with watched(runtime) as backend:
+            gate, begun = hold(backend)
+            first, second = (runtime.submit(text=text, conversation=chat) for text in ("One.", "Two."))
+            assert begun.wait(10)
+            assert second.cancel()
+            assert wait([second], 10).done == {second}
+            gate.set()
+            assert first.result(30).turn == 0
+        with HBAFRuntime(tiny.bundle, threads=1, on_prediction=lambda p: cancelled.append(f.cancel())) as slow:
+            cancelled, one = [], slow.conversation()
+            with watched(slow) as backend:
+                gate, _ = hold(backend)
+                f = slow.submit(text="Hm.", conversation=one)
+                gate.set()
+            assert (f.result(30).turn, one.turn, cancelled) == (0, 1, [False])
+
     def test_a_batch_waits_for_all_its_conversations_and_none_waits_for_ever(self, runtime):
         a, b = runtime.conversation(), runtime.conversation()
         numbers = []
@@ -109,6 +131,59 @@ class TestOrder:
             thread.join(60)
         assert a.turn == b.turn == 30
         assert sorted(numbers) == sorted([*range(30)] * 2)
+
+    def test_ended_with_asyncio_in_the_middle_a_conversation_goes_on(self, runtime):
+        chat = runtime.conversation()
+
+        async def main():
+            tasks = [asyncio.create_task(runtime.apredict(text=f"{n}", conversation=chat)) for n in range(20)]
+            await tasks[0]  # the others are cancelled where they are
+
+        asyncio.run(main())
+        count = runtime.predict(text="On.", conversation=chat).turn
+        assert chat.turn == count + 1
+
+    def test_asyncio_does_not_wait_for_threads_that_wait_for_it(self, runtime):
+        chat = runtime.conversation()
+
+        async def main():
+            waiting = [asyncio.to_thread(runtime.predict, text=str(n), conversation=chat) for n in range(30)]
+            sound = runtime.apredict(speech(0.3), sample_rate=16_000, conversation=chat)
+            return await asyncio.wait_for(asyncio.gather(*waiting, sound), 60)
+
+        assert len(asyncio.run(main())) == chat.turn == 31
+
+    def test_a_live_turn_is_committed_once_whoever_finishes_it(self, runtime):
+        for _ in range(10):
+            chat, found = runtime.conversation(), []
+            turn = runtime.begin(conversation=chat)
+
+            def finish(turn=turn, found=found):
+                with contextlib.suppress(InputError):
+                    found.append(turn.finish("Done."))
+
+            threads = [threading.Thread(target=finish) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+            assert chat.turn == len(found) == 1
+
+    def test_a_live_turn_refused_in_a_hook_can_be_finished_afterwards(self, tiny):
+        said = []
+
+        def hook(prediction):
+            for use in (lambda: turn.finish("No."), turn.cancel, turn.provisional, lambda: turn.revise("No.")):
+                try:
+                    use()
+                except HBAFError as error:
+                    said.append(str(error))
+
+        with HBAFRuntime(tiny.bundle, threads=1, on_prediction=hook) as runtime:
+            turn = runtime.begin()
+            runtime.predict(text="Hello.")
+            assert sum("would wait for itself" in text for text in said) == 4
+            assert turn.finish("Yes.").turn == 0
 
 
 class TestVersions:
@@ -147,6 +222,33 @@ class TestVersions:
             for do in (copy.copy, copy.deepcopy, pickle.dumps):
                 with pytest.raises(HBAFError, match=names):
                     do(what)
+
+    def test_closing_finishes_what_was_submitted(self, tiny):
+        runtime = HBAFRuntime(tiny.bundle, threads=1)
+        chat = runtime.conversation()
+        futures = [runtime.submit(text=str(n), conversation=chat) for n in range(250)]
+        runtime.close()
+        assert [f.result(60).turn for f in futures] == list(range(250))
+
+    @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_forked_child_goes_on_with_a_conversation_that_was_busy(self, runtime, tiny):
+        def child():
+            with HBAFRuntime(tiny.bundle, threads=1) as own:
+                turn.cancel()
+                os._exit(own.predict(text="Hm.", conversation=chat).turn)
+
+        chat, turn = runtime.conversation(), runtime.begin()
+        with watched(runtime) as backend:
+            gate, begun = hold(backend)
+            future = runtime.submit(text="One.", conversation=chat)
+            assert begun.wait(10)
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join(60)
+            gate.set()
+        assert process.exitcode == 0, "turn 0 of the child's copy"
+        assert future.result(30).turn == 0
 
 
 class TestBatching:

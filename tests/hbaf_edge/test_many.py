@@ -51,7 +51,7 @@ def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
         tiny_runtime.predict_batch(turns)
     with pytest.raises(InputError, match="no 'words'; it takes audio, text, speaker, conversation, sample_rate"):
         tiny_runtime.predict_batch([{"words": "hello"}])
-    with pytest.raises(InputError, match="two of these turns are of one conversation"):
+    with pytest.raises(InputError, match="turn 1 of these 2: another one of these turns is of the same conversation"):
         tiny_runtime.predict_batch([{"text": "a", "conversation": chats[0]}, {"text": "b", "conversation": chats[0]}])
     for wrong in (None, 5, {"text": "a"}, [5], [None], [{1: 2, "a": 3}]):
         with pytest.raises(InputError, match=r"of type|no 1"):

@@ -131,8 +131,10 @@ def test_ended_workers_do_what_was_submitted_and_nobody_waits_for_ever():
     workers, done = Workers(2, "example"), []
     for n in range(20):
         workers.submit(partial(done.append, n))
-    workers.end(wait=True)
-    assert sorted(done) == list(range(20))
+    workers.submit(lambda: [workers.submit(partial(done.append, 20 + n)) for n in range(500)])
+    workers.end()
+    workers.join(30)
+    assert sorted(done) == list(range(520)), "what tasks submit, too"
     workers.submit(partial(done.append, "late"))
     assert done[-1] == "late", "by the caller"
 

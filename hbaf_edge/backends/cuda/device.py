@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hbaf_edge.backends.cuda.kernels import Kernel
 from hbaf_edge.backends.cuda.replay import bindings, capture, launched, released
 from hbaf_edge.errors import BackendError
+from hbaf_edge.workers import at_the_end
 
 FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
 Array = NDArray[Any]
@@ -90,7 +91,9 @@ class Device:
             self.stream = int(self._stream.handle)
         # When nobody uses it any more, or Python ends: pycuda frees memory by itself, nobody frees graphs.
         held = self._context, self._stream, self._bindings, self._graphs, self._memory
-        weakref.finalize(self, release, *held)
+        finalizer = weakref.finalize(self, release, *held)
+        finalizer.atexit = False  # not before the last turn that was submitted
+        at_the_end(finalizer)
 
     @contextmanager
     def here(self, when: str) -> Iterator[None]:

@@ -60,10 +60,11 @@ class EngineBackend:
             self._batch = {name: device.allocate(scope.capacity * ring * 4) for name in CONTEXT}
             device.synchronize()
 
-    def set_tap(self, tap: Tap | None) -> None:
+    def set_tap(self, tap: Tap | None) -> Tap | None:
         """See `Backend`."""
         if tap is not None:
             raise BackendError("provider 'tensorrt' keeps its tensors on the GPU and cannot show them; use 'cpu'")
+        return None
 
     def infer(self, requests: Sequence[Request]) -> list[Result]:
         """See `Backend`; the engines' time is in the stage "dialogue", which waits for all."""
