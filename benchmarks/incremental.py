@@ -165,7 +165,7 @@ def threads(conversations: int = 16, turns: int = 200) -> Section:
     rows = [
         (f"{conversations} threads on one runtime, turns/s", rounded(together), None),
         ("two processes of one thread, turns/s", rounded(apart), None),
-        ("the first ÷ the second", rounded(together / apart), verdict(together / apart, "≥", 0.9)),
+        ("the first ÷ the second", rounded(together / apart), verdict(together / apart, "≥", 0.95)),
     ]
     measures = {"one runtime": single(together), "two processes": single(apart)}
     return Section("many_threads", "Many conversations at once", ("what", "value", "goal"), rows,

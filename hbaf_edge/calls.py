@@ -16,13 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hbaf_edge.conversation import Conversation, Turn
 from hbaf_edge.errors import BackendError
 from hbaf_edge.features import Features
 from hbaf_edge.prediction import Prediction
-from hbaf_edge.workers import Outcome, Workers
+from hbaf_edge.workers import Outcome
+
+if TYPE_CHECKING:
+    from hbaf_edge.engine import Engine
 
 BROKEN_OFF = "the wait for this turn was broken off; it was not committed"
 log = logging.getLogger("hbaf_edge")
@@ -37,20 +40,6 @@ def _renew_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_in_child)
-
-
-class Computes(Protocol):
-    """What a call needs of the engine."""
-
-    workers: Workers
-
-    def check_may_wait(self) -> None: ...
-
-    def admit(self, call: Call) -> None: ...
-
-    def dismiss(self, call: Call) -> None: ...
-
-    def compute(self, call: Call) -> None: ...
 
 
 class Place(NamedTuple):
@@ -100,7 +89,7 @@ class Call:
     """
 
     def __init__(
-        self, engine: Computes, places: Sequence[Place], committed: Callable[[list[Answer]], object] | None = None,
+        self, engine: Engine, places: Sequence[Place], committed: Callable[[list[Answer]], object] | None = None,
         ended: Callable[[Call], object] | None = None, claimed: Callable[[], bool] | None = None,
         audio_states: Any = None,
     ) -> None:  # fmt: skip
@@ -124,7 +113,7 @@ class Call:
             BackendError: too many calls wait already, or this thread is one that answers are computed on.
         """
         try:
-            self.engine.check_may_wait()
+            self.engine.workers.check_may_wait()
             self.submit(prepare)
             return self.outcome.wait()
         except BaseException:

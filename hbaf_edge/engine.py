@@ -89,10 +89,6 @@ class Engine:
         self.workers.submit(work)
         return outcome.wait()
 
-    def check_may_wait(self) -> None:
-        """See `Workers.check_may_wait`."""
-        self.workers.check_may_wait()
-
     def admit(self, call: Call) -> None:
         """Let a call wait to be computed.
 

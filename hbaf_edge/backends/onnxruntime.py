@@ -21,7 +21,8 @@ from hbaf_edge.backends.settings import bundle_options, execution_providers
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.conversation import Conversation, Sizes, TurnState
 from hbaf_edge.errors import BackendError, BundleError, HBAFError
-from hbaf_edge.workers import TaskPool, native
+from hbaf_edge.task_pool import TaskPool
+from hbaf_edge.workers import native
 
 if TYPE_CHECKING:
     import onnxruntime

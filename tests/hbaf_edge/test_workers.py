@@ -8,7 +8,8 @@ import pytest
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.machine import available_cpus
-from hbaf_edge.workers import Outcome, TaskPool, Workers
+from hbaf_edge.task_pool import TaskPool
+from hbaf_edge.workers import Outcome, Workers
 from tests.backends import watched
 from tests.conftest import speech
 
