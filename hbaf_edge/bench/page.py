@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import tempfile
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from hbaf_edge.bench.figures import check as drawable
 from hbaf_edge.bench.figures import png
 from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import InputError
+from hbaf_edge.files import write_atomically
 
 LONG = 18  # characters of a cell that may be broken
 STYLE = """
@@ -65,9 +65,7 @@ def write_json(report: Report, folder: Path) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Whole or not at all: an older report is not left half overwritten."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    write_atomically(path, content, mode=0o644)
 
 
 def html(report: Report, pictures: dict[str, bytes]) -> str:

@@ -13,7 +13,6 @@ import logging
 import os
 import struct
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hbaf_edge.backends.cuda.kernels import CUBINS
 from hbaf_edge.backends.cuda.plugin import IDENTITY, has_gate, register, with_plugin
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
+from hbaf_edge.files import write_atomically
 
 MAGIC = b"HBAFENG1"
 MAX_HEADER = 1 << 16
@@ -220,11 +220,4 @@ def _key(parts: dict[str, Any]) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, content)
