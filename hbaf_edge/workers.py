@@ -132,8 +132,8 @@ class Workers:
         Args:
             task: called once; what it raises is logged, so it should catch its own errors.
         """
+        _end_thread_with_python()  # else one that submits for ever would be waited for, for ever
         if not self.offer(task):
-            _end_thread_with_python()
             _run_here(task)
 
     def offer(self, task: Task) -> bool:
@@ -253,8 +253,8 @@ def _end_thread_with_python() -> None:
 
     Others are threads that Python is about to drop; SystemExit ends them quietly and lets go of what they hold.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if _is_ending and not is_main and threading.get_ident() not in _worker_threads:
+    is_needed = threading.get_ident() in _worker_threads or threading.current_thread() is threading.main_thread()
+    if _is_ending and not is_needed:
         raise SystemExit
 
 
