@@ -253,8 +253,9 @@ def _end_thread_with_python() -> None:
 
     Others are threads that Python is about to drop; SystemExit ends them quietly and lets go of what they hold.
     """
-    is_needed = threading.get_ident() in _worker_threads or threading.current_thread() is threading.main_thread()
-    if _is_ending and not is_needed:
+    if not _is_ending or threading.get_ident() in _worker_threads:
+        return
+    if threading.current_thread() is not threading.main_thread():
         raise SystemExit
 
 
