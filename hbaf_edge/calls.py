@@ -57,16 +57,16 @@ class Place(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A computed turn.
+    """A committed turn.
 
     Attributes:
         prediction: for the caller.
-        turn: as the conversation keeps it; None where it was not committed.
+        turn: as the conversation keeps it.
         audio_states: see `hbaf_edge.backends.base.Result`.
     """
 
     prediction: Prediction
-    turn: Turn | None
+    turn: Turn
     audio_states: Any
 
 
