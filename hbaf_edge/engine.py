@@ -52,7 +52,7 @@ class Engine:
         self._temperatures = bundle.manifest["temperatures"]
         self._min_confidence = min_confidence
         self._max_waiting = max_waiting
-        self._process, self._lock = os.getpid(), threading.RLock()
+        self.process, self._lock = os.getpid(), threading.RLock()
         self._waiting: set[Call] = set()
         try:
             self.tokeniser = Tokeniser(bundle.files["tokenizer.json"], clean_text)
@@ -65,9 +65,9 @@ class Engine:
 
     def check_process(self) -> None:
         """Raise instead of hanging when used after fork: threads do not survive it."""
-        if os.getpid() != self._process:
+        if os.getpid() != self.process:
             raise BackendError(
-                f"this runtime was made in process {self._process} and its threads did not survive the fork; make an "
+                f"this runtime was made in process {self.process} and its threads did not survive the fork; make an "
                 "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
             )
 

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -26,7 +24,6 @@ from hbaf_edge.card import describe
 from hbaf_edge.conversation import Conversation, Sizes
 from hbaf_edge.engine import Engine
 from hbaf_edge.errors import BackendError, InputError
-from hbaf_edge.features import Features
 from hbaf_edge.inputs import (
     TurnInput,
     check_number,
@@ -37,6 +34,7 @@ from hbaf_edge.inputs import (
     features_of_all,
     naming,
 )
+from hbaf_edge.pending import PendingTurn
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
 from hbaf_edge.streaming import LiveTurn
@@ -266,19 +264,9 @@ class HBAFRuntime:
             audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
             sample_format=sample_format,
         )  # fmt: skip
-        future: Future[Prediction] = Future()
-        call = self._counted(lambda: self._open([turn], self._tell, future))
-        decode = partial(self._decode, call, partial(features_of_all, [turn], self.engine.tokeniser))
-        try:
-            call.line_up()  # now, before another task can
-            if audio is None:
-                decode()
-            else:  # a thread of its own: one of asyncio's may never come, where all of them wait for earlier turns
-                threading.Thread(target=decode, name="hbaf_edge_decode", daemon=True).start()
-        except BaseException:
-            call.abandon()
-            raise
-        return await asyncio.shield(asyncio.wrap_future(future))
+        pending = self._counted(lambda: self._pending(turn))
+        pending.start(on_a_thread=audio is not None)
+        return await asyncio.shield(asyncio.wrap_future(pending.future))
 
     def submit(self, audio: Any = None, **arguments: Any) -> Future[Prediction]:
         """`predict`'s arguments -> a future of its result. Audio is decoded before it returns, on the caller's thread.
@@ -296,12 +284,8 @@ class HBAFRuntime:
         ['joy', 'anger']
         """
         turn: TurnInput = {"audio": audio, **arguments}  # type: ignore[typeddict-item]
-        future: Future[Prediction] = Future()
-
-        call = self._counted(lambda: self._open([check_turn(turn)], self._tell, future))
-        future.add_done_callback(partial(_abandon_if_cancelled, weakref.ref(call)))
-        self._counted(lambda: call.submit(partial(features_of_all, [turn], self.engine.tokeniser)))
-        return future
+        pending = self._counted(lambda: self._pending(check_turn(turn)))
+        return self._counted(pending.submit)
 
     def predict_batch(self, turns: Iterable[TurnInput]) -> list[Prediction]:
         """One turn of each of several conversations, computed together: more turns a second, all as `predict` has them.
@@ -319,7 +303,6 @@ class HBAFRuntime:
         >>> [p.label for p in runtime.predict_batch([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
         ['joy', 'anger']
         """
-
         answers = self._counted(lambda: self._predict(check_turns(turns), numbered=True))
         return [answer.prediction for answer in answers]
 
@@ -383,42 +366,25 @@ class HBAFRuntime:
         engine = self.engine
         if not turns:
             return []
-        call = self._open(turns, self._tell if is_told else None, numbered=numbered)
+        call = Call(engine, self._places(turns, numbered), self._tell if is_told else None)
         return call.run(partial(features_of_all, turns, engine.tokeniser, numbered))
 
-    def _open(
-        self, turns: list[TurnInput], tell: Callable[[list[Answer]], object] | None = None,
-        future: Future[Prediction] | None = None, numbered: bool = False,
-    ) -> Call:  # fmt: skip
-        """A call for turns whose conversations and speakers were found to be right."""
-        engine, places = self.engine, list[Place]()
+    def _pending(self, turn: TurnInput) -> PendingTurn:
+        """A turn whose answer goes to a future."""
+        (place,) = self._places([turn])
+        decode = partial(features_of_all, [turn], self.engine.tokeniser)
+        return PendingTurn(self.engine, place, decode, self._tell, self._stats)
+
+    def _places(self, turns: list[TurnInput], numbered: bool = False) -> list[Place]:
+        """Conversation and speaker of each turn, checked."""
+        places: list[Place] = []
         for number, turn in enumerate(turns):
             with naming(number, len(turns)) if numbered else contextlib.nullcontext():
                 place = Place(self._own(turn.get("conversation")), check_speaker(turn.get("speaker")))
                 if any(place.conversation is other.conversation for other in places):
                     raise InputError("another one of these turns is of the same conversation; predict them in turn")
             places.append(place)
-        if future is None:
-            return Call(engine, places, tell)
-        return Call(engine, places, tell, partial(self._resolve, future), future.set_running_or_notify_cancel)
-
-    def _decode(self, call: Call, prepare: Callable[[], list[Features]]) -> None:
-        """Decode a turn whose answer goes to a future, where errors go too."""
-        with contextlib.suppress(Exception):
-            self._counted(lambda: call.submit(prepare))
-
-    def _resolve(self, future: Future[Prediction], call: Call) -> None:
-        """What a call of one turn came to, as a future's result."""
-        if not future.running() and not future.set_running_or_notify_cancel():
-            return
-        try:
-            (answer,) = call.outcome.wait()
-        except BaseException as error:
-            if call.was_started:  # else whoever submitted it has counted it
-                self._stats.failed()
-            future.set_exception(error)
-        else:
-            future.set_result(answer.prediction)
+        return places
 
     def observe(
         self,
@@ -452,9 +418,3 @@ class HBAFRuntime:
                 "make one with this runtime's conversation()"
             )
         return conversation
-
-
-def _abandon_if_cancelled(call: weakref.ref[Call], future: Future[Prediction]) -> None:
-    """A future that was cancelled takes its turn back."""
-    if future.cancelled() and (found := call()) is not None:
-        found.abandon()

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from hbaf_edge.audio import (
     silent_end,
     too_long,
 )
+from hbaf_edge.audio.resampler import StreamResampler
 from hbaf_edge.calls import Answer, Call, Place
 from hbaf_edge.conversation import Turn
 from hbaf_edge.engine import Engine
@@ -38,38 +38,13 @@ from hbaf_edge.features import Features, from_sound, from_text, something, unhea
 from hbaf_edge.mel import MelStream
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
-from hbaf_edge.workers import at_the_end, native
 
 if TYPE_CHECKING:
-    import soxr
-
     from hbaf_edge.runtime import HBAFRuntime
 
 Words = tuple[NDArray[np.int64] | None, tuple[str, ...]]  # of hbaf_edge.features.from_text
 Tell = Callable[[list[Answer], bool], object]
 log = logging.getLogger("hbaf_edge")
-_turns: list[weakref.ref[LiveTurn]] = []  # not a weak set, which runs code whenever one goes
-
-
-def _alive() -> list[LiveTurn]:
-    return [turn for reference in list(_turns) if (turn := reference()) is not None]
-
-
-def _release_resamplers() -> None:
-    """Those that are alive when Python ends make nanobind, which soxr is bound with, print a page of complaints."""
-    for turn in _alive():
-        turn.release_resampler()
-
-
-def _renew_in_child() -> None:
-    """Calls that were under way stay with the parent of a fork."""
-    for turn in _alive():
-        turn.renew()
-
-
-at_the_end(_release_resamplers)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_in_child)
 
 
 class LiveTurn:
@@ -93,7 +68,7 @@ class LiveTurn:
 
     def __init__(self, runtime: HBAFRuntime, place: Place, tell: Tell, stats: Stats) -> None:
         self._runtime, self._place, self._tell, self._stats = runtime, place, tell, stats
-        self._workers = runtime.engine.workers
+        self._engine = runtime.engine
         self._gate = threading.Lock()  # for moments only: `feed` must not wait for a computation
         self._busy = threading.Lock()
         self._call: Call | None = None  # that is to commit it
@@ -104,15 +79,12 @@ class LiveTurn:
         self._rate: int | None = None
         self._mix: Downmix | None = None
         self._level = Level()
-        self._resampler: soxr.ResampleStream | None = None
+        self._resampler: StreamResampler | None = None
         self._mel = MelStream()
         self._spoken: NDArray[np.float32] | None = None  # log-mel up to a second after the last sound
         self._warnings: tuple[str, ...] = ()  # of the audio
         self._audio_states: NDArray[np.float32] | None = None
         self._turn: Turn | None = None
-        if len(_turns) > 64:
-            _turns[:] = map(weakref.ref, _alive())
-        _turns.append(weakref.ref(self))
 
     @property
     def seconds(self) -> float:
@@ -189,6 +161,8 @@ class LiveTurn:
 
     def cancel(self) -> None:
         """Drop the turn; a finished one stays committed."""
+        if self._engine.process != os.getpid():
+            return  # after a fork the turn goes on in the parent alone
         while not self._claim(None):
             pass
         with self._busy, self._gate:
@@ -197,6 +171,7 @@ class LiveTurn:
                 self._forget()
 
     def _counted(self, work: Callable[[Engine], Prediction]) -> Prediction:
+        self._engine.check_process()
         with self._gate:
             self._check_failure()  # counted when it happened
         try:
@@ -239,7 +214,7 @@ class LiveTurn:
 
     def _claim(self, call: Call | None) -> bool:
         """Make a call this turn's, or wait for the end of the one that is under way."""
-        self._workers.check_may_wait()
+        self._engine.workers.check_may_wait()
         with self._gate:
             other = self._call
             if other is None or other.outcome.is_done:
@@ -321,14 +296,6 @@ class LiveTurn:
         """What mixing the channels gave cause to warn of."""
         return self._mix.warnings if self._mix else ()
 
-    def renew(self) -> None:
-        """In a forked child: nothing is under way."""
-        self._gate, self._busy, self._call = threading.Lock(), threading.Lock(), None
-
-    def release_resampler(self) -> None:
-        """Only when nothing is fed any more."""
-        self._resampler = None
-
     def _forget(self) -> None:
         """Give back what only an open turn needs."""
         self._waiting.clear()
@@ -357,19 +324,12 @@ class LiveTurn:
         """Resample what waits and hand it to the spectrogram."""
         while self._waiting:
             chunk, silence_began = self._waiting[0]
-            self._mel.feed(self._resampled(chunk))
+            if self._resampler is None:
+                self._resampler = StreamResampler(self._rate or SAMPLE_RATE)
+            self._mel.feed(self._resampler(chunk))
             self._waiting.popleft()
             if silence_began:
                 self._spoken = self._mel.spectrum()
         if last and self._resampler is not None:
-            self._mel.feed(native(self._resampler.resample_chunk, np.zeros(0, np.float32), last=True))
+            self._mel.feed(self._resampler.flush())
             self._resampler = None
-
-    def _resampled(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._rate == SAMPLE_RATE:
-            return chunk
-        if self._resampler is None:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
-        return np.asarray(native(self._resampler.resample_chunk, chunk), np.float32)
