@@ -64,24 +64,23 @@ def operations(name: str, inputs: list[Shape], output: Shape) -> tuple[int, int]
     return 0, 0
 
 
-def profile(bundle: Bundle, graph: str, inputs: dict[str, Any], repeats: int = 1) -> list[dict[str, Any]]:
-    """ONNX Runtime's events of the operators that ran, on one thread: `dur` in microseconds, `args` with shapes."""
+def profile(bundle: Bundle, graph: str, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The operators that ONNX Runtime ran on one thread, with their names and shapes."""
     options = bundle_options(bundle, threads=1)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(bundle.graph(graph), options, providers=["CPUExecutionProvider"])
-        for _ in range(repeats):
-            session.run(None, inputs)
+        session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())
-    return [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    return [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 
 
 def count(bundle: Bundle) -> dict[str, Count]:
     """Of each graph, for turn 33 of a conversation, 3 s and twelve words."""
     feeds, counts = graph_inputs(bundle), {}
     for graph in GRAPHS:
-        nodes = [event["args"] for event in profile(bundle, graph, feeds[graph])]
+        nodes = profile(bundle, graph, feeds[graph])
         sums = [operations(n["op_name"], _shapes(n["input_type_shape"]), _shapes(n["output_type_shape"])[0])
                 for n in nodes]  # fmt: skip
         integer, floating = (sum(column) for column in zip(*sums))

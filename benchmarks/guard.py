@@ -27,11 +27,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 
 from benchmarks.counted import count, stored_nodes
 from benchmarks.insides import graph_inputs
-from benchmarks.report import run, show
+from benchmarks.report import run
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.bench.document import Section, print_section
 from hbaf_edge.bench.turns import turn_of
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from hbaf_edge.errors import BackendError
@@ -189,7 +191,7 @@ def main(
     recorded = json.loads(BUDGETS.read_text())
     over, skipped = exceeded(counts, recorded)
     rows = [(name, value, recorded["budgets"].get(name)) for name, value in counts.items()]
-    show("What a turn costs, counted", rows, ("what", "now", "budget"))
+    print_section(Console(), Section("guard", "What a turn costs, counted", ("what", "now", "budget"), rows))
     for line in skipped:
         print(f"not compared: {line}")
     for line in over:

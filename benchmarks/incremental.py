@@ -3,8 +3,8 @@
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental                   # about a minute
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental --long --save     # also threads and memory, about 8
 
-Sides are interleaved, and ratios are of medians. What recomputing earlier turns would cost instead is measured by
-benchmarks/peers.py.
+Sides are interleaved, and ratios are of medians. Fusion alone, and what recomputing earlier turns would cost instead,
+are measured by benchmarks/peers.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks import insides
 from benchmarks.report import Repeats, ReportFolder, Save, conclude, run, verdict
 from hbaf_edge import HBAFRuntime, LiveTurn
-from hbaf_edge.bench.document import Cell, Report, Section, measures_of, percentile_rows
-from hbaf_edge.bench.scenes import PERCENTILES
+from hbaf_edge.bench.document import PERCENTILES, Cell, Report, Section, measures_of, percentile_rows
 from hbaf_edge.bench.series import Series, by_stage, in_turn, ratio, rounded, single, timed
 from hbaf_edge.bench.turns import RATE, TEXT, Bench, past_turns, speech, turn_of
 from hbaf_edge.stats import resident_mb
@@ -56,16 +54,6 @@ def depth(bench: Bench) -> Section:
     states = " and ".join(f"{chat.nbytes:,}" for chat in chats.values())
     return Section("depth", "A turn by its number, ms", ("what", *WITH_GOAL), rows,
                    f"The state of the two conversations is {states} bytes.", measures_of(series))  # fmt: skip
-
-
-def fusion(bench: Bench) -> Section:
-    """Both scopes by themselves, on one thread, in turn 94: as far as a result can depend on earlier turns."""
-    step, _ = insides.fusion(bench.runtime(1), 94)
-    stages = by_stage(in_turn(bench.repeats, {"step": step}, bench.step)["step"])
-    series = {"utterance scope": stages["utterance"], "dialogue scope and head": stages["dialogue"]}
-    rows = rows_with_goals(series, {"utterance scope": 5.0, "dialogue scope and head": 1.0})
-    return Section("fusion", "Fusion of a turn alone, one thread, ms", ("what", *WITH_GOAL), rows,
-                   "Encoder states of 3 s and twelve words are at hand.", measures_of(series))  # fmt: skip
 
 
 def feed(turn: LiveTurn, audio: NDArray[np.float32], pause: float = 0.0) -> list[float]:
@@ -216,7 +204,7 @@ def main(
 ) -> int:
     bench = Bench([None], 2, "cpu", repeats)
     work: list[tuple[str, Callable[[], Section]]] = [
-        (scene.__name__.replace("_", " "), partial(scene, bench)) for scene in (depth, fusion, end_of_speech, feeding)
+        (scene.__name__.replace("_", " "), partial(scene, bench)) for scene in (depth, end_of_speech, feeding)
     ]
     if is_long:
         work += [("threads", threads), ("memory", memory)]

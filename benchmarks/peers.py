@@ -1,6 +1,6 @@
 """How many times faster is a turn than what people would use instead? All sides in one run, interleaved.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.peers --save       # ten minutes; the first run makes the peers
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.whole --only peers --report DIR       # ten minutes
 
 Every side takes the same 3 s and twelve words on as many threads. What differs, as the table says:
 
@@ -16,26 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-import typer
 from numpy.typing import NDArray
 
 from benchmarks import insides, peer_models
-from benchmarks.report import ReportFolder, Save, Threads, conclude, run, verdict
+from benchmarks.report import verdict
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench.document import Cell, Report, Section
+from hbaf_edge.bench.document import Cell, Section
 from hbaf_edge.bench.series import Series, in_turn, ratio, rounded, timed
 from hbaf_edge.bench.turns import RATE, TEXT, Bench, speech, total, turn_of
 from hbaf_edge.bundle import GRAPHS, load_bundle
+from hbaf_edge.ort import onnxruntime as ort
 
 REACH, WINDOW = 94, 32  # turns that a result can depend on, 3 (W - 1) + 1, and the window W
 OURS, STEP = "HBAF INT8, one incremental turn", "HBAF INT8, fusion of one turn alone"
 GOALS = {
     "fusion alone, turn 94: the whole pass again, PyTorch": 20,
-    "fusion alone, turn 94: all turns again, by ONNX Runtime": 20,
     "usual encoders, INT8, each utterance encoded once": 10,
     "usual encoders, INT8, dialogue encoded again at turn 32": 100,
     "HBAF INT8 without state, last 32 turns again": 15,
@@ -102,24 +101,25 @@ def eager(threads: int) -> tuple[Run, Run]:
     )
 
 
-def usual(precision: str, threads: int) -> tuple[Run, Run, float]:
-    """RoBERTa-base and wav2vec2-base by ONNX Runtime: an utterance, 32 utterances, and MB of weights.
+def usual(threads: int) -> tuple[Run, Run, float]:
+    """RoBERTa-base and wav2vec2-base in INT8 by ONNX Runtime: an utterance, 32 utterances, and MB of weights.
 
-    In INT8, of signed and unsigned weights those that are faster here. Texts of a dialogue go in as one batch, audio
-    one clip after the other, which is the faster way on a CPU.
+    Of signed and unsigned weights those that are faster here.
     """
-    candidates = {s: _usual(s, threads) for s in ({"float32": [""], "INT8": ["-int8", "-uint8"]}[precision])}
-    trial = in_turn(3, {suffix: one for suffix, (one, _, _) in candidates.items()})
-    return candidates[min(trial, key=lambda suffix: min(trial[suffix]))]
+    candidates = {signs: encoders(signs, threads) for signs in ("int8", "uint8")}
+    trial = in_turn(3, {signs: one for signs, (one, _, _) in candidates.items()})
+    return candidates[min(trial, key=lambda signs: min(trial[signs]))]
 
 
-def _usual(suffix: str, threads: int) -> tuple[Run, Run, float]:
-    from hbaf_edge.ort import onnxruntime as ort
+def encoders(signs: str, threads: int) -> tuple[Run, Run, float]:
+    """As `usual`, with weights of these signs.
 
+    Texts of a dialogue go in as one batch, audio one clip after the other, which is the faster way on a CPU.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    files = [peer_models.usual_encoders() / f"{name}{suffix}.onnx" for name in ("roberta", "wav2vec2")]
+    files = [peer_models.usual_encoders() / f"{name}-{signs}.onnx" for name in ("roberta", "wav2vec2")]
     text_encoder, audio_encoder = (ort.InferenceSession(f, options, providers=["CPUExecutionProvider"]) for f in files)
     tokens = np.arange(5, 19, dtype=np.int64)[None]  # twelve words of ours are 14 of RoBERTa's pieces, with both ends
     audio = speech(3.0)[None]
@@ -164,25 +164,21 @@ def sides(threads: int) -> tuple[dict[str, Side], list[str]]:
     """All that can take part here, and what cannot."""
     bench = Bench([None, peer_models.float32_bundle()], threads, "cpu", 1)
     int8, float32 = bench.runtime(), bench.runtime(bundle=1)
-    fused, again = insides.fusion(int8, REACH)
+    fused = insides.fusion(int8, REACH)
     torch_pass, torch_again = eager(threads)
+    once, dialogue, encoders_mb = usual(threads)
     small, full = (sum(len(load_bundle(path).graph(g)) for g in GRAPHS) / 1e6 for path in bench.bundles)
     whole = "everything, copies and features included"
     taking_part = {
         STEP: Side(STEP, lambda: fused()["total"], False, None, "features cached on both sides"),
         "fusion alone, turn 94: the whole pass again, PyTorch": Side(STEP, torch_pass, False, None, "one causal pass"),
-        "fusion alone, turn 94: all turns again, by ONNX Runtime": Side(STEP, again, False, None, "the same graphs"),
         OURS: Side(OURS, total(turn_of(int8, past=WINDOW)), False, small, whole),
-        "HBAF float32, one incremental turn": Side(OURS, total(turn_of(float32, past=WINDOW)), False, full, whole),
         "HBAF INT8 without state, last 32 turns again": Side(OURS, stateless(int8), True, small, whole),
         "HBAF float32 without state, last 32 turns again": Side(OURS, stateless(float32), True, full, whole),
         "our model in PyTorch eager, last 32 turns again": Side(OURS, torch_again, True, full, "all, as one batch"),
+        "usual encoders, INT8, each utterance encoded once": Side(OURS, once, False, encoders_mb, "no fusion"),
+        "usual encoders, INT8, dialogue encoded again at turn 32": Side(OURS, dialogue, True, encoders_mb, "no fusion"),
     }
-    for precision in ("INT8", "float32"):
-        one, dialogue, size = usual(precision, threads)
-        for run_, is_slow, what in ((one, False, "each utterance encoded once"),
-                                    (dialogue, True, "dialogue encoded again at turn 32")):  # fmt: skip
-            taking_part[f"usual encoders, {precision}, {what}"] = Side(OURS, run_, is_slow, size, "no fusion")
     absent = []
     for name, optional, note in (
         ("openSMILE eGeMAPS and a linear classifier", opensmile_and_linear(), "audio alone, no context, one thread; "
@@ -222,7 +218,7 @@ def section(bench: Bench, rounds: int) -> Section:
         f"fusion would begin. {' '.join(a + '.' for a in absent)}"
     )
     bars = {row[0]: row[3] for row in rows if taking_part[str(row[0])].against == OURS}
-    figure = {"kind": "bars", "parts": bars, "x_title": "ms, a logarithmic scale", "log": True,
+    figure = {"kind": "bars", "parts": bars, "x_title": "ms, a logarithmic scale",
               "title": "3 s of speech and twelve words, at turn 32"}  # fmt: skip
     head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "weights, MB", "what it does")
     title = "A turn against what people would use instead"
@@ -232,18 +228,3 @@ def section(bench: Bench, rounds: int) -> Section:
 def _median_of_five(once: Run) -> float:
     """Beside a side that takes seconds, a steadier figure of one that takes milliseconds."""
     return float(np.median([once() for _ in range(5)]))
-
-
-def main(
-    threads: Threads = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="of all sides; the slow ones take a quarter")] = 41,
-    report: ReportFolder = None,
-    save: Save = False,
-) -> int:
-    bench = Bench([None], threads, "cpu", rounds)
-    new = Report("hbaf-edge beside its peers", {"threads": threads, "rounds": rounds})
-    return conclude("peers", new, [("peers", partial(section, bench, rounds))], save, report, bench)
-
-
-if __name__ == "__main__":
-    run(main, __doc__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from hbaf_edge.bench import command, page
-from hbaf_edge.bench.document import Cell, Report, Section, print_section
+from hbaf_edge.bench.document import Report
 from hbaf_edge.bench.turns import Bench
 from hbaf_edge.errors import HBAFError
 
@@ -70,8 +70,11 @@ def conclude(name: str, report: Report, work: Iterable[tuple[str, Callable[[], c
     console = Console()
     command.measure(report, work, bench, console, folder)
     code = command.finish(report, folder, console)
+    if save and not code:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
     if folder is None or save:
-        finish(name, report.to_json(), save and not code)
+        print(json.dumps(report.to_json()))
     return code
 
 
@@ -85,16 +88,3 @@ def verdict(value: float, sign: str, goal: float | None) -> str | None:
         return None
     is_met = value <= goal if sign == "≤" else value >= goal
     return f"{sign} {goal:g}: {'yes' if is_met else 'NO'}"
-
-
-def show(title: str, rows: Sequence[Sequence[Cell]], head: Sequence[str]) -> None:
-    """A table on the terminal."""
-    print_section(Console(), Section("", title, head, rows))
-
-
-def finish(name: str, result: dict[str, Any], save: bool) -> None:
-    """JSON as the last line; with `save` also benchmarks/results/NAME.json."""
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))

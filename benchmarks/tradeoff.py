@@ -1,52 +1,39 @@
-"""What accuracy costs: precisions, what is given, context, sizes and encoders, scored and timed.
+"""What accuracy costs: precisions, what is given and context, scored and timed.
 
     export HBAF_DATA=...                                   # the corpora of the default recipe
-    python -m benchmarks.tradeoff --train                  # trains the sizes (six runs of 5 minutes), once
     python -m benchmarks.tradeoff --bundle float32 --bundle float16 --save      # bundles beside the built-in one
 
-Three pictures, since three tests: the default model on its own test conversations (MELD's words with clips of the same
-label: turns that have both); HBAF's width and window on MELD's words, the text encoder frozen, one seed; Whisper's
-encoders on RAVDESS' voices (training/RESULTS.md). Latency and memory are measured here, three seconds and twelve words.
-With --save the first becomes what `hbaf-edge advise` advises by (hbaf_edge/bench/choices.json).
+The default model is scored on its own test conversations (MELD's words with clips of the same label: turns that have
+both). Latency and memory are measured here, three seconds and twelve words. With --save the result is also what
+`hbaf-edge advise` advises by (hbaf_edge/bench/choices.json).
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks import peer_models
 from benchmarks.report import RESULTS, Repeats, Threads, conclude, run
 from export.conversations import conversations
 from export.score import judged_turns
 from hbaf_edge import HBAFRuntime
-from hbaf_edge.bench.advise import CHOICES, FORMAT
+from hbaf_edge.bench.advise import CHOICES
 from hbaf_edge.bench.document import Cell, Report, Section, measures_of
-from hbaf_edge.bench.series import Series, by_stage, in_turn, rounded, single
+from hbaf_edge.bench.series import Series, in_turn, rounded, single
 from hbaf_edge.bench.turns import TEXT, Bench, fresh, total, turn_of
 from hbaf_edge.bundle import load_bundle
-from hbaf_edge.errors import InputError
 from hbaf_edge.machine import machine
 from training.config import Use
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
 from training.evaluate import Trial
 from training.metrics import scores
 
-SIZES = ((256, 32), (128, 32), (64, 32), (384, 32), (256, 8), (256, 2))
-RUNS = Path("runs/sizes")
-TRAIN = ("--corpus", "meld", "--use", "text", "--seeds", "0", "--ema", "0.99", "--balance", "0.3", "--epochs", "4",
-         "--learning-rate", "5e-4")  # fmt: skip
-# Unweighted average recall on RAVDESS, actors 1-20 in five folds, as training/RESULTS.md has it.
-ENCODERS = {"Whisper tiny.en": ("audio", 0.714), "Whisper base": ("audio-base", 0.752)}
 GIVEN: dict[str, tuple[Use, float | None, bool]] = {
     "audio and text": ("audio+text", 3.0, True),
     "text alone": ("text", None, True),
@@ -81,7 +68,7 @@ def default_model(bundles: list[Path | None], threads: int, repeats: int, turns:
     for path in bundles:
         loaded = load_bundle(path)
         about = {"bundle": "built-in" if path is None else loaded.manifest["precision"],
-                 "precision": loaded.manifest["precision"], "megabytes": size_of(path)}  # fmt: skip
+                 "precision": loaded.manifest["precision"], "megabytes": rounded(loaded.megabytes)}  # fmt: skip
         for given, (use, seconds, with_text) in GIVEN.items():
             if path is not None and given != "audio and text":
                 continue
@@ -122,11 +109,6 @@ def default_model(bundles: list[Path | None], threads: int, repeats: int, turns:
                    figure=figure), choices  # fmt: skip
 
 
-def size_of(bundle: Path | None) -> float | None:
-    """MB of all files of a bundle."""
-    return rounded(load_bundle(bundle).megabytes)
-
-
 def pareto(choices: Sequence[dict[str, Any]]) -> list[str]:
     """Names of those that no other beats in latency, size and F1 at once.
 
@@ -143,69 +125,7 @@ def pareto(choices: Sequence[dict[str, Any]]) -> list[str]:
     return [c["name"] for c in choices if not any(beats(other, c) for other in choices)]
 
 
-def sizes(threads: int, repeats: int) -> Section:
-    """Widths and windows: scores of the trained ones, costs of bundles of the same sizes."""
-    missing = [s for s in SIZES if not _summary(*s).exists()]
-    if missing:
-        raise InputError(f"widths and windows {missing} are not trained yet: python -m benchmarks.tradeoff --train")
-    named = {f"d = {d}, W = {w}": (d, w) for d, w in SIZES}
-    paths = {name: peer_models.sized_bundle(*of) for name, of in named.items()}
-    runtimes = {name: HBAFRuntime(path, threads=threads) for name, path in paths.items()}
-    turns = {name: turn_of(r, past=int(r.manifest["window"])) for name, r in runtimes.items()}
-    timings = in_turn(repeats, turns)
-    rows: list[Sequence[Cell]] = []
-    points = []
-    for name, (d, w) in named.items():
-        mean = json.loads(_summary(d, w).read_text())["mean"]
-        size, state = size_of(paths[name]), runtimes[name].conversation().nbytes / 1024
-        spent = rounded(Series.of([t["utterance"] + t["dialogue"] for t in timings[name]]).p50)
-        whole = rounded(by_stage(timings[name])["total"].p50)
-        f1, macro = rounded(mean["weighted_f1"]), rounded(mean["macro_f1"])
-        rows.append((name, f1, macro, spent, whole, size, rounded(state)))
-        group = "width d, W = 32" if w == 32 else "window W, d = 256"
-        points.append({"name": name, "x": spent, "y": f1, "group": group, "label": str(d if w == 32 else w)})
-    text = (
-        "MELD's test split, words alone, the text encoder frozen, one seed each (± .003 between seeds); float32. "
-        f"Latency is of turns with sound, {threads} threads."
-    )
-    head = ("sizes", "weighted F1", "macro F1", "fusion, ms", "a turn, ms", "bundle, MB", "state, KiB")
-    figure = {"kind": "scatter", "points": points, "x_title": "fusion of a turn, ms", "y_title": "weighted F1",
-              "title": "Width and window: MELD, words alone"}  # fmt: skip
-    return Section("sizes", "Accuracy against cost: width and window", head, rows, text, {}, figure=figure)
-
-
-def _summary(width: int, window: int) -> Path:
-    return RUNS / f"w{width}-k{window}" / "summary.json"
-
-
-def encoders(threads: int, repeats: int) -> Section:
-    """Whisper's encoders: scores of training/RESULTS.md, costs measured."""
-    named = {name: peer_models.sized_bundle(256, 32, audio) for name, (audio, _) in ENCODERS.items()}
-    sides = {name: total(turn_of(HBAFRuntime(path, threads=threads))) for name, path in named.items()}
-    times = {name: Series.of(values) for name, values in in_turn(repeats, sides).items()}
-    rows: list[Sequence[Cell]] = []
-    for name, path in named.items():
-        rows.append((name, ENCODERS[name][1], rounded(times[name].p50), rounded(times[name].p90), size_of(path)))
-    text = "RAVDESS, audio alone, eight classes, actors 1-20 in five folds (training/RESULTS.md); float32 bundles."
-    points = [{"name": r[0], "x": r[2], "y": r[1], "group": r[0], "label": ""} for r in rows]
-    figure = {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": "UAR",
-              "title": "Audio encoders: RAVDESS"}  # fmt: skip
-    head = ("audio encoder", "UAR", "p50, ms", "p90, ms", "bundle, MB")
-    return Section("encoders", "Accuracy against cost: audio encoders", head, rows, text, {}, figure=figure)
-
-
-def train() -> None:
-    """All sizes that are not there yet."""
-    for width, window in SIZES:
-        if not _summary(width, window).exists():
-            out = _summary(width, window).parent
-            command = [sys.executable, "-m", "training.train", *TRAIN, "--width", str(width), "--window", str(window),
-                       "--out", str(out)]  # fmt: skip
-            subprocess.run(command, check=True)
-
-
 def main(
-    train_sizes: Annotated[bool, typer.Option("--train", help="train the sizes, and do nothing else")] = False,
     bundle: Annotated[list[Path] | None, typer.Option("--bundle", help="beside the built-in one")] = None,
     note: Annotated[str, typer.Option(help="a sentence on these bundles, for the report")] = "",
     threads: Threads = 2,
@@ -215,9 +135,6 @@ def main(
         bool, typer.Option("--save", help="to benchmarks/results/tradeoff, and for hbaf-edge advise")
     ] = False,
 ) -> int:
-    if train_sizes:
-        train()
-        return 0
     report = Report("hbaf-edge: accuracy against cost", {"threads": threads, "turns": turns})
     choices: list[dict[str, Any]] = []
 
@@ -227,15 +144,10 @@ def main(
         section.text += f" {note}" if note else ""
         return section
 
-    work: list[tuple[str, Callable[[], Section]]] = [
-        ("the default model", default),
-        ("sizes", partial(sizes, threads, repeats)),
-        ("encoders", partial(encoders, threads, repeats)),
-    ]
-    code = conclude("tradeoff", report, work, folder=RESULTS / "tradeoff" if save else None)
+    code = conclude("tradeoff", report, [("the default model", default)], folder=RESULTS / "tradeoff" if save else None)
     if save and choices:
         score = report.sections[0].text.removesuffix(note).rstrip()
-        stored = {"format": FORMAT, "machine": machine(), "score": score, "choices": choices}
+        stored = {"format": 1, "machine": machine(), "score": score, "choices": choices}
         CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
     return code
 

@@ -46,7 +46,7 @@ def under_loadgen(threads: int, folder: Path) -> list[Section]:
     """LoadGen in a process of its own: an interruption in the middle of a run would end this one."""
     command = [sys.executable, "-m", "benchmarks.loadgen", "--threads", str(threads), "--report", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return load(folder).sections[:1]  # the figures of single runs stay in that folder
+    return load(folder).sections
 
 
 def work(bench: Bench, folder: Path) -> Iterator[tuple[str, Callable[[], Measured]]]:
@@ -54,7 +54,7 @@ def work(bench: Bench, folder: Path) -> Iterator[tuple[str, Callable[[], Measure
     yield "peers", partial(peers.section, bench, bench.some(0.15, 11))
     for name, scene in scenes():
         yield name, partial(scene, bench)
-    yield "the machine's limit", partial(limits.sections, bench, bench.some(0.3))
+    yield "limits", partial(limits.section, bench, bench.some(0.3))
     if not bench.quick:
         yield "LoadGen", partial(under_loadgen, bench.threads, folder / "loadgen")
     yield "accuracy against cost", recorded
@@ -63,6 +63,7 @@ def work(bench: Bench, folder: Path) -> Iterator[tuple[str, Callable[[], Measure
 def main(
     threads: Threads = 2,
     quick: Annotated[bool, typer.Option("--quick", help="fewer samples, no LoadGen")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="the section of this name alone; may be repeated")] = None,
     report: ReportFolder = None,
     save: Annotated[bool, typer.Option("--save", help="to benchmarks/results/whole")] = False,
 ) -> int:
@@ -70,7 +71,8 @@ def main(
     if folder is None:
         raise InputError("give --report DIR, or --save")
     bench = Bench([None], threads, "cpu", 101 if quick else 301, quick)
-    return conclude("whole", new_report(bench), work(bench, folder), folder=folder, bench=bench)
+    sections = [(name, measure) for name, measure in work(bench, folder) if not only or name in only]
+    return conclude("whole", new_report(bench), sections, folder=folder, bench=bench)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from export import metadata
-from export.card import model_card
-from export.place import beside, check_place, put, workplace
+from export.place import check_place, replacing, workplace
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
+from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import InputError
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.sign import SIGNATURE, sign
@@ -35,6 +35,10 @@ NON_COMMERCIAL = {
     "id": "CC-BY-NC-SA-4.0",
     "commercial": False,
     "why": "trained on RAVDESS and TESS, whose licences forbid commercial use",
+}
+TERMS = {
+    "CC-BY-NC-SA-4.0": "Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):\n"
+    "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode"
 }
 OPEN = {
     "id": "CC-BY-SA-4.0",
@@ -60,6 +64,8 @@ DATA: dict[str, dict[str, Any]] = {
         "open": True,
     },
 }
+# Pairs of words and clips of one label make the level of such a score mean nothing, and its changes much.
+PRECISIONS = "Every precision against PyTorch in float32 (on one set of conversations: compare the rows)"
 LIMITS = [
     "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
     "different corpora were paired in training, and no score on such pairs is claimed.",
@@ -74,27 +80,17 @@ LIMITS = [
 def write_bundle(
     onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any], key: Path | None = None
 ) -> Path:
-    """Put a bundle together in `out`, replacing what is there only once the new one has loaded.
+    """Put a bundle together from the four graphs of `onnx_folder`, replacing what is there once the new one has loaded.
 
-    Args:
-        onnx_folder: holds audio.onnx, text.onnx, utterance.onnx and dialogue.onnx.
-        config: of the model they were exported from.
-        about: fields of the manifest that describe it: name, precision, temperatures, licence, data, scores …
-        key: Ed25519 private key to sign it with.
+    `about` holds the manifest's fields that describe it: name, precision, temperatures, licence, data, scores …;
+    with `key`, an Ed25519 private key, it is signed.
     """
     graphs = {graph: onnx_folder / f"{graph}.onnx" for graph in GRAPHS}
-    place = check_place(out, sum(path.stat().st_size for path in graphs.values()))
     entries = {graph: metadata.entries_of(onnx.load(path)) for graph, path in graphs.items()}
     metadata.check_one_model(entries, config.labels, about["precision"])
-    work, old = beside(place)
-    work.mkdir(parents=True)
-    try:
+    with replacing(out) as work:
         _fill(work, graphs, config, about, key)
         HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
-        put(work, place, old)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return out
 
 
@@ -109,9 +105,9 @@ def _fill(work: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[
         (work / LICENCE_FILE).write_text(_licence_text(about))
     (work / "MODEL_CARD.md").write_text(model_card(about, config.labels))
     manifest = {
+        **about,
         "format": FORMAT,
         "created_by": f"hbaf-edge {__version__}",
-        **about,
         "labels": list(config.labels),
         "sample_rate": SAMPLE_RATE,
         "window": config.window,
@@ -120,23 +116,27 @@ def _fill(work: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[
         "stack": config.stack,
         "model": config.to_json(),
         "graphs": {graph: _signature(work / f"{graph}.onnx") for graph in GRAPHS},
-        "files": {path.name: _entry(path) for path in sorted(work.iterdir())},
+    }
+    contents = {path.name: path.read_bytes() for path in sorted(work.iterdir())}
+    manifest["files"] = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
     }
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     if key is not None:
         (work / SIGNATURE).write_bytes(sign((work / "manifest.json").read_bytes(), key))
 
 
-# What `write_bundle` puts into a manifest by itself; the rest describes the model and goes from bundle to bundle.
-MADE = ("format", "created_by", "labels", "sample_rate", "window", "width", "dialogue_layers", "stack", "model",
-        "graphs", "files")  # fmt: skip
-
-
-def rewritten(bundle: Bundle, onnx_folder: Path, out: Path, about: dict[str, Any], key: Path | None = None) -> Path:
-    """A bundle again with other graphs, and with `about` in place of what its manifest said of them."""
-    (onnx_folder / "tokenizer.json").write_bytes(bundle.files["tokenizer.json"])
-    described = {name: value for name, value in bundle.manifest.items() if name not in MADE}
-    return write_bundle(onnx_folder, out, ModelConfig.from_json(bundle.manifest["model"]), {**described, **about}, key)
+def rewritten(
+    bundle: Bundle, graphs: Mapping[str, bytes], out: Path, about: dict[str, Any], key: Path | None = None
+) -> Path:
+    """A bundle again with these graphs, and with `about` in place of what its manifest said of them."""
+    with workplace(out) as folder:
+        for graph, content in graphs.items():
+            (folder / f"{graph}.onnx").write_bytes(content)
+        (folder / "tokenizer.json").write_bytes(bundle.files["tokenizer.json"])
+        config = ModelConfig.from_json(bundle.manifest["model"])
+        return write_bundle(folder, out, config, {**bundle.manifest, **about}, key)
 
 
 def zip_bundle(bundle: Path, target: Path) -> Path:
@@ -151,20 +151,6 @@ def zip_bundle(bundle: Path, target: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
-
-
-def provenance(audio_encoder: str) -> dict[str, Any]:
-    """Where the encoders come from, for the manifest."""
-    used = {"text": encoders.SOURCES["text"], "audio": encoders.SOURCES[audio_encoder]}
-    return {
-        kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
-        for kind, s in used.items()
-    }
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _signature(path: Path) -> dict[str, Any]:
@@ -184,18 +170,9 @@ def _signature(path: Path) -> dict[str, Any]:
 
 def _licence_text(about: dict[str, Any]) -> str:
     licence = about["licence"]
-    creative = licence["id"] == NON_COMMERCIAL["id"]
+    terms = TERMS.get(licence["id"], f"{licence['id']}.")
     lines = [
-        f"The weights in this folder ({about['name']}) are licensed under "
-        + ("Creative Commons" if creative else licence["id"] + "."),
-        *(
-            (
-                "Attribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):",
-                "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode",
-            )
-            if creative
-            else ()
-        ),
+        f"The weights in this folder ({about['name']}) are licensed under {terms}",
         "",
         f"They may NOT be used commercially: {licence['why']}.",
         "The code of hbaf-edge is Apache-2.0; a model trained on other data is free of this restriction.",
@@ -209,6 +186,59 @@ def _licence_text(about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
+    """Markdown from the manifest's descriptive fields.
+
+    >>> about = {"name": "m", "precision": "float32", "licence": {"id": "MIT", "commercial": True, "why": "example"}}
+    >>> print(model_card(about, ("joy", "fear")).splitlines()[0])
+    # Model card: m
+    """
+    licence = about["licence"]
+    use = "commercial use is allowed" if licence.get("commercial") else "**not for commercial use**"
+    parts = [
+        f"# Model card: {about['name']}",
+        f"{about.get('description', 'HBAF')}. Labels: {', '.join(labels)}. Weights: {about['precision']}.\n\n{NOTICE}",
+        f"## Licence of the weights\n{licence['id']}, {use}: {licence['why']}.",
+        _section("Trained on", [f"{d['name']}: {d['licence']}; {d['use']}" for d in about.get("data", [])]),
+        _section(
+            "Built on", [f"{kind}: {e['model']} ({e['licence']})" for kind, e in about.get("encoders", {}).items()]
+        ),
+        _section("Scores, through the runtime that ships", _scores(about.get("scores", {}))),
+        _section(PRECISIONS, [_step(s) for s in about.get("parity", [])]),
+        _section("Limits", about.get("limits", [])),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([f"## {title}", *(f"- {line}" for line in lines)]) if lines else ""
+
+
+def _step(step: dict[str, Any]) -> str:
+    """One precision of a parity chain."""
+    f1 = "" if step["weighted_f1"] is None else f", weighted F1 {step['weighted_f1']:.4f} ({-step['f1_drop']:+.4f})"
+    return (
+        f"{step['name']}: {step['flip_rate']:.2%} of the labels differ, cosine of the fused vector "
+        f"{step['cosine_mean']:.4f}{f1}, {step['megabytes']:.1f} MB"
+        + (f"; **breaks its limits**: {'; '.join(step['broken'])}" if step["broken"] else "")
+    )
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    """A line per held-out set with its recalls, and the distance from float32."""
+    lines = []
+    for name, s in scores.items():
+        if "weighted_f1" not in s:
+            lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in s.items()))
+            continue
+        recalls = ", ".join(f"{label} {value:.2f}" for label, value in s["recall"].items())
+        lines.append(
+            f"{name}, {s['utterances']} utterances: weighted F1 {s['weighted_f1']:.3f}, macro F1 {s['macro_f1']:.3f}, "
+            f"UAR {s['uar']:.3f}, ECE {s['ece']:.3f}; recall {recalls}"
+        )
+    return lines
+
+
 def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
              zipped: bool = False) -> Path:  # fmt: skip
     """A bundle again, with its card complete and signed; the folder's path, or the zip's."""
@@ -220,10 +250,7 @@ def finished(source: Path, out: Path, name: str | None = None, parity: Path | No
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
         about["parity"] = _parity(parity, bundle)
-    with workplace(out) as folder:
-        for graph in GRAPHS:
-            (Path(folder) / f"{graph}.onnx").write_bytes(bundle.graph(graph))
-        rewritten(bundle, Path(folder), out, about, key)
+    rewritten(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about, key)
     return zip_bundle(out, zip_path) if zipped else out
 
 
@@ -246,12 +273,16 @@ def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, prec
     if "temperatures" not in about:
         raise InputError("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
     seen = about.get("corpora", ["unknown"])
+    used = {"text": encoders.SOURCES["text"], "audio": encoders.SOURCES[config.audio_encoder]}
     return {
         "name": name,
         "precision": precision,
         "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
         "temperatures": about["temperatures"],
-        "encoders": provenance(config.audio_encoder),
+        "encoders": {
+            kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
+            for kind, s in used.items()
+        },
         "corpora": seen,
         "data": data_of(seen),
         "licence": licence_of(seen),

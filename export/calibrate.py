@@ -5,7 +5,7 @@
 
 The float32 bundle runs conversations of its training data turn by turn, as a robot would: rings fill up from empty to
 full windows, either modality is missing in a part of the turns. Every input of a product with constant weights is seen
-(export/linears.py); memory does not grow with the data. A killed run goes on from OUT.partial. Test data are not read.
+(export/linears.py); memory does not grow with the data. Test data are not read.
 Data of one modality calibrate that one's encoder: the other one and the fusion keep computing in float32.
 """
 
@@ -23,13 +23,12 @@ import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from export.conversations import conversations, counts, digest, singles, talk
+from export.compare import watched
+from export.conversations import conversations, counts, digest, talk
 from export.histogram import METHODS, Histogram, Method
 from export.linears import Linear, linears
 from export.migrate import Channels
-from export.watch import watched
 from hbaf_edge import __version__
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.errors import HBAFError
@@ -39,7 +38,6 @@ from training.files import write_json
 from training.loop import peak_memory
 
 FORMAT = 1
-SAVE_EVERY = 10  # conversations
 FEW = 200  # turns
 
 
@@ -49,21 +47,12 @@ class CalibrationError(HBAFError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `export.calibrate` wrote.
+    """What `export.calibrate` wrote."""
 
-    Attributes:
-        ranges: (low, high) by method and `Linear.key`.
-        channels: what each channel was, by `Linear.key`, where the channel is the last axis.
-        model: SHA-256 of each float32 graph it belongs to.
-        about: data, counts, versions.
-        sha256: of the file.
-    """
-
-    ranges: dict[Method, dict[str, tuple[float, float]]]
-    channels: dict[str, Channels]
-    model: dict[str, str]
-    about: dict[str, Any]
-    sha256: str
+    ranges: dict[Method, dict[str, tuple[float, float]]]  # (low, high) by method and `Linear.key`
+    channels: dict[str, Channels]  # by `Linear.key`, where the channel is the last axis
+    about: dict[str, Any]  # data, counts, versions
+    sha256: str  # of the file
 
 
 def load(path: Path, bundle: Bundle | None = None) -> Calibration:
@@ -94,7 +83,7 @@ def load(path: Path, bundle: Bundle | None = None) -> Calibration:
             f"{path} was made with another model than {bundle.path} ({', '.join(other)} differ); its ranges mean "
             "nothing here: calibrate this float32 bundle"
         )
-    return Calibration(ranges, channels, model, about, hashlib.sha256(content).hexdigest())
+    return Calibration(ranges, channels, about, hashlib.sha256(content).hexdigest())
 
 
 def hashes(bundle: Bundle) -> dict[str, str]:
@@ -116,11 +105,6 @@ def all_linears(bundle: Bundle) -> list[Linear]:
     return [found for graph in GRAPHS for found in linears(graph, onnx.load_from_string(bundle.graph(graph)))]
 
 
-def activations(products: Sequence[Linear]) -> dict[str, list[str]]:
-    """Their inputs by graph, each once."""
-    return {g: list(dict.fromkeys(one.activation for one in products if one.graph == g)) for g in GRAPHS}
-
-
 def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads: int = 2) -> Calibration:
     """Run the conversations and write the file, once it is whole.
 
@@ -129,14 +113,17 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
     """
     data: dict[str, Any] = {**counts(dialogues), "sha256": digest(dialogues)}
     _warn_of_few(data)
-    pinned = {"format": FORMAT, "model": hashes(bundle), "data": data}
-    partial = out.with_name(out.name + ".partial")
-    seen, done = _resumed(partial, pinned)
-    products = _known_products(bundle)
-    wanted = activations(products)
+    products = all_linears(bundle)
+    unknown = set(GRAPHS) - {one.graph for one in products}
+    if unknown:
+        raise CalibrationError(
+            f"{bundle.path}: no product with constant weights is known in {', '.join(sorted(unknown))}; it was "
+            f"exported by {bundle.manifest['created_by']}: export it again with this version (python -m export.to_onnx)"
+        )
+    wanted = {g: list(dict.fromkeys(one.activation for one in products if one.graph == g)) for g in GRAPHS}
     # A convolution's channels are not the last axis, and nothing is done by channel there.
     by_channel = {one.key for one in products if one.axis == 1}
-    seen = seen or {key: Histogram(key in by_channel) for g in GRAPHS for key in (f"{g}/{name}" for name in wanted[g])}
+    seen = {one.key: Histogram(one.key in by_channel) for one in products}
 
     def see(graph: str, tensors: dict[str, NDArray[Any]]) -> None:
         for name, value in tensors.items():
@@ -145,26 +132,24 @@ def calibrate(bundle: Bundle, dialogues: Sequence[Dialogue], out: Path, threads:
             except ValueError as error:
                 raise CalibrationError(f"{graph}/{name} took {error}: the model or its data are broken") from None
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     with watched(bundle, wanted, see, threads) as runtime:
-        if done:
-            say(f"going on behind {done} of {len(dialogues)} conversations")
-        for number in track(range(done, len(dialogues)), description="calibrating"):
-            talk(runtime, dialogues[number])
-            if (number + 1) % SAVE_EVERY == 0:
-                state = {key: histogram.state() for key, histogram in seen.items()}
-                write_json(partial, {**pinned, "done": number + 1, "tensors": state})
+        for dialogue in track(dialogues, description="calibrating"):
+            talk(runtime, dialogue)
     left_out = _not_shown(seen)
     if left_out:
         say(
             f"[yellow]{data['words_alone']} turns have words alone, {data['sound_alone']} sound alone, {data['both']} "
             f"both[/]: without words and sound nothing is known of {', '.join(left_out)}, which will compute in float32"
         )
-        seen = {key: histogram for key, histogram in seen.items() if key.split("/")[0] not in left_out}
     about = {"data": data, "created_by": f"hbaf-edge {__version__}", "methods": METHODS}
-    tensors = {key: _entry(histogram) for key, histogram in seen.items()}
+    tensors: dict[str, dict[str, Any]] = {}
+    for key, histogram in seen.items():
+        if key.split("/")[0] in left_out:
+            continue
+        tensors[key] = {"ranges": {method: histogram.range(method) for method in METHODS}}
+        if histogram.by_channel:
+            tensors[key]["channels"] = histogram.channels()
     write_json(out, {"format": FORMAT, "about": about, "model": hashes(bundle), "tensors": tensors})
-    partial.unlink(missing_ok=True)
     return load(out, bundle)
 
 
@@ -183,75 +168,11 @@ def _warn_of_few(data: dict[str, Any]) -> None:
             say(f"[yellow]{count} turns with {what} tell little of what {what} can be[/]; give {FEW // 4} or none")
 
 
-def _known_products(bundle: Bundle) -> list[Linear]:
-    """Products with constant weights, of which every graph must have some."""
-    products = all_linears(bundle)
-    unknown = [graph for graph in GRAPHS if not any(one.graph == graph for one in products)]
-    if unknown:
-        raise CalibrationError(
-            f"{bundle.path}: no product with constant weights is known in {', '.join(unknown)}; it was exported by "
-            f"{bundle.manifest.get('created_by', 'another version')}: export the checkpoint again with this version, "
-            f"{__version__} (python -m export.to_onnx)"
-        )
-    return products
-
-
 def _not_shown(seen: dict[str, Histogram]) -> tuple[str, ...]:
     """Graphs whose ranges the data do not show: where a modality is missing its encoder, and what mixes the two."""
-    runs = {graph: [h.count for key, h in seen.items() if key.split("/")[0] == graph] for graph in GRAPHS}
-    partly = [graph for graph, counts in runs.items() if any(counts) and not all(counts)]
-    if partly:
-        raise CalibrationError(f"a part of the {partly[0]} graph was never reached; export the checkpoint again")
-    missing = [graph for graph in ("audio", "text") if not any(runs[graph])]
+    shown = {key.split("/")[0] for key, histogram in seen.items() if histogram.count}
+    missing = [graph for graph in ("audio", "text") if graph not in shown]
     return (*missing, "utterance", "dialogue") if missing else ()
-
-
-def _entry(histogram: Histogram) -> dict[str, Any]:
-    found = {method: histogram.range(method) for method in METHODS}
-    return {
-        "count": histogram.count,
-        "ranges": found,
-        "cut_off": {method: histogram.outside(*range_) for method, range_ in found.items()},
-        **({"channels": histogram.channels()} if histogram.by_channel else {}),
-    }
-
-
-def _resumed(partial: Path, pinned: dict[str, Any]) -> tuple[dict[str, Histogram], int]:
-    """Histograms and how many conversations they hold, where an unfinished run of the same model and data left them."""
-    if not partial.exists():
-        return {}, 0
-    try:
-        stored = json.loads(partial.read_text())
-        if any(stored[key] != value for key, value in pinned.items()):
-            say(f"[yellow]{partial} is of another model or other data; starting anew[/]")
-            return {}, 0
-        return {key: Histogram.restored(state) for key, state in stored["tensors"].items()}, int(stored["done"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        say(f"[yellow]{partial} cannot be read ({error}); starting anew[/]")
-        return {}, 0
-
-
-def table(found: Calibration, bundle: Bundle) -> Table:
-    """Blocks, how far their inputs reach, and how much of that each method keeps."""
-    shown = Table("block", "inputs", "reach", *(f"{m}, % of it" for m in METHODS[1:]), title="calibration")
-    blocks: dict[str, list[str]] = {}
-    for linear in all_linears(bundle):
-        if linear.key not in found.ranges["minmax"]:
-            continue  # its modality was not shown
-        keys = blocks.setdefault(linear.block, [])
-        if linear.key not in keys:
-            keys.append(linear.key)
-    for block, keys in blocks.items():
-        whole = [_reach(found.ranges["minmax"][key]) for key in keys]
-        kept = [
-            min(100 * _reach(found.ranges[m][key]) / max(w, 1e-12) for key, w in zip(keys, whole)) for m in METHODS[1:]
-        ]
-        shown.add_row(block, str(len(keys)), f"{max(whole):.1f}", *(f"{k:.0f}" for k in kept))
-    return shown
-
-
-def _reach(range_: tuple[float, float]) -> float:
-    return max(-range_[0], range_[1])
 
 
 def main(
@@ -260,8 +181,6 @@ def main(
     out: Path,
     on: str | None = None,
     turns: int = 1000,
-    single: bool = False,
-    seed: int = 0,
     threads: int = 2,
 ) -> None:
     """Calibrate.
@@ -271,15 +190,11 @@ def main(
         out: the calibration file.
         on: corpus in place of the bundle's own, such as manifest:mine.jsonl.
         turns: how many, about.
-        single: every turn by itself, to compare with.
-        seed: of order, lengths and what is missing.
         threads: of the runtime.
     """
     loaded = load_bundle(bundle)
     all_linears(loaded)  # refused before any data are read
-    dialogues = conversations(loaded.manifest, "train", turns, on, seed)
-    found = calibrate(loaded, singles(dialogues) if single else dialogues, out, threads)
-    Console().print(table(found, loaded))
+    found = calibrate(loaded, conversations(loaded.manifest, "train", turns, on), out, threads)
     print(json.dumps({"out": str(out), "sha256": found.sha256, "peak_mb": round(1000 * peak_memory()), **found.about}))
 
 

@@ -6,20 +6,27 @@ Turns are compared by their probabilities as a user sees them and by their fused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from export.conversations import talk
 from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge.backends.settings import default_threads, session_options
+from hbaf_edge.bundle import Bundle
+from hbaf_edge.ort import onnxruntime as ort
 from training.corpora.records import UNLABELLED, Dialogue
 from training.metrics import scores
 
 Array = NDArray[Any]
+See = Callable[[str, dict[str, NDArray[Any]]], None]
 LEAST = 1e-12  # probabilities and shares of noise below it count as this much
 
 
@@ -42,6 +49,30 @@ class Outcome:
 def predictions(runtime: HBAFRuntime, dialogues: Sequence[Dialogue]) -> list[Prediction]:
     """Every turn of every dialogue, each dialogue a conversation of its own."""
     return [p for dialogue in dialogues for p in talk(runtime, dialogue)]
+
+
+def watched(bundle: Bundle, tensors: Mapping[str, Sequence[str]], see: See, threads: int = 1) -> HBAFRuntime:
+    """A runtime of the bundle, on the CPU, that calls `see` after every run of a graph with its `tensors`."""
+    files = dict(bundle.files)
+    for graph, names in tensors.items():
+        model = onnx.load_from_string(bundle.graph(graph))
+        outputs = {output.name for output in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+        files[bundle.manifest["graphs"][graph]["file"]] = model.SerializeToString()
+    runtime = HBAFRuntime(replace(bundle, files=files), threads=threads)
+
+    def tap(graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
+        if graph in tensors:
+            see(graph, {name: ({**outputs, **inputs})[name] for name in tensors[graph]})
+
+    runtime.engine.backend.set_tap(tap)
+    return runtime
+
+
+def in_runtime(path: str | Path, dialogues: Sequence[Dialogue], threads: int) -> Outcome:
+    """A bundle in the runtime, turn by turn."""
+    with HBAFRuntime(path, threads=threads) as runtime:
+        return Outcome.of(predictions(runtime, dialogues))
 
 
 def measures(found: Outcome, reference: Outcome) -> dict[str, float]:
@@ -94,6 +125,39 @@ def cosines(a: Array, b: Array) -> Array:
     return np.asarray((a * b).sum(-1) / np.maximum(lengths, 1e-30))
 
 
+def random_inputs(model: ModelProto, length: int = 16, seed: int = 0) -> dict[str, Array]:
+    """Inputs of a graph at batch three and `length` per free axis.
+
+    Texts are of three lengths; of other masks some places are out, and in the last row all.
+    """
+    rng = np.random.default_rng(seed)
+    return {value.name: _random(value, length, rng) for value in model.graph.input}
+
+
+def _random(value: ValueInfoProto, length: int, rng: np.random.Generator) -> Array:
+    kind = value.type.tensor_type
+    sizes = {d.dim_param: int(d.dim_param.rpartition("*")[0] or 1) * length for d in kind.shape.dim} | {"batch": 3}
+    shape = [d.dim_value or sizes[d.dim_param] for d in kind.shape.dim]
+    if kind.elem_type == TensorProto.FLOAT:
+        return rng.standard_normal(shape).astype(np.float32)
+    if kind.elem_type == TensorProto.BOOL:
+        mask = rng.random(shape) > 0.3
+        mask[-1] = False
+        return mask
+    if value.name == "token_mask":
+        return (np.arange(shape[1]) < np.array([[shape[1]], [shape[1] // 2], [1]])).astype(np.int64)
+    low, high = {"tokens": (1, 100), "distance": (1, shape[-1] + 1)}.get(value.name, (0, 3))
+    return rng.integers(low, high, shape)
+
+
+def run_once(model: ModelProto | Path, inputs: Mapping[str, Array]) -> list[Array]:
+    """All outputs of a graph on the CPU."""
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    settings = session_options(default_threads())
+    found: list[Array] = ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"]).run(None, inputs)
+    return found
+
+
 def largest_difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
     """Of any value of several tensors, relative to a tensor's largest value (at least 1).
 
@@ -117,9 +181,5 @@ def judged(found: Outcome, labels: Sequence[int], names: Sequence[str]) -> dict[
         return None
     logits = torch.from_numpy(found.probabilities).clamp(min=LEAST).log()
     result = scores(logits[known], truth[known], names)
-    precision, recall = result["precision"], result["recall"]
-    return result | {"f1": {name: _harmonic(precision[name], recall[name]) for name in recall}}
-
-
-def _harmonic(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b else 0.0
+    pairs = {name: (result["precision"][name], recall) for name, recall in result["recall"].items()}
+    return result | {"f1": {name: 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}}

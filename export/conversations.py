@@ -7,6 +7,7 @@ the same label, as it was trained (training/pairs.py). Calibrate on train, choos
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -30,14 +31,9 @@ LONG = 80  # turns: half of the conversations are joined from dialogues until th
 def conversations(
     manifest: dict[str, Any], split: str, turns: int, on: str | None = None, seed: int = 0
 ) -> list[Dialogue]:
-    """About so many turns of a split, in conversations of 1 to 80 and more turns.
+    """About so many turns of a split (train, dev or test), in conversations of 1 to 80 and more turns.
 
-    Args:
-        manifest: of the bundle; says what it was trained on.
-        split: train, dev or test.
-        turns: how many, at most one conversation more.
-        on: a corpus (`training.corpora`) in place of the bundle's own.
-        seed: of order, lengths and what is missing.
+    The data are those that the bundle's manifest says it was trained on, or the corpus `on` (`training.corpora`).
 
     Raises:
         CorpusError: the split has no turn to run.
@@ -73,9 +69,14 @@ def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Prediction]:
     return found
 
 
-def singles(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
-    """Every turn as a conversation of its own: what calibration on single utterances would see."""
-    return [Dialogue(f"{d.name}, {i}", d.split, (u,)) for d in dialogues for i, u in enumerate(d.turns)]
+def first_turns(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """As many turns in all, the last conversation cut short."""
+    found: list[Dialogue] = []
+    for d in dialogues:
+        if count > 0:
+            found.append(replace(d, turns=d.turns[:count]))
+            count -= len(d.turns)
+    return found
 
 
 def digest(dialogues: Sequence[Dialogue]) -> str:
@@ -154,11 +155,11 @@ def _long_and_short(dialogues: Sequence[Dialogue], rng: random.Random) -> Iterat
     """By turns a dialogue as it is and several joined; speakers of different dialogues differ."""
     half = len(dialogues) // 2
     order = rng.sample(list(dialogues), len(dialogues))
-    joined = join(order[half:], rng, LONG)
+    joined = (
+        Dialogue("", dialogues[0].split, tuple(replace(u, speaker=speaker) for u, speaker in history))
+        for history in join(order[half:], rng, LONG)
+    )
     for short in order[:half] or order:
         yield short
-        talk = next(joined, None)
-        if talk is not None:
-            yield replace(short, turns=tuple(replace(u, speaker=speaker) for u, speaker, _ in talk))
-    for talk in joined:
-        yield Dialogue("", dialogues[0].split, tuple(replace(u, speaker=s) for u, s, _ in talk))
+        yield from itertools.islice(joined, 1)
+    yield from joined

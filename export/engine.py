@@ -13,28 +13,11 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from hbaf_edge.backends.cuda.engines import Reach, cache_folder, engine
 from hbaf_edge.backends.cuda.kernels import CUBINS
-from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
+from hbaf_edge.bundle import GRAPHS, load_bundle
 from training.command import cli
-
-
-def timed_engine(bars: Bars, bundle: Bundle, graph: str, **settings: Any) -> tuple[float, float]:
-    """Megabytes of a graph's engine and the seconds it took, with a bar meanwhile."""
-    task, start = bars.add_task(graph, total=None), time.perf_counter()
-
-    def show(phase: str, step: int, steps: int) -> None:
-        bars.update(task, description=f"{graph}: {phase}", completed=step, total=steps)
-
-    made = engine(bundle, graph, progress=show, **settings)
-    bars.remove_task(task)
-    return len(made) / 1e6, time.perf_counter() - start
 
 
 def main(
@@ -58,16 +41,17 @@ def main(
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     loaded, rows = load_bundle(bundle), []
-    with Bars(transient=True) as bars:
-        for one in capability or (None,):
-            settings = {"library_name": library, "capability": one, "reach": Reach(batch=(1, 1, batch)),
-                        "cache": cache, "kernels": kernels}  # fmt: skip
-            rows += [(graph, one or "here", *timed_engine(bars, loaded, graph, **settings)) for graph in GRAPHS]
-    shown = Table("graph", "capability", "MB", "seconds", title=f"{loaded.manifest['precision']} engines")
-    for graph, where, size, seconds in rows:
-        shown.add_row(graph, where, f"{size:.1f}", f"{seconds:.1f}")
-    Console().print(shown)
-    print(json.dumps({"cache": str(cache or cache_folder()), "engines": [list(row) for row in rows]}))
+    for one in capability or (None,):
+        for graph in GRAPHS:
+            start = time.perf_counter()
+            reach = Reach(batch=(1, 1, batch))
+            made = engine(
+                loaded, graph, library_name=library, capability=one, reach=reach, cache=cache, kernels=kernels
+            )
+            size = len(made) / 1e6
+            rows.append([graph, one or "here", round(size, 1), round(time.perf_counter() - start, 1)])
+            print("{}, compute capability {}: {} MB, {} s".format(*rows[-1]))
+    print(json.dumps({"cache": str(cache or cache_folder()), "engines": rows}))
 
 
 if __name__ == "__main__":

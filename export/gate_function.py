@@ -7,10 +7,12 @@ same (kernels/gate.py). Gates stay float32 in every precision.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from kernels import gate
 from kernels.reference import GateWeights, Memory
@@ -19,6 +21,8 @@ from training.config import ModelConfig
 
 if TYPE_CHECKING:  # tests on a GPU take `example` where the package onnx is not installed
     from onnx import FunctionProto, ModelProto
+
+BATCH = Dim("batch", min=1, max=4096)
 
 
 class Body(nn.Module):
@@ -53,17 +57,16 @@ def example(scope: str, config: ModelConfig) -> tuple[list[Tensor], list[dict[in
     Utterance scope: as many queries as there are frames or tokens, no bias. Dialogue scope: one query, W + 1 slots.
     """
     heads, e = config.heads, config.width // config.heads
-    batch = torch.export.Dim("batch", min=1, max=4096)
     tensors: list[Tensor] = []
     dims: list[dict[int, Any]] = []
     for length in ("frames", "tokens"):
         if scope == "utterance":
             count, slots = (3, 4) if length == "frames" else (7, 8)
-            asks, remembers = ({0: batch, 2: torch.export.Dim(f"{length}{n}", min=1, max=512)} for n in (1, 2))
+            asks, remembers = ({0: BATCH, 2: Dim(f"{length}{n}", min=1, max=512)} for n in (1, 2))
             bias, bias_varies = torch.zeros(1, 1, 1, 1), {}
         else:
             count, slots = 1, config.window + 1
-            asks = remembers = bias_varies = {0: batch}
+            asks = remembers = bias_varies = {0: BATCH}
             bias = torch.zeros(2, heads, 1, slots)
         query, key = torch.randn(2, heads, count, e), torch.randn(2, heads, slots, e)
         visible = torch.ones(2, 1, slots, dtype=torch.bool)
@@ -74,28 +77,28 @@ def example(scope: str, config: ModelConfig) -> tuple[list[Tensor], list[dict[in
     return tensors, dims
 
 
+def traced(module: nn.Module, outputs: Sequence[str], opset: int, **settings: Any) -> ModelProto:
+    """What PyTorch's exporter makes of a module, without stack traces: no use at run time, and they name paths."""
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(), output_names=list(outputs), opset_version=opset, dynamo=True, verbose=False, **settings
+        )
+    assert program is not None
+    proto = program.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return proto
+
+
 def function(examples: list[Tensor], dims: list[dict[int, Any]], opset: int) -> FunctionProto:
     """The exported reference as a function; constants that the exporter stored beside the graph become nodes of it."""
     from onnx import helper
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            Body().eval(),
-            tuple(examples),
-            dynamic_shapes=(tuple(dims),),
-            input_names=list(gate.INPUTS),
-            output_names=list(gate.OUTPUTS),
-            opset_version=opset,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    graph = program.model_proto.graph
+    settings = {"args": tuple(examples), "dynamic_shapes": (tuple(dims),), "input_names": list(gate.INPUTS)}
+    graph = traced(Body(), gate.OUTPUTS, opset, **settings).graph
     constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
-    for node in graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
     made: FunctionProto = helper.make_function(
         gate.DOMAIN,
         gate.NAME,

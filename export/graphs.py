@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from hbaf_edge.errors import InputError
-from training.config import ModelConfig
 from training.encoders import audio_states, text_states
 from training.layers import AUDIO, TEXT, FusionLayer, Slots
 from training.model import HBAF, Window
@@ -131,12 +131,12 @@ def _window(visible: Tensor, distance: Tensor, relation: Tensor) -> Window:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module ready for export: example inputs by name, names of outputs, and which axes vary."""
+    """A module ready for export: example inputs by name, names of outputs, and which axes vary beside the batch."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: Sequence[str]
-    varying: dict[str, dict[int, str]]
+    varying: dict[str, dict[int, Any]]
 
 
 def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
@@ -144,13 +144,16 @@ def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
     c = model.config
     if not (c.fusion and c.causal):
         raise InputError("a model without fusion or with future context is for ablations; it has no incremental form")
-    masks = {"token_mask": torch.ones(2, 7, dtype=torch.bool)}
-    ring = _example_ring(c)
+    ring = {
+        "visible": torch.ones(2, c.window, 2, dtype=torch.bool),
+        "distance": torch.arange(c.window, 0, -1).expand(2, -1).contiguous(),
+        "relation": torch.zeros(2, c.window, dtype=torch.int64),
+    }
     utterance = {
         "frames": torch.randn(2, 3 * c.stack, c.audio_dim),
         "frame_mask": torch.ones(2, 3 * c.stack, dtype=torch.bool),
         "tokens": torch.randn(2, 7, c.text_dim),
-        **masks,
+        "token_mask": torch.ones(2, 7, dtype=torch.bool),
         "context_keys": torch.randn(2, c.window, 2, c.width),
         "context_values": torch.randn(2, c.window, 2, c.width),
         **ring,
@@ -163,30 +166,15 @@ def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
         **ring,
         "own_relation": torch.zeros(2, 1, dtype=torch.int64),
     }
+    mel = {"mel": torch.randn(2, 80, 60)}
     tokens = {"tokens": torch.randint(5, 100, (2, 7)), "token_mask": torch.ones(2, 7, dtype=torch.int64)}
+    count, stacks = Dim("tokens_count", min=1, max=512), Dim("stacks", min=1, max=512)
+    longer = {name: {1: count} for name in tokens}
+    frames = {name: {1: c.stack * stacks} for name in ("frames", "frame_mask")}
+    codes = ["codes", "context_key", "context_value"]
     return {
-        "audio": Graph(
-            AudioGraph(audio, model), {"mel": torch.randn(2, 80, 60)}, ["frames"], {"mel": {2: "mel_frames"}}
-        ),
-        "text": Graph(TextGraph(text, model), tokens, ["states"], {k: {1: "tokens_count"} for k in tokens}),
-        "utterance": Graph(
-            UtteranceGraph(model),
-            utterance,
-            ["codes", "context_key", "context_value"],
-            {
-                "frames": {1: f"{c.stack}*stacks"},
-                "frame_mask": {1: f"{c.stack}*stacks"},
-                "tokens": {1: "tokens_count"},
-                "token_mask": {1: "tokens_count"},
-            },
-        ),
+        "audio": Graph(AudioGraph(audio, model), mel, ["frames"], {"mel": {2: Dim("mel_frames", min=1, max=3000)}}),
+        "text": Graph(TextGraph(text, model), tokens, ["states"], longer),
+        "utterance": Graph(UtteranceGraph(model), utterance, codes, {**frames, **longer}),
         "dialogue": Graph(DialogueGraph(model), dialogue, ["logits", "embedding", "new_keys", "new_values"], {}),
-    }
-
-
-def _example_ring(config: ModelConfig) -> dict[str, Tensor]:
-    return {
-        "visible": torch.ones(2, config.window, 2, dtype=torch.bool),
-        "distance": torch.arange(config.window, 0, -1).expand(2, -1).contiguous(),
-        "relation": torch.zeros(2, config.window, dtype=torch.int64),
     }

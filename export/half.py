@@ -7,17 +7,15 @@ Inputs, outputs, norms, softmax and gates stay float32. For GPUs and their engin
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from rich.console import Console
 
 from export.calibrate import all_linears
 from export.int8 import converted
-from export.qdq import sort
+from export.qdq import set_nodes
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from kernels import gate
 from training.command import cli
@@ -53,20 +51,9 @@ def half(model: ModelProto) -> ModelProto:
     made: ModelProto = convert_float_to_float16(
         model, keep_io_types=True, op_block_list=FLOAT32_OPS, disable_shape_infer=False
     )
-    placed = sort(list(made.graph.node))  # the converter appends its casts
-    del made.graph.node[:]
-    made.graph.node.extend(placed)
+    set_nodes(made, made.graph.node)  # the converter appends its casts
     onnx.checker.check_model(made)
     return made
-
-
-def share(model: ModelProto) -> float:
-    """Of a graph's weights, how many are half precision."""
-    sizes = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
-    for tensor in model.graph.initializer:
-        if tensor.data_type in sizes:
-            sizes[tensor.data_type] += math.prod(tensor.dims)
-    return sizes[TensorProto.FLOAT16] / max(sum(sizes.values()), 1)
 
 
 def main(bundle: Path, /, out: Path) -> None:
@@ -76,11 +63,8 @@ def main(bundle: Path, /, out: Path) -> None:
         bundle: float32 bundle.
         out: the float16 bundle's folder.
     """
-    made = load_bundle(to_half(load_bundle(bundle), out))
-    for graph in GRAPHS:
-        content = made.graph(graph)
-        held = f"{share(onnx.load_from_string(content)):.1%} of its weights in half precision"
-        Console().print(f"{graph:10} {len(content) / 1e6:6.1f} MB, {held}")
+    whole = load_bundle(bundle)
+    print(f"{whole.megabytes:.1f} MB -> {load_bundle(to_half(whole, out)).megabytes:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a tensor's values were, in bounded memory, and the range that an INT8 grid should cover.
 
 A histogram doubles its reach when a larger value comes (two bins become one, nothing is lost), so data can be seen in
-pieces, in any number, and a run can stop and go on. All methods read the same histogram.
+pieces, in any number. All methods read the same histogram.
 """
 
 from __future__ import annotations
@@ -80,29 +80,9 @@ class Histogram:
         """Smallest and largest value worth a step of the grid; always within what was seen, and around zero."""
         if not self.count:
             return 0.0, 0.0
-        low, high = {"minmax": self._extremes, "percentile": self._percentile, "mse": self._mse}[method]()
+        ends = {"minmax": lambda: (self.low, self.high), "percentile": self._percentile, "mse": self._mse}
+        low, high = ends[method]()
         return min(max(low, self.low), 0.0), max(min(high, self.high), 0.0)
-
-    def outside(self, low: float, high: float) -> float:
-        """Share of the values that a range cuts off."""
-        middles = self._middles()
-        return float(self.counts[(middles < low) | (middles > high)].sum() / max(self.count, 1))
-
-    def state(self) -> dict[str, Any]:
-        """For JSON; `restored` takes it back."""
-        found = {"reach": self.reach, "low": self.low, "high": self.high, "counts": self.counts.tolist()}
-        channels = None if self._channels is None else self._channels.tolist()
-        return {**found, "by_channel": self.by_channel, "rows": self.rows, "channels": channels}
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> Histogram:
-        """From `state`."""
-        made = cls(state["by_channel"])
-        made.rows = state["rows"]
-        made._channels = None if state["channels"] is None else np.array(state["channels"])
-        made.reach, made.low, made.high = state["reach"], state["low"], state["high"]
-        made.counts = np.array(state["counts"], np.int64)
-        return made
 
     def _double(self) -> None:
         pairs = self.counts.reshape(-1, 2).sum(1)
@@ -112,9 +92,6 @@ class Histogram:
 
     def _middles(self) -> NDArray[np.floating[Any]]:
         return (np.arange(BINS) + 0.5) * (2 * self.reach / BINS) - self.reach
-
-    def _extremes(self) -> tuple[float, float]:
-        return self.low, self.high
 
     def _percentile(self) -> tuple[float, float]:
         """Without so many values at either end."""

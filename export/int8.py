@@ -10,21 +10,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 from rich.console import Console
 
 from export import metadata
 from export.bundle import rewritten
 from export.calibrate import Calibration
-from export.compare import snr_db
-from export.place import check_place, workplace
+from export.compare import random_inputs, run_once, snr_db
+from export.place import check_place
 from export.qdq import Profile, Recipe, insert
 from export.rewrite import fuse_attention
-from hbaf_edge.backends.settings import INT8, default_threads, session_options
+from hbaf_edge.backends.settings import INT8
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.errors import BundleError, InputError
-from hbaf_edge.ort import onnxruntime as ort
 
 LEAST_DB = 15.0
 SAME_DB = 80.0  # of float32 graphs that should compute the same
@@ -77,34 +75,27 @@ def converted(
     stored: Sequence[str] = (),
     least_db: float = LEAST_DB,
 ) -> Path:
-    """A bundle again, each of its graphs converted; nothing is written where one of `stored` falls below `least_db`.
+    """A bundle again, each of its graphs converted, with `about` in its manifest.
 
-    Args:
-        bundle: to convert.
-        out: another place than the bundle's own.
-        convert: a graph by its name.
-        about: entries of the manifest that change.
-        stored: graphs whose conversion no run on conversations judges; random inputs do.
-        least_db: that they have to keep.
+    No run on conversations judges the graphs of `stored`: on random inputs they have to keep `least_db`.
 
     Raises:
-        BundleError: a graph falls below.
+        BundleError: one of them does not; nothing is written.
         InputError: the bundle would replace itself.
     """
     if out.resolve() == Path(bundle.path).resolve():
         raise InputError(f"{out} is the bundle itself; what is made of it needs another place")
     check_place(out)
-    with workplace(out) as folder:
-        for graph in GRAPHS:
-            before = onnx.load_from_string(bundle.graph(graph))
-            after = convert(graph, before)
-            if graph in stored and (ratio := fidelity(before, after)) < least_db:
-                what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
-                raise BundleError(f"{what}; keep float32")
-            mixed = graph in stored and about["precision"] in metadata.MIXED
-            metadata.converted(after, bundle.graph(graph), WEIGHTS_ONLY if mixed else about.get("precision"))
-            onnx.save(after, Path(folder) / f"{graph}.onnx")
-        return rewritten(bundle, Path(folder), out, about)
+    made = {}
+    for graph in GRAPHS:
+        before = onnx.load_from_string(bundle.graph(graph))
+        after = convert(graph, before)
+        if graph in stored and (ratio := fidelity(before, after)) < least_db:
+            what = f"{graph} in {about['precision']}: its weights leave {ratio:.1f} dB of at least {least_db}"
+            raise BundleError(f"{what}; keep float32")
+        metadata.converted(after, bundle.graph(graph), about["precision"])
+        made[graph] = after.SerializeToString()
+    return rewritten(bundle, made, out, about)
 
 
 def weights_only(model: ModelProto) -> ModelProto:
@@ -112,32 +103,11 @@ def weights_only(model: ModelProto) -> ModelProto:
     return insert("", model, Recipe(), {}, {})
 
 
-def fidelity(before: ModelProto, after: ModelProto, length: int = 16, seed: int = 0) -> float:
-    """Signal-to-noise ratio in dB of the worst output, both run on the same random inputs of `length` per free axis.
-
-    Texts are of three lengths, and what is padding counts for nothing.
-    """
-    rng = np.random.default_rng(seed)
-    inputs = {v.name: _random(v, length, rng) for v in before.graph.input}
-    results = [
-        ort.InferenceSession(
-            m.SerializeToString(), session_options(default_threads()), providers=["CPUExecutionProvider"]
-        ).run(None, inputs)
-        for m in (before, after)
-    ]
+def fidelity(before: ModelProto, after: ModelProto) -> float:
+    """Signal-to-noise ratio in dB of the worst output on the same random inputs; padding counts for nothing."""
+    inputs = random_inputs(before)
+    results = [run_once(model, inputs) for model in (before, after)]
     mask = inputs.get("token_mask")
     if mask is not None and mask.dtype == np.int64:  # the text graph's
         results = [[states[mask > 0] for states in each] for each in results]
     return min(snr_db(a, b) for a, b in zip(*results, strict=True))
-
-
-def _random(value: onnx.ValueInfoProto, length: int, rng: np.random.Generator) -> NDArray[Any]:
-    kind = value.type.tensor_type
-    shape = [3 if d.dim_param == "batch" else d.dim_value or length for d in kind.shape.dim]
-    if kind.elem_type == TensorProto.FLOAT:
-        return rng.standard_normal(shape).astype(np.float32)
-    if value.name == "tokens":
-        return rng.integers(1, 100, shape)
-    if value.name == "token_mask" and kind.elem_type == TensorProto.INT64:
-        return (np.arange(shape[1]) < np.array([[shape[1]], [shape[1] // 2], [1]])).astype(np.int64)
-    return np.ones(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))

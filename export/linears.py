@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 SMALLEST = 4096  # elements; below that a weight costs nothing and may carry a lot (norms, biases, mixing weights)
 FEED = re.compile(r"\bfeed\b|\bintermediate\b|(?<!attention\.)\boutput\b")
@@ -20,28 +22,52 @@ PART = re.compile(r"^(?:model|encoder)\.(?:encoder\.)?([a-z_]+\d?(?:\.\d+)?)(?:\
 
 @dataclass(frozen=True)
 class Linear:
-    """A product of an activation with a constant weight.
+    """A product of an activation with a constant weight."""
 
-    Attributes:
-        graph: audio, text, utterance or dialogue.
-        block: what it is a part of, such as "text/layer.3 feed".
-        node: the name of the MatMul or Conv.
-        activation: the tensor that goes in.
-        weight: the initializer.
-        axis: which axis of the weight holds the output channels.
-    """
-
-    graph: str
-    block: str
-    node: str
-    activation: str
-    weight: str
-    axis: int
+    graph: str  # audio, text, utterance or dialogue
+    block: str  # what it is a part of, such as "text/layer.3 feed"
+    node: str  # the name of the MatMul or Conv
+    activation: str  # the tensor that goes in
+    weight: str  # the initializer
+    axis: int  # which axis of the weight holds the output channels
 
     @property
     def key(self) -> str:
         """The activation's name among all graphs."""
         return f"{self.graph}/{self.activation}"
+
+
+class Wiring:
+    """Who makes and who reads each tensor of a graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.maker = {name: node for node in model.graph.node for name in node.output}
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def made_by(self, name: str, *kinds: str) -> NodeProto | None:
+        """The operator that makes a tensor, if it is one of these."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type in kinds else None
+
+    def next(self, name: str, *kinds: str) -> NodeProto | None:
+        """The first operator of these kinds that reads a tensor."""
+        return next((node for node in self.readers.get(name, []) if node.op_type in kinds), None)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """What a stored tensor holds."""
+        return numpy_helper.to_array(self.stored[name])
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """The same, None where none of that name is stored."""
+        return self.array(name) if name in self.stored else None
+
+    def replace(self, name: str, value: NDArray[Any]) -> None:
+        """Give a stored tensor other content."""
+        self.stored[name].CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
 
 
 def linears(graph: str, model: ModelProto) -> list[Linear]:

@@ -17,9 +17,6 @@ from hbaf_edge import __version__
 from hbaf_edge.errors import BundleError
 
 PREFIX = "hbaf_edge."
-NEEDED = {"graph", "labels", "precision", "model_sha256"}
-# A graph of an INT8 bundle may be stored in INT8 alone, where calibration had no data for it.
-MIXED = {"int8": "int8-weights", "int8-tensorrt": "int8-weights"}
 
 
 def identity(*modules: nn.Module) -> str:
@@ -45,12 +42,12 @@ def describe(model: ModelProto, graph: str, labels: Sequence[str], model_sha256:
     onnx.helper.set_model_props(model, {PREFIX + key: value for key, value in entries.items()})
 
 
-def converted(model: ModelProto, before: bytes, precision: str | None) -> None:
-    """Give a graph that was made from another file that file's entries and hash, in place; None keeps its precision."""
+def converted(model: ModelProto, before: bytes, precision: str) -> None:
+    """Give a graph that was made from another file that file's entries and hash, in place."""
     entries = {
         **entries_of(onnx.load_from_string(before)),
         "version": __version__,
-        **({"precision": precision} if precision else {}),
+        "precision": precision,
         "made_from_sha256": hashlib.sha256(before).hexdigest(),
     }
     onnx.helper.set_model_props(model, {PREFIX + key: value for key, value in entries.items()})
@@ -62,34 +59,17 @@ def entries_of(model: ModelProto) -> dict[str, str]:
 
 
 def check_one_model(entries: Mapping[str, Mapping[str, str]], labels: Sequence[str], precision: str) -> None:
-    """That files belong together.
-
-    Args:
-        entries: of each graph's file, by graph.
-        labels: of the bundle they go into.
-        precision: of that bundle.
+    """That the files of a bundle (their entries by graph) belong together.
 
     Raises:
         BundleError: they are of different models, in each other's place, or have other labels or another precision.
     """
-    silent = [graph for graph, found in entries.items() if not set(found) >= NEEDED]
-    if silent:
-        raise BundleError(
-            f"{silent[0]}.onnx does not say which model it is of; export all four: python -m export.to_onnx"
-        )
-    of = {graph: found["model_sha256"] for graph, found in entries.items()}
-    if len(set(of.values())) > 1:
-        raise BundleError(
-            "the graphs are of different models ("
-            + ", ".join(f"{graph} of {sha[:12]}…" for graph, sha in of.items())
-            + "); export them from one checkpoint: python -m export.to_onnx"
-        )
+    model = next(iter(entries.values())).get("model_sha256", "that of one checkpoint")
     for graph, found in entries.items():
-        if found["graph"] != graph:
-            raise BundleError(f"{graph}.onnx holds the {found['graph']} graph; export again: python -m export.to_onnx")
-        if found["precision"] not in (precision, MIXED.get(precision)):
-            raise BundleError(
-                f"{graph}.onnx is {found['precision']}, the bundle {precision}; convert all four together"
-            )
-        if found["labels"] != json.dumps(list(labels)):
-            raise BundleError(f"{graph}.onnx is of the labels {found['labels']}, the bundle of {list(labels)}")
+        expected = {"graph": graph, "labels": json.dumps(list(labels)), "precision": precision, "model_sha256": model}
+        for key, value in expected.items():
+            if found.get(key) != value:
+                raise BundleError(
+                    f"{graph}.onnx has {key} {found.get(key)}, this bundle {value}; export or convert all four graphs "
+                    "of one checkpoint together: python -m export.to_onnx"
+                )

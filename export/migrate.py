@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
-from export.linears import Linear
+from export.linears import Linear, Wiring
 
 MIGRATED = ("audio", "text")  # graphs; the fusion's own states are even, there it gained nothing
 SUFFIX = "_inverse"
@@ -51,13 +51,7 @@ def factors_of(seen: Channels, weights: Sequence[NDArray[np.float32]], strength:
 def migrate(
     model: ModelProto, chosen: Sequence[Linear], channels: Mapping[str, Channels], strength: float
 ) -> dict[str, tuple[str, Channels]]:
-    """Move scale from activations into weights, in place.
-
-    Args:
-        model: one graph.
-        chosen: its products that will be computed in INT8; only those of plain matrices are touched.
-        channels: by `Linear.key`.
-        strength: 0 leaves everything, 1 moves all of it.
+    """Move scale from activations into weights, in place; strength 0 leaves everything, 1 moves all of it.
 
     Returns:
         for every activation that was touched the tensor that takes its place (itself where a LayerNorm took the
@@ -67,53 +61,43 @@ def migrate(
     for linear in chosen:
         if linear.key in channels and linear.graph in MIGRATED:
             groups.setdefault(linear.activation, []).append(linear)
-    found = {}
+    wiring, found = Wiring(model), {}
     for activation, group in groups.items():
-        if not _movable(model, activation, group):
-            continue
-        seen = channels[group[0].key]
-        names = [one.weight for one in group]
-        factors = factors_of(seen, [value_of(model, name) for name in names], strength)
-        for name in set(names):
-            replace(model, name, value_of(model, name) * factors[:, None])
-        found[activation] = (_divide(model, activation, group, factors), seen.divided(factors))
+        weights = list(dict.fromkeys(one.weight for one in group))
+        readers = {node.name for weight in weights for node in wiring.readers[weight]}
+        if activation not in wiring.maker or not readers <= {one.node for one in group}:
+            continue  # an input of the graph, or a weight that something else reads
+        seen, values = channels[group[0].key], {name: wiring.array(name) for name in weights}
+        factors = factors_of(seen, list(values.values()), strength)
+        for name, value in values.items():
+            wiring.replace(name, value * factors[:, None])
+        found[activation] = (_divide(model, wiring, activation, group, factors), seen.divided(factors))
     return found
 
 
 def correct_bias(model: ModelProto, linear: Linear, error: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
     """Add to a product's bias, where it has one, what rounding its weights (error = weights − rounded) takes away."""
-    nodes = {n.name: n for n in model.graph.node}
-    out = nodes[linear.node].output[0]
-    readers = [n for n in model.graph.node if out in n.input]
-    if len(readers) != 1 or readers[0].op_type != "Add":
+    wiring = Wiring(model)
+    out = next(n for n in model.graph.node if n.name == linear.node).output[0]
+    readers = wiring.readers.get(out, [])
+    if [node.op_type for node in readers] != ["Add"]:
         return
     bias = next(name for name in readers[0].input if name != out)
-    tensor = next((t for t in model.graph.initializer if t.name == bias), None)
-    if tensor is not None and list(tensor.dims) == [error.shape[1]]:
-        replace(model, bias, value_of(model, bias) + (mean @ error).astype(np.float32))
+    value = wiring.value(bias)
+    if value is not None and value.shape == error.shape[1:]:
+        wiring.replace(bias, value + (mean @ error).astype(np.float32))
 
 
-def value_of(model: ModelProto, name: str) -> NDArray[np.float32]:
-    """An initializer's content."""
-    value: NDArray[np.float32] = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
-    return value
-
-
-def replace(model: ModelProto, name: str, value: NDArray[np.float32]) -> None:
-    """Give an initializer other content."""
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
-
-
-def _divide(model: ModelProto, activation: str, group: Sequence[Linear], factors: NDArray[np.float32]) -> str:
+def _divide(
+    model: ModelProto, wiring: Wiring, activation: str, group: Sequence[Linear], factors: NDArray[np.float32]
+) -> str:
     """Have the activation come divided; the name under which the group's products find it."""
-    users = [n for n in model.graph.node if activation in n.input]
-    maker = next(n for n in model.graph.node if activation in n.output)
-    shown = activation in {o.name for o in model.graph.output}
-    read_by_these_alone = not shown and {n.name for n in users} == {one.node for one in group}
-    if maker.op_type == "LayerNormalization" and read_by_these_alone and _is_alone(model, maker):
+    maker, users, nodes = wiring.maker[activation], wiring.readers[activation], {one.node for one in group}
+    read_by_these_alone = {n.name for n in users} == nodes and activation not in {o.name for o in model.graph.output}
+    own = all(name in wiring.stored and len(wiring.readers[name]) == 1 for name in maker.input[1:])
+    if maker.op_type == "LayerNormalization" and read_by_these_alone and own:
         for name in maker.input[1:]:
-            replace(model, name, value_of(model, name) / factors)
+            wiring.replace(name, wiring.array(name) / factors)
         return activation
     divided = f"{activation}_divided"
     model.graph.initializer.append(numpy_helper.from_array(1 / factors, f"{activation}{SUFFIX}"))
@@ -121,20 +105,6 @@ def _divide(model: ModelProto, activation: str, group: Sequence[Linear], factors
     node = helper.make_node("Mul", [activation, f"{activation}{SUFFIX}"], [divided])
     model.graph.node.insert(place, node)
     for one in model.graph.node:
-        if one.name in {linear.node for linear in group}:
+        if one.name in nodes:
             one.input[0] = divided
     return divided
-
-
-def _movable(model: ModelProto, activation: str, group: Sequence[Linear]) -> bool:
-    """Whether an operator makes the activation, and nothing but this group reads the group's weights."""
-    names, weights = {one.node for one in group}, {one.weight for one in group}
-    readers = {n.name for n in model.graph.node if weights & set(n.input)}
-    return readers <= names and any(activation in n.output for n in model.graph.node)
-
-
-def _is_alone(model: ModelProto, norm: NodeProto) -> bool:
-    """Whether nothing else uses a LayerNorm's weight and bias, and both are stored."""
-    stored = {t.name for t in model.graph.initializer}
-    others = [n for n in model.graph.node if n is not norm and set(n.input) & set(norm.input[1:])]
-    return not others and set(norm.input[1:]) <= stored

@@ -17,13 +17,13 @@ from hbaf_edge.errors import InputError
 from hbaf_edge.sign import SIGNATURE
 
 
-def check_place(out: Path, size: int = 0) -> Path:
-    """`out` made absolute, once it is sure that nothing but a bundle would be replaced, and that there is room.
+def check_place(out: Path) -> Path:
+    """`out` made absolute, once it is sure that nothing but a bundle would be replaced.
 
     What a killed run left is put in order first: the old bundle in its place, a half-written one gone.
 
     Raises:
-        InputError: `out` is something else, or its disk has less than `size` bytes and a tenth free.
+        InputError: `out` is something else.
     """
     out = out.resolve()
     work, old = beside(out)
@@ -32,13 +32,6 @@ def check_place(out: Path, size: int = 0) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     check_replaceable(out)
-    parent = next(folder for folder in out.parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < 1.1 * size:
-        raise InputError(
-            f"{out} needs {size / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free; nothing was written: make room, "
-            "or give --out a place on another disk"
-        )
     return out
 
 
@@ -63,23 +56,32 @@ def check_replaceable(out: Path) -> None:
         raise InputError(f"{out} holds {strange[0]} beside a bundle; nothing is replaced: move it away")
 
 
-def put(work: Path, out: Path, old: Path) -> None:
-    """Move a whole bundle to its place. Killed in between, the old one waits beside it for the next run."""
-    if out.exists():
-        out.rename(old)
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder to write a bundle in, which is moved to `out` once the block has ended without error.
+
+    Killed while it is moved, the old bundle waits beside its place for the next run.
+    """
+    place = check_place(out)
+    work, old = beside(place)
+    work.mkdir(parents=True)
     try:
-        work.rename(out)
+        yield work
+        if place.exists():
+            place.rename(old)
+        work.rename(place)
     except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
+        if old.exists() and not place.exists():
+            old.rename(place)
+        shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def workplace(out: Path) -> Iterator[str]:
+def workplace(out: Path) -> Iterator[Path]:
     """A temporary folder on the disk of `out`, where there is room for what goes there."""
     parent = out.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hbaf-work-", dir=parent) as folder:
-        yield folder
+        yield Path(folder)

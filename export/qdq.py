@@ -8,9 +8,9 @@ load, the weights of what no profile computes in INT8. Blocks that are kept floa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.histogram import Method
-from export.linears import SMALLEST, Linear, block_of, linears
+from export.linears import SMALLEST, Linear, Wiring, block_of, linears
 from export.migrate import Channels, correct_bias, migrate
 
 Profile = Literal["cpu", "tensorrt"]
@@ -27,34 +27,21 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a float32 bundle becomes an INT8 one.
+    """How a float32 bundle becomes an INT8 one."""
 
-    Attributes:
-        profile: cpu or tensorrt, see above.
-        method: of the calibration's ranges; migrated inputs take their extremes, being even already.
-        narrow: 7-bit weights: a CPU without VNNI then needs no exact, slower kernels (hbaf_edge/backend.py).
-        migration: how much of the encoders' uneven scale goes into the weights (export/migrate.py); 0 is none.
-        float_blocks: computed and stored in float32.
-    """
-
-    profile: Profile = "cpu"
-    method: Method = "percentile"
-    narrow: bool = False
-    migration: float = 0.85
-    float_blocks: tuple[str, ...] = ()
+    profile: Profile = "cpu"  # what runs it: ONNX Runtime on a CPU, or TensorRT
+    method: Method = "percentile"  # of the calibration's ranges, for inputs that are not migrated
+    narrow: bool = False  # 7-bit weights: a CPU without VNNI then needs no exact, slower kernels
+    migration: float = 0.85  # how much of the encoders' uneven scale goes into the weights, 0 to 1
+    float_blocks: tuple[str, ...] = ()  # computed and stored in float32
 
 
 def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channels: Mapping[str, Channels]
            ) -> ModelProto:  # fmt: skip
     """A copy of a float32 graph whose products with constant weights are computed in INT8.
 
-    Args:
-        graph: its name among the four.
-        model: float32.
-        recipe: how; its float blocks stay as they are.
-        ranges: smallest and largest value by `Linear.key`, for inputs whose scale is not migrated (those reach from
-            their smallest to their largest channel); a weight of an input without is stored in INT8, and that is all.
-        channels: by `Linear.key`, for scale migration and bias correction; those without are rounded as they are.
+    Inputs whose scale is migrated reach from their smallest to their largest channel, the others take their `ranges`. A
+    weight whose input has no range is only stored in INT8. Inputs without `channels` are rounded as they are.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -75,19 +62,16 @@ def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channe
         nodes[one.node].input[0] = f"{name}_rounded"
         before += _weight(result, one, recipe, seen)
     store_weights(result, recipe.profile, kept)
-    placed = sort([*before, *result.graph.node])
-    del result.graph.node[:]
-    result.graph.node.extend(placed)
+    set_nodes(result, [*before, *result.graph.node])
     onnx.checker.check_model(result, full_check=True)
     return result
 
 
 def chosen_linears(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges) -> list[Linear]:
-    """The products of a graph that a recipe computes in INT8."""
-    return [
-        one for one in linears(graph, model)
-        if one.key in ranges and one.block not in recipe.float_blocks and _computes(recipe.profile, model, one)
-    ]  # fmt: skip
+    """The products of a graph that a recipe computes in INT8: on a CPU no Conv, which ONNX Runtime would do slowly."""
+    kept = recipe.float_blocks
+    found = [one for one in linears(graph, model) if one.key in ranges and one.block not in kept]
+    return [one for one in found if recipe.profile == "tensorrt" or one.axis == 1]
 
 
 def _weight(model: ModelProto, one: Linear, recipe: Recipe, seen: Channels | None) -> list[NodeProto]:
@@ -99,13 +83,12 @@ def _weight(model: ModelProto, one: Linear, recipe: Recipe, seen: Channels | Non
     _store(model, one.weight, integers, scale)
     if seen is not None and one.axis == 1:
         correct_bias(model, one, weight - integers * scale, seen.mean)
-    inputs = [f"{one.weight}_int8", f"{one.weight}_scale"]
-    return [helper.make_node("DequantizeLinear", inputs, [one.weight], axis=one.axis)]
+    return [_dequantised(one.weight, one.axis)]
 
 
-def _computes(profile: Profile, model: ModelProto, one: Linear) -> bool:
-    """Whether a profile computes it in INT8: ONNX Runtime has no fast INT8 convolution with a float result."""
-    return profile == "tensorrt" or next(n for n in model.graph.node if n.name == one.node).op_type == "MatMul"
+def _dequantised(name: str, axis: int) -> NodeProto:
+    """A stored weight again in float32."""
+    return helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=axis)
 
 
 def store_weights(model: ModelProto, profile: Profile, kept: Collection[str] = ()) -> None:
@@ -113,31 +96,24 @@ def store_weights(model: ModelProto, profile: Profile, kept: Collection[str] = (
 
     TensorRT takes INT8 constants behind DequantizeLinear alone; ONNX Runtime would multiply those out at every turn.
     """
-    users: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
+    users = Wiring(model).readers
     for tensor in list(model.graph.initializer):
         axis = stored_axis(tensor, users.get(tensor.name, []))
         if axis is None or tensor.name in kept:
             continue
         name = tensor.name
         integers, scale = to_int8(_take(model, name), axis)
-        if profile == "tensorrt":
-            _store(model, name, integers, scale)
-            inputs = [f"{name}_int8", f"{name}_scale"]
-            model.graph.node.append(helper.make_node("DequantizeLinear", inputs, [name], axis=axis))
-            continue
-        if users[name][0].op_type == "Gather":
-            _store(model, name, integers, scale)
+        multiplied = profile == "cpu" and users[name][0].op_type != "Gather"
+        _store(model, name, integers, np.expand_dims(scale, _others(integers, axis)) if multiplied else scale)
+        if multiplied:
+            model.graph.node.extend([
+                helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]),
+            ])  # fmt: skip
+        elif profile == "cpu":
             _scale_rows(model.graph, name, users[name])
-            continue
-        shaped = scale.reshape([-1 if i == axis else 1 for i in range(integers.ndim)])
-        _store(model, name, integers, shaped)
-        model.graph.node.extend([
-            helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]),
-        ])  # fmt: skip
+        else:
+            model.graph.node.append(_dequantised(name, axis))
 
 
 def to_int8(weight: NDArray[np.float32], axis: int, limit: int = 127) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -147,10 +123,13 @@ def to_int8(weight: NDArray[np.float32], axis: int, limit: int = 127) -> tuple[N
     >>> integers.tolist()
     [[64, -127], [127, 64]]
     """
-    rest = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(axis=rest), 1e-12) / limit
-    shaped = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-    return np.rint(weight / shaped).astype(np.int8), scale.astype(np.float32)
+    scale = np.maximum(np.abs(weight).max(axis=_others(weight, axis), keepdims=True), 1e-12) / limit
+    return np.rint(weight / scale).astype(np.int8), scale.ravel().astype(np.float32)
+
+
+def _others(weight: NDArray[Any], axis: int) -> tuple[int, ...]:
+    """All axes but one."""
+    return tuple(i for i in range(weight.ndim) if i != axis)
 
 
 def grid(low: float, high: float, profile: Profile) -> tuple[float, int]:
@@ -181,6 +160,13 @@ def stored_axis(tensor: TensorProto, users: list[NodeProto]) -> int | None:
     if kinds == {"Transpose"}:  # a linear layer's (out, in), transposed in the graph
         return 0 if len(tensor.dims) == 2 else None
     return 0 if kinds == {"Conv"} and len(tensor.dims) <= 3 else None
+
+
+def set_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Give a graph these nodes alone, sorted."""
+    placed = sort(list(nodes))
+    del model.graph.node[:]
+    model.graph.node.extend(placed)
 
 
 def sort(nodes: list[NodeProto]) -> list[NodeProto]:
@@ -247,6 +233,6 @@ def _scale_rows(graph: onnx.GraphProto, table: str, users: list[NodeProto]) -> N
         ]
         graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{base}_last"))
         place = list(graph.node).index(node)
-        graph.node.remove(node)
-        for offset, new in enumerate(made):
-            graph.node.insert(place + offset, new)
+        del graph.node[place]
+        for new in reversed(made):
+            graph.node.insert(place, new)

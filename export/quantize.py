@@ -3,6 +3,7 @@
     python -m export.quantize runs/mine/float32 --calibration runs/mine/calibration.json --out runs/mine/int8
     python -m export.quantize FLOAT32 --calibration FILE --profile tensorrt --out runs/mine/int8-tensorrt
     python -m export.quantize FLOAT32 --weights-only --out runs/mine/int8-weights
+    python -m export.quantize FLOAT32 --calibration FILE --turns 400 --rank --out runs/mine/blocks.json
 
 Products with constant weights are computed in INT8 (export/qdq.py); residual sums, norms, softmax, gates and the head
 are computed in float32. The result is run beside float32 on held-out dev conversations. While it costs more than
@@ -23,10 +24,11 @@ from export.calibrate import Calibration, all_linears, load
 from export.int8 import quantised, with_int8_weights
 from export.place import check_place
 from export.qdq import Recipe
-from export.sensitivity import RANKED, Cost, Held, Options, held_out, recipe_of, sensitivity, table
+from export.sensitivity import RANKED, Cost, Held, held_out, sensitivity, table
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import HBAFError, InputError
 from training.command import cli
+from training.files import write_json
 
 HELD = 1500  # turns; weighted F1 on fewer moves by more than the budget from chance alone
 
@@ -85,26 +87,33 @@ def main(
     /,
     out: Path,
     calibration: Path | None = None,
-    options: Options = Options(turns=HELD),
+    recipe: Recipe = Recipe(),
     budget: Budget = Budget(),
-    keep: tuple[str, ...] = (),
+    on: str | None = None,
+    turns: int = HELD,
+    threads: int = 2,
     weights_only: bool = False,
+    rank: bool = False,
 ) -> None:
     """Quantise.
 
     Args:
         bundle: float32 bundle.
-        out: the INT8 bundle's folder.
+        out: the INT8 bundle's folder; with --rank a JSON file.
         calibration: file of export.calibrate.
-        options: recipe and held-out turns.
+        recipe: of INT8.
         budget: what INT8 may cost.
-        keep: blocks to keep in float32.
+        on: corpus in place of the bundle's own, such as manifest:mine.jsonl.
+        turns: held out.
+        threads: of the runtimes.
         weights_only: store INT8 and compute float32, without a calibration.
+        rank: only show and write what each block costs by itself.
     """
-    check_place(out)
     whole = load_bundle(bundle)
+    if not rank:
+        check_place(out)
     blocks = {one.block for one in all_linears(whole)}
-    unknown = sorted(set(keep) - blocks)
+    unknown = sorted(set(recipe.float_blocks) - blocks)
     if unknown:
         raise InputError(f"there is no block {unknown[0]!r}; there are: {', '.join(sorted(blocks))}")
     if weights_only:
@@ -113,8 +122,14 @@ def main(
     if calibration is None:
         raise InputError("--calibration FILE is needed (python -m export.calibrate), or --weights-only")
     ranges = load(calibration, whole)
-    held, data = held_out(options, whole)
-    recipe, steps = search(held, ranges, recipe_of(options, keep), budget)
+    held, data = held_out(whole, turns, on, threads)
+    if rank:
+        costs = [held.cost(ranges, recipe, "all"), *sensitivity(held, ranges, recipe)]
+        Console().print(table(costs, f"{recipe.profile}: one block in INT8, {data['turns']} held-out turns"))
+        ranking = {"weighted_f1_float32": held.f1, "blocks": [*map(asdict, costs)]}
+        write_json(out, {"recipe": asdict(recipe), "data": data, **ranking}, indent=1)
+        return
+    recipe, steps = search(held, ranges, recipe, budget)
     quantised(whole, ranges, recipe, out)
     Console().print(table(steps, f"INT8 against float32 on {data['turns']} held-out turns"))
     sizes = [load_bundle(path).megabytes for path in (bundle, out)]

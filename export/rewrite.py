@@ -8,121 +8,67 @@ ONNX Runtime runs (CPU and CUDA have it). What does not look like either is left
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.qdq import sort
+from export.linears import Wiring
+from export.qdq import set_nodes, sort
 
 CONTRIB = "com.microsoft"
 MASK = "token_mask"
 MOVES = ("Transpose", "Reshape", "Slice", "Squeeze", "Split", "Mul")  # between a projection and its product
 
 
-class Mix(NamedTuple):
-    """A weighted sum over an encoder's layers.
-
-    Attributes:
-        layers: their tensors (B, T, d).
-        norm: the LayerNormalization over d that all pass through.
-        shares: the stored tensor (layers,) of their weights.
-        output: the tensor (B, T, d) that it makes.
-    """
-
-    layers: list[str]
-    norm: NodeProto
-    shares: str
-    output: str
-
-
 class Attention(NamedTuple):
-    """A self-attention found in a graph.
+    """A self-attention found in a graph."""
 
-    Attributes:
-        projections: tensors of queries, keys and values before their biases (B, T, d); one where they are stacked.
-        biases: of each projection.
-        heads: how many.
-        masked: whether padding is masked.
-        output: the tensor (B, T, d) that it makes.
-    """
-
-    projections: tuple[str, ...]
-    biases: tuple[str, ...]
+    projections: tuple[str, ...]  # tensors of queries, keys and values before their biases (B, T, d); one if stacked
+    biases: tuple[str, ...]  # of each projection
     heads: int
-    masked: bool
-    output: str
+    masked: bool  # whether padding is masked
+    output: str  # the tensor (B, T, d) that it makes
 
 
 class Projection(NamedTuple):
-    """Queries, keys or values.
+    """Queries, keys or values."""
 
-    Attributes:
-        tensor: before the bias.
-        bias: a stored tensor.
-        size: of a head, 0 where the file does not say.
-        factor: that it is multiplied by on its way to the product.
-    """
-
-    tensor: str
-    bias: str
-    size: int
-    factor: float
-
-
-class Wiring:
-    """Who makes and who reads each tensor of a graph."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self.maker = {name: node for node in model.graph.node for name in node.output}
-        self.readers: dict[str, list[NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
-
-    def made_by(self, name: str, *kinds: str) -> NodeProto | None:
-        """The operator that makes a tensor, if it is one of these."""
-        node = self.maker.get(name)
-        return node if node is not None and node.op_type in kinds else None
-
-    def next(self, name: str, *kinds: str) -> NodeProto | None:
-        """The first operator of these kinds that reads a tensor."""
-        return next((node for node in self.readers.get(name, []) if node.op_type in kinds), None)
-
-    def value(self, name: str) -> NDArray[Any] | None:
-        """What a stored tensor holds."""
-        return numpy_helper.to_array(self.stored[name]) if name in self.stored else None
+    tensor: str  # before the bias
+    bias: str  # a stored tensor
+    size: int  # of a head, 0 where the file does not say
+    factor: float  # that it is multiplied by on its way to the product
 
 
 def mix_layers(model: ModelProto) -> ModelProto:
     """A copy whose encoder's layers are normalised and summed one by one."""
     made, wiring = _copy(model)
-    found = [one for node in made.graph.node if node.op_type == "Einsum" and (one := _mix(node, wiring)) is not None]
-    for one in found:
-        names = [f"{one.output}_share_{i}" for i in range(len(one.layers))]
+    for einsum in [node for node in model.graph.node if node.op_type == "Einsum"]:
+        (stacked, shares), (output,) = einsum.input, einsum.output
+        norm = wiring.made_by(stacked, "LayerNormalization")
+        layers = _stacked_layers(einsum, norm, wiring)
+        if norm is None or not layers:
+            continue
+        names = [f"{output}_share_{i}" for i in range(len(layers))]
         # Of constants alone: whoever loads the file computes these once, and the shares keep their name in it.
-        nodes = [helper.make_node("Split", [one.shares], names, axis=0, num_outputs=len(names))]
-        settings = {a.name: helper.get_attribute_value(a) for a in one.norm.attribute}
-        for share, layer in zip(names, one.layers, strict=True):
-            nodes.append(helper.make_node("Mul", [one.norm.input[1], share], [f"{share}_weight"]))
+        nodes = [helper.make_node("Split", [shares], names, axis=0, num_outputs=len(names))]
+        settings = {a.name: helper.get_attribute_value(a) for a in norm.attribute}
+        for share, layer in zip(names, layers, strict=True):
+            nodes.append(helper.make_node("Mul", [norm.input[1], share], [f"{share}_weight"]))
             inputs = [layer, f"{share}_weight"]
             nodes.append(helper.make_node("LayerNormalization", inputs, [f"{share}_part"], **settings))
-        made.graph.node.remove(wiring.maker[one.output])
-        made.graph.node.extend([*nodes, helper.make_node("Sum", [f"{share}_part" for share in names], [one.output])])
-    return _tidied(made) if found else made
+        made.graph.node.remove(wiring.maker[output])
+        made.graph.node.extend([*nodes, helper.make_node("Sum", [f"{share}_part" for share in names], [output])])
+    return _tidied(made) if len(made.graph.node) > len(model.graph.node) else made
 
 
-def _mix(einsum: NodeProto, wiring: Wiring) -> Mix | None:
-    """What an Einsum sums, if that is an encoder's layers, stacked and normalised."""
-    norm = wiring.made_by(einsum.input[0], "LayerNormalization")
-    stack = wiring.made_by(norm.input[0], "Concat") if norm is not None else None
-    layers = [wiring.made_by(name, "Unsqueeze") for name in stack.input] if stack is not None else []
+def _stacked_layers(einsum: NodeProto, norm: NodeProto | None, wiring: Wiring) -> list[str]:
+    """The encoder's layers (B, T, d) that an Einsum sums, stacked and normalised; none where it is another one."""
     layout = helper.get_node_attr_value(einsum, "equation").replace(b" ", b"")
-    if norm is None or len(norm.input) != 2 or layout != b"utsd,s->utd" or einsum.input[1] not in wiring.stored:
-        return None
-    known = [layer.input[0] for layer in layers if layer is not None]
-    return Mix(known, norm, einsum.input[1], einsum.output[0]) if len(known) == len(layers) else None
+    stack = wiring.made_by(norm.input[0], "Concat") if norm is not None and len(norm.input) == 2 else None
+    if stack is None or layout != b"utsd,s->utd" or einsum.input[1] not in wiring.stored:
+        return []
+    layers = [node.input[0] for name in stack.input if (node := wiring.made_by(name, "Unsqueeze")) is not None]
+    return layers if len(layers) == len(stack.input) else []
 
 
 def fuse_attention(model: ModelProto) -> ModelProto:
@@ -214,7 +160,7 @@ def _reads_mask(name: str, wiring: Wiring) -> bool:
             if each not in seen and each not in wiring.stored:
                 seen.add(each)
                 left.append(each)
-    return {each for each in seen if each not in wiring.maker} == {MASK}
+    return seen - set(wiring.maker) == {MASK}
 
 
 def _copy(model: ModelProto) -> tuple[ModelProto, Wiring]:
@@ -225,20 +171,15 @@ def _copy(model: ModelProto) -> tuple[ModelProto, Wiring]:
 
 def _tidied(model: ModelProto) -> ModelProto:
     """Without what nobody reads any more, in order, in place."""
-    outputs = {value.name for value in model.graph.output}
-    while True:
-        read = {name for node in model.graph.node for name in node.input} | outputs
-        idle = [node for node in model.graph.node if not read & set(node.output)]
-        if not idle:
-            break
-        for node in idle:
-            model.graph.node.remove(node)
+    read, nodes = {value.name for value in model.graph.output}, []
+    for node in reversed(sort(list(model.graph.node))):
+        if read & set(node.output):
+            nodes.append(node)
+            read.update(node.input)
+    made = {name for node in nodes for name in node.output}
+    set_nodes(model, nodes[::-1])
     for tensor in [t for t in model.graph.initializer if t.name not in read]:
         model.graph.initializer.remove(tensor)
-    made = {name for node in model.graph.node for name in node.output}
     for value in [v for v in model.graph.value_info if v.name not in made]:
         model.graph.value_info.remove(value)
-    placed = sort(list(model.graph.node))
-    del model.graph.node[:]
-    model.graph.node.extend(placed)
     return model

@@ -67,7 +67,7 @@ def main(bundle: Path, /, reference: Path | None = None) -> None:
         bundle: folder or .hbaf file.
         reference: float32 bundle of the same checkpoint.
     """
-    tests = {name: Trial(*pair) for name, pair in held_out().items()}
+    tests = held_out()
     print(json.dumps(score(bundle, tests, reference)))
 
 

@@ -1,62 +1,43 @@
 """Which blocks of a model INT8 hurts, one at a time, on held-out conversations.
 
-    python -m export.sensitivity runs/mine/float32 --calibration runs/mine/calibration.json --out runs/mine/sensitivity
-
 Every block (export/linears.py) is computed in INT8 while all others stay float32; blocks are ranked by loss of weighted
-F1, then label flips, then KL divergence from float32, on dev conversations. Writes OUT.json and OUT.png.
+F1, then label flips, then KL divergence from float32, on dev conversations.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
-from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from export.calibrate import Calibration, all_linears, load
-from export.compare import Outcome, judged, labels_of, measures, predictions
-from export.conversations import conversations, counts, digest
-from export.histogram import Method
+from export.calibrate import Calibration, all_linears
+from export.compare import Outcome, in_runtime, judged, labels_of, measures
+from export.conversations import conversations, counts, digest, first_turns
 from export.int8 import quantised
-from export.qdq import Profile, Recipe, chosen_linears
-from hbaf_edge import HBAFRuntime
-from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
-from hbaf_edge.machine import saturates_here
-from training.command import cli
+from export.qdq import Recipe, chosen_linears
+from hbaf_edge.bundle import GRAPHS, Bundle
 from training.corpora.records import CorpusError, Dialogue
-from training.files import write_json
 
 RANKED = 400  # turns: a block's flips and divergence show, its weighted F1 is within noise
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What computing a block in INT8 does on held-out conversations.
+    """What computing a block in INT8 does on held-out conversations."""
 
-    Attributes:
-        block: its name; "all" for everything at once.
-        f1_drop: weighted F1 of float32 less that of INT8.
-        flip_rate: share of turns whose label differs.
-        kl_divergence: of the probabilities, mean over turns, nats.
-        cosine: of the fused vector, mean over turns.
-        snr_db: of the logits.
-    """
-
-    block: str
-    f1_drop: float
-    flip_rate: float
-    kl_divergence: float
-    cosine: float
-    snr_db: float
+    block: str  # its name; "all" for everything at once
+    f1_drop: float  # weighted F1 of float32 less that of INT8
+    flip_rate: float  # share of turns whose label differs
+    kl_divergence: float  # of the probabilities, mean over turns, nats
+    cosine: float  # of the fused vector, mean over turns
+    snr_db: float  # of the logits
 
     @property
     def rank(self) -> tuple[float, float, float]:
@@ -75,24 +56,22 @@ class Held:
 
     def __init__(self, bundle: Bundle, dialogues: Sequence[Dialogue], threads: int = 2) -> None:
         self.bundle, self.dialogues, self.threads = bundle, dialogues, threads
-        self.reference = self._run(bundle.path)
+        self.reference = in_runtime(bundle.path, dialogues, threads)
         self.f1 = self.weighted_f1(self.reference)
 
     def part(self, turns: int) -> Held:
-        """The first conversations of about so many turns: enough to rank blocks by."""
+        """The first turns: enough to rank blocks by."""
         made = copy.copy(self)
-        ends = list(itertools.accumulate(len(d.turns) for d in self.dialogues))
-        count = min(len(ends), 1 + sum(end < turns for end in ends))
-        whole, turns = self.reference, ends[count - 1]
-        made.dialogues = self.dialogues[:count]
-        made.reference = Outcome(whole.probabilities[:turns], whole.embeddings[:turns])
+        made.dialogues = first_turns(self.dialogues, turns)
+        made.reference = Outcome(self.reference.probabilities[:turns], self.reference.embeddings[:turns])
         made.f1 = made.weighted_f1(made.reference)
         return made
 
     def cost(self, calibration: Calibration, recipe: Recipe, name: str) -> Cost:
         """Of a recipe."""
         with tempfile.TemporaryDirectory(prefix="hbaf-candidate-") as folder:
-            found = self._run(quantised(self.bundle, calibration, recipe, Path(folder) / "bundle"))
+            path = quantised(self.bundle, calibration, recipe, Path(folder) / "bundle")
+            found = in_runtime(path, self.dialogues, self.threads)
         moved = measures(found, self.reference)
         costs = (moved[name] for name in ("flip_rate", "kl_divergence", "cosine_mean", "snr_db"))
         return Cost(name, *(round(cost, 6) for cost in (self.f1 - self.weighted_f1(found), *costs)))
@@ -101,10 +80,6 @@ class Held:
         """Of the labelled turns; 0 without any."""
         scored = judged(found, labels_of(self.dialogues), self.bundle.labels)
         return float(scored["weighted_f1"]) if scored else 0.0
-
-    def _run(self, path: str | Path) -> Outcome:
-        with HBAFRuntime(path, threads=self.threads) as runtime:
-            return Outcome.of(predictions(runtime, self.dialogues))
 
 
 def blocks_of(bundle: Bundle) -> list[str]:
@@ -142,72 +117,9 @@ def table(costs: Sequence[Cost], title: str) -> Table:
     return shown
 
 
-def picture(costs: Sequence[Cost], path: Path) -> None:
-    """A bar for each block's flips and KL divergence."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    ordered = list(reversed(costs))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.28 * len(ordered) + 1.5), sharey=True)
-    left.barh([c.block for c in ordered], [100 * c.flip_rate for c in ordered], color="#4477aa")
-    left.set_xlabel("labels flipped, %")
-    right.barh([c.block for c in ordered], [c.kl_divergence for c in ordered], color="#cc6677")
-    right.set_xlabel("KL divergence from float32, nats")
-    figure.suptitle("one block in INT8, all others in float32")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What sensitivity and quantize can both be told."""
-
-    profile: Profile = "cpu"  # what runs it: ONNX Runtime on a CPU, or TensorRT
-    method: Method = Recipe.method  # of the calibration's ranges
-    weights: Literal["auto", "7", "8"] = "8"  # bits; auto: 7 without VNNI here
-    migration: float = Recipe.migration  # of scale into weights, 0 to 1
-    on: str | None = None  # corpus in place of the bundle's own, such as manifest:mine.jsonl
-    turns: int = RANKED  # held-out turns
-    threads: int = 2  # of the runtimes
-
-
-def recipe_of(given: Options, float_blocks: Sequence[str] = ()) -> Recipe:
-    """The recipe that options ask for."""
-    narrow = saturates_here() if given.weights == "auto" else given.weights == "7"
-    return Recipe(given.profile, given.method, narrow and given.profile == "cpu", given.migration, tuple(float_blocks))
-
-
-def held_out(given: Options, bundle: Bundle) -> tuple[Held, dict[str, Any]]:
+def held_out(bundle: Bundle, turns: int, on: str | None, threads: int) -> tuple[Held, dict[str, Any]]:
     """Dev conversations and what there is of them."""
-    dialogues = conversations(bundle.manifest, "dev", given.turns, given.on, seed=1)
+    dialogues = conversations(bundle.manifest, "dev", turns, on, seed=1)
     if not counts(dialogues)["labelled"]:
         raise CorpusError("the dev split has no labelled turn; weighted F1 cannot be measured on it")
-    return Held(bundle, dialogues, given.threads), {**counts(dialogues), "sha256": digest(dialogues)}
-
-
-def main(bundle: Path, /, calibration: Path, out: Path, options: Options = Options()) -> None:
-    """Rank.
-
-    Args:
-        bundle: float32 bundle.
-        calibration: file of export.calibrate.
-        out: OUT.json and OUT.png.
-        options: recipe and held-out turns.
-    """
-    whole = load_bundle(bundle)
-    ranges, recipe = load(calibration, whole), recipe_of(options)
-    held, data = held_out(options, whole)
-    costs = [held.cost(ranges, recipe, "all"), *sensitivity(held, ranges, recipe)]
-    Console().print(table(costs, f"{recipe.profile}, {recipe.method}: one block in INT8, {data['turns']} dev turns"))
-    result = {"recipe": asdict(recipe), "data": data, "weighted_f1_float32": held.f1, "blocks": [*map(asdict, costs)]}
-    print(json.dumps(result))
-    write_json(out.with_name(out.name + ".json"), result, indent=1)
-    picture(costs[1:], out.with_name(out.name + ".png"))
-
-
-if __name__ == "__main__":
-    cli(main)
+    return Held(bundle, dialogues, threads), {**counts(dialogues), "sha256": digest(dialogues)}

@@ -8,9 +8,7 @@ calibration, quantisation and all comparisons start from.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,14 +20,12 @@ from transformers import BertModel
 
 from export import metadata
 from export.bundle import about_checkpoint, write_bundle
-from export.compare import largest_difference
-from export.gate_function import add_function
+from export.compare import largest_difference, random_inputs, run_once
+from export.gate_function import BATCH, add_function, traced
 from export.graphs import Graph, graphs
 from export.place import check_place, workplace
 from export.rewrite import mix_layers
-from hbaf_edge.backends.settings import default_threads, session_options
 from hbaf_edge.errors import BundleError, InputError
-from hbaf_edge.ort import onnxruntime as ort
 from training import checkpoint as checkpoints
 from training.command import cli
 from training.config import ModelConfig
@@ -59,37 +55,11 @@ def export(model: HBAF, audio: nn.Module | None, text: nn.Module | None, out: Pa
 
 
 def _write(scope: str, graph: Graph, path: Path, config: ModelConfig, sha256: str) -> None:
-    graph.module.eval()
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    dims: dict[str, Any] = {}
-    for name, tensor in graph.inputs.items():
-        axes = {0: batch}
-        for axis, size in graph.varying.get(name, {}).items():
-            factor, _, root = size.rpartition("*")
-            limit = 3000 if root == "mel_frames" else 512
-            dim = dims.setdefault(root, torch.export.Dim(root, min=1, max=limit))
-            axes[axis] = int(factor) * dim if factor else dim
-        dims[f"input {name}"] = {axis: axes[axis] for axis in axes if axis < tensor.ndim}
-    shapes = {name: dims[f"input {name}"] for name in graph.inputs}
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            graph.module,
-            kwargs=graph.inputs,
-            dynamic_shapes=shapes,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
+    shapes = {name: {0: BATCH, **graph.varying.get(name, {})} for name in graph.inputs}
+    settings = {"kwargs": graph.inputs, "dynamic_shapes": shapes, "input_names": list(graph.inputs)}
+    proto = traced(graph.module, graph.outputs, OPSET, **settings)
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version, proto.doc_string = "hbaf-edge", "", ""
-    for node in proto.graph.node:  # stack traces of the exporting machine: no use at run time, and they name its paths
-        del node.metadata_props[:]
-        node.doc_string = ""
     for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
     name_weights(proto, graph.module)
@@ -109,18 +79,17 @@ def name_weights(proto: onnx.ModelProto, module: nn.Module) -> None:
     softmax normalised.
     """
     known = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    layouts: dict[tuple[int, ...], list[tuple[str, NDArray[np.float32]]]] = {}
+    layouts: dict[int, list[tuple[str, NDArray[np.float32]]]] = {}
     standard = ((name, buffer) for name, buffer in module.named_buffers() if ".standardise." in name)
     for name, parameter in (*module.named_parameters(), *standard):
-        value = parameter.detach().numpy()
-        for layout, array in _layouts(name, value):
-            layouts.setdefault((array.size,), []).append((layout, np.ascontiguousarray(array).ravel()))
+        for layout, array in _layouts(name, parameter.detach().numpy()):
+            layouts.setdefault(array.size, []).append((layout, array.ravel()))
     renamed: dict[str, str] = {}
     for tensor in proto.graph.initializer:
         if tensor.name in known or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         value = onnx.numpy_helper.to_array(tensor).ravel()
-        fit = (name for name, array in layouts.get((value.size,), ()) if np.allclose(array, value, rtol=0, atol=1e-7))
+        fit = (name for name, array in layouts.get(value.size, ()) if np.allclose(array, value, rtol=0, atol=1e-7))
         found = next((name for name in fit if name not in renamed.values()), None)
         if found and value.size > 1:
             renamed[tensor.name] = found
@@ -148,31 +117,11 @@ def _layouts(name: str, value: NDArray[np.float32]) -> list[tuple[str, NDArray[n
 
 def compare(graph: Graph, path: Path, seed: int = 0) -> float:
     """Largest difference between an ONNX file and its module, at a batch and lengths other than the exported ones."""
-    torch.manual_seed(seed)
-    inputs = {name: _resized(name, tensor, graph) for name, tensor in graph.inputs.items()}
+    inputs = random_inputs(onnx.load(path), seed=seed)
     with torch.inference_mode():
-        expected = graph.module(**inputs)
+        expected = graph.module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
     expected = (expected,) if isinstance(expected, Tensor) else expected
-    session = ort.InferenceSession(str(path), session_options(default_threads()), providers=["CPUExecutionProvider"])
-    found = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
-    return largest_difference(found, [tensor.numpy() for tensor in expected])
-
-
-def _resized(name: str, tensor: Tensor, graph: Graph) -> Tensor:
-    """The example at batch three and twice its length, with new values; in masks some are out, in the last row all."""
-    shape = [3, *tensor.shape[1:]]
-    for axis in graph.varying.get(name, {}):
-        shape[axis] = 2 * shape[axis]
-    if tensor.is_floating_point():
-        return torch.randn(shape)
-    if tensor.dtype == torch.bool:
-        mask = torch.rand(shape) > 0.3
-        mask[-1] = False
-        return mask
-    if name == "token_mask":
-        return (torch.arange(shape[1]) < torch.tensor([[shape[1]], [3], [1]])).long()
-    highest = {"tokens": 100, "distance": tensor.shape[-1] + 1}.get(name, 3)
-    return torch.randint(1 if name == "distance" else 0, highest, shape)
+    return largest_difference(run_once(path, inputs), [tensor.numpy() for tensor in expected])
 
 
 def main(checkpoint: Path, /, out: Path, name: str = "hbaf-edge model") -> None:
@@ -188,8 +137,8 @@ def main(checkpoint: Path, /, out: Path, name: str = "hbaf-edge model") -> None:
     config = stored.hbaf.config
     described = about_checkpoint(stored.about, config, name, "float32")
     with workplace(out) as folder:
-        differences = export(stored.hbaf, stored.audio, stored.text, Path(folder))
-        write_bundle(Path(folder), out, config, described)
+        differences = export(stored.hbaf, stored.audio, stored.text, folder)
+        write_bundle(folder, out, config, described)
     for graph, difference in differences.items():
         size = (out / f"{graph}.onnx").stat().st_size / 1e6
         Console().print(f"{graph:10} {size:6.1f} MB  largest difference from PyTorch {difference:.1e}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from export.compare import Array, Outcome, cosines, judged, labels_of, measures, predictions
-from export.conversations import conversations, counts
-from export.watch import watched
-from hbaf_edge import HBAFRuntime
+from export.compare import Array, Outcome, cosines, in_runtime, judged, labels_of, measures, predictions, watched
+from export.conversations import conversations, counts, first_turns
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
 from hbaf_edge.machine import machine
@@ -38,8 +35,7 @@ from training.learner import Learner, load_learner
 from training.material import Material
 from training.stages import predict
 
-TOLERANCE = 1e-4
-# What a bundle of each precision may differ by, in the words of `Step`; those of AT_LEAST must not be less.
+# What a bundle of each precision may differ by, in the words of `compared`; those of AT_LEAST must not be less.
 LIMITS = {
     "float32": {"difference_max": 1e-4, "flip_rate": 0.0},
     "float16": {"flip_rate": 0.002, "cosine_mean": 0.999},
@@ -48,40 +44,7 @@ LIMITS = {
     "int8-tensorrt": {"flip_rate": 0.02, "snr_db": 30.0},
 }
 AT_LEAST = ("cosine_mean", "snr_db")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A bundle held against PyTorch: its `measures` (export/compare.py), and
-
-    Attributes:
-        name: of the precision.
-        key: of the bundle.
-        broken: which limits it breaks; empty where it keeps them all.
-        weighted_f1, f1_drop, f1_by_label: on labelled turns; None and empty without any.
-        milliseconds: median of a turn on this machine.
-        megabytes: of the bundle.
-        layers: cosine of each residual sum with float32's, by name.
-    """
-
-    name: str
-    key: str
-    broken: tuple[str, ...]
-    turns: int
-    label_flips: int
-    flip_rate: float
-    kl_divergence: float
-    snr_db: float
-    cosine_mean: float
-    cosine_min: float
-    difference_mean: float
-    difference_max: float
-    weighted_f1: float | None
-    f1_drop: float | None
-    f1_by_label: dict[str, float]
-    milliseconds: float
-    megabytes: float
-    layers: dict[str, float]
+Step = dict[str, Any]  # a bundle against PyTorch: a row of the parity chain, see `compared`
 
 
 def in_torch(learner: Learner, dialogues: Sequence[Dialogue], temperatures: dict[str, float]) -> Outcome:
@@ -91,36 +54,34 @@ def in_torch(learner: Learner, dialogues: Sequence[Dialogue], temperatures: dict
     return Outcome(torch.softmax(scaled, -1).numpy(), found.embedding.numpy())
 
 
-def in_runtime(bundle: Bundle, dialogues: Sequence[Dialogue], threads: int) -> Outcome:
-    """A bundle in the runtime, turn by turn."""
-    with HBAFRuntime(bundle.path, threads=threads) as runtime:
-        return Outcome.of(predictions(runtime, dialogues))
-
-
 def compared(
     bundle: Bundle, found: Outcome, reference: Outcome, labels: Sequence[int], layers: dict[str, float]
 ) -> Step:
-    """One step against PyTorch, judged by the limits of its precision."""
-    before, after = (judged(one, labels, bundle.labels) for one in (reference, found))
-    scored: dict[str, Any] = {"weighted_f1": None, "f1_drop": None, "f1_by_label": {}}
-    if before is not None and after is not None:
-        scored = {
-            "weighted_f1": after["weighted_f1"],
-            "f1_drop": before["weighted_f1"] - after["weighted_f1"],
-            "f1_by_label": {name: round(value, 4) for name, value in after["f1"].items()},
-        }
-    cost = {"milliseconds": found.milliseconds, "megabytes": bundle.megabytes}
-    measured: dict[str, Any] = {**measures(found, reference), **scored, **cost}
+    """One bundle against PyTorch, judged by the limits of its precision.
+
+    Returns:
+        `measures` (export/compare.py), name (of the precision), key (of the bundle), broken (limits, in words),
+        weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any), milliseconds (median of a
+        turn on this machine), megabytes, layers (cosine of each residual sum with float32's, by name).
+    """
     name = bundle.manifest["precision"]
-    return Step(name, bundle.key, broken(LIMITS[name], measured), **measured, layers=layers)
+    step: Step = {"name": name, "key": bundle.key, **measures(found, reference), "weighted_f1": None, "f1_drop": None,
+                  "f1_by_label": {}, "milliseconds": found.milliseconds, "megabytes": bundle.megabytes,
+                  "layers": layers}  # fmt: skip
+    before, after = (judged(one, labels, bundle.labels) for one in (reference, found))
+    if before is not None and after is not None:
+        step["weighted_f1"] = after["weighted_f1"]
+        step["f1_drop"] = before["weighted_f1"] - after["weighted_f1"]
+        step["f1_by_label"] = {label: round(value, 4) for label, value in after["f1"].items()}
+    return step | {"broken": broken(LIMITS[name], step)}
 
 
-def broken(limits: dict[str, float], measured: dict[str, Any]) -> tuple[str, ...]:
+def broken(limits: dict[str, float], measured: Step) -> list[str]:
     """The limits that a measurement breaks, in words.
 
     >>> found = {"flip_rate": 0.03, "snr_db": 35.0, "f1_drop": None}
     >>> broken({"flip_rate": 0.02, "snr_db": 30, "f1_drop": 0.005}, found)
-    ('flip_rate 0.03, allowed 0.02',)
+    ['flip_rate 0.03, allowed 0.02']
     """
     found = []
     for name, limit in limits.items():
@@ -129,7 +90,7 @@ def broken(limits: dict[str, float], measured: dict[str, Any]) -> tuple[str, ...
             continue
         if not (value >= limit if least else value <= limit):  # NaN keeps nothing
             found.append(f"{name} {value:.5g}, {'at least' if least else 'allowed'} {limit:g}")
-    return tuple(found)
+    return found
 
 
 def layer_cosines(reference: Bundle, bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, float]:
@@ -170,24 +131,13 @@ def walk(
     loaded = [load_bundle(path) for path in bundles]
     reference = next((b for b in loaded if b.manifest["precision"] == "float32"), None)
     expected = in_torch(learner, dialogues, loaded[0].manifest["temperatures"])
-    few = _first_turns(dialogues, layer_turns)
+    few = first_turns(dialogues, layer_turns)
     steps = []
     for bundle in loaded:
         layers = layer_cosines(reference, bundle, few) if reference is not None and bundle is not reference else {}
-        steps.append(compared(bundle, in_runtime(bundle, dialogues, threads), expected, labels_of(dialogues), layers))
+        found = in_runtime(bundle.path, dialogues, threads)
+        steps.append(compared(bundle, found, expected, labels_of(dialogues), layers))
     return steps
-
-
-def _first_turns(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
-    """Conversations of about so many turns in all."""
-    found, have = [], 0
-    for d in dialogues:
-        part = Dialogue(d.name, d.split, d.turns[: count - have])
-        have += len(part.turns)
-        found.append(part)
-        if have >= count:
-            break
-    return found
 
 
 def table(steps: Sequence[Step], turns: int) -> Table:
@@ -198,10 +148,10 @@ def table(steps: Sequence[Step], turns: int) -> Table:
     )  # fmt: skip
     for s in steps:
         shown.add_row(
-            s.name, f"{s.difference_max:.1e} {s.difference_mean:.1e}", f"{s.flip_rate:.2%}",
-            f"{s.cosine_mean:.5f} {s.cosine_min:.4f}", f"{s.snr_db:.0f} dB",
-            "-" if s.f1_drop is None else f"{s.weighted_f1:.4f} ({-s.f1_drop:+.4f})", f"{s.milliseconds:.1f}",
-            f"{s.megabytes:.1f}", "; ".join(s.broken) or "kept",
+            s["name"], f"{s['difference_max']:.1e} {s['difference_mean']:.1e}", f"{s['flip_rate']:.2%}",
+            f"{s['cosine_mean']:.5f} {s['cosine_min']:.4f}", f"{s['snr_db']:.0f} dB",
+            "-" if s["f1_drop"] is None else f"{s['weighted_f1']:.4f} ({-s['f1_drop']:+.4f})",
+            f"{s['milliseconds']:.1f}", f"{s['megabytes']:.1f}", "; ".join(s["broken"]) or "kept",
         )  # fmt: skip
     return shown
 
@@ -217,14 +167,6 @@ def conversation(turns: int = 100, seed: int = 0) -> Dialogue:
         text = "" if kind > 0.8 else turn["text"]
         made.append(Utterance(text, UNLABELLED, rng.choice(["anna", "bob", None]), audio))
     return Dialogue("verify", "dev", tuple(made))
-
-
-def difference(learner: Learner, bundle: Path) -> tuple[float, int]:
-    """Largest difference of a probability, and label flips, over the conversation."""
-    loaded, talks = load_bundle(bundle), [conversation()]
-    expected = in_torch(learner, talks, loaded.manifest["temperatures"])
-    found = measures(in_runtime(loaded, talks, threads=1), expected)
-    return found["difference_max"], int(found["label_flips"])
 
 
 def main(
@@ -259,13 +201,13 @@ def main(
     console.print(table(steps, sum(len(d.turns) for d in talks)))
     result = {
         "machine": machine(), "threads": threads, "data": {**counts(talks), "split": split or "example"},
-        "model": manifest["name"], "steps": [asdict(s) for s in steps],
+        "model": manifest["name"], "steps": steps,
     }  # fmt: skip
     print(json.dumps(result))
     if save:
         write_json(save, result, indent=1)
-    if any(s.broken for s in steps):
-        raise SystemExit("; ".join(f"{s.name}: {why}" for s in steps for why in s.broken))
+    if any(s["broken"] for s in steps):
+        raise SystemExit("; ".join(f"{s['name']}: {why}" for s in steps for why in s["broken"]))
 
 
 if __name__ == "__main__":

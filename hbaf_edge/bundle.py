@@ -16,9 +16,10 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hbaf_edge.errors import BundleError
+from hbaf_edge.sign import LENGTH, SIGNATURE, verify
 from hbaf_edge.version import __version__
 
 FORMAT = 1
@@ -35,7 +36,7 @@ BROKEN = (
     lzma.LZMAError,
 )  # fmt: skip
 
-Read = Callable[[str, int], bytes]
+Open = Callable[[str], IO[bytes] | None]  # a file of the bundle by its name; None where there is none
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def load_bundle(path: str | os.PathLike[str] | None = None, public_key: str | os
     try:
         where = Path(path) if path is not None else DEFAULT
         if where.is_dir():
-            return _verified(where, lambda name, limit: _read_file(where, name, limit), public_key)
+            return _verified(where, lambda name: _open_file(where, name), public_key)
         if where.is_file():
             with zipfile.ZipFile(where) as archive:
-                return _verified(where, lambda name, limit: _read_member(archive, name, limit), public_key)
+                return _verified(where, lambda name: _open_member(archive, name), public_key)
     except BundleError:
         raise
     except BROKEN as error:
@@ -93,14 +94,21 @@ def load_bundle(path: str | os.PathLike[str] | None = None, public_key: str | os
     raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
 
 
-def _verified(where: Path, read: Read, public_key: str | os.PathLike[str] | None) -> Bundle:
+def _verified(where: Path, open_file: Open, public_key: str | os.PathLike[str] | None) -> Bundle:
+    def read(name: str, limit: int) -> bytes:
+        content = _read(where, open_file, name, limit)
+        if content is None:
+            raise BundleError(f"{where}: {name} is missing; the bundle is incomplete")
+        return content
+
     raw = read("manifest.json", MAX_MANIFEST)
     if public_key is not None:  # before a word of it is believed
-        _check_signature(where, raw, read, public_key)
+        verify(raw, _read(where, open_file, SIGNATURE, LENGTH), public_key, str(where))
     manifest = _manifest(raw, where)
     files = {}
     for name, entry in manifest["files"].items():
-        _check_name(name, where)
+        if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in name.split("/")):
+            raise BundleError(f"{where}: the manifest names {name!r}; only plain names inside of it are accepted")
         content = read(name, min(MAX_FILE, int(entry["bytes"])))
         found = hashlib.sha256(content).hexdigest()
         if found != entry["sha256"]:
@@ -114,18 +122,6 @@ def _verified(where: Path, read: Read, public_key: str | os.PathLike[str] | None
     if missing:
         raise BundleError(f"{where}: manifest.json gives no hash for {', '.join(missing)}; the bundle is incomplete")
     return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), str(where))
-
-
-def _check_signature(where: Path, raw: bytes, read: Read, public_key: str | os.PathLike[str]) -> None:
-    from hbaf_edge import sign
-
-    try:
-        signature: bytes | None = read(sign.SIGNATURE, sign.LENGTH)
-    except BundleError as error:
-        if "is missing" not in str(error):
-            raise
-        signature = None
-    sign.verify(raw, signature, public_key, str(where))
 
 
 def _manifest(raw: bytes, where: Path) -> dict[str, Any]:
@@ -157,21 +153,17 @@ def _check_shape(manifest: dict[str, Any]) -> None:
         raise ValueError("'labels' must be two or more different names")
     if not isinstance(manifest["precision"], str):
         raise TypeError("'precision' must be a name")
-    for shown, shape in (
-        ("quantisation", dict),
-        ("encoders", dict),
-        ("headline", dict),
-        ("licence", dict),
-        ("data", list),
-        ("limits", list),
-    ):
+    objects, lists = ("quantisation", "encoders", "headline", "licence"), ("data", "limits")
+    for shown in (*objects, *lists):
+        shape: type = dict if shown in objects else list
         if not isinstance(manifest.get(shown, shape()), shape):
             raise TypeError(f"{shown!r} must be a JSON {'object' if shape is dict else 'list'}")
     if not all(isinstance(encoder, dict) for encoder in manifest.get("encoders", {}).values()):
         raise TypeError("each of 'encoders' must be a JSON object")
-    for entry in manifest.get("data", []):
-        if not isinstance(entry, dict) or {"name", "licence", "use"} - set(entry):
-            raise TypeError("each of 'data' must be a JSON object with name, licence and use")
+    if any(
+        not isinstance(entry, dict) or {"name", "licence", "use"} - set(entry) for entry in manifest.get("data", [])
+    ):
+        raise TypeError("each of 'data' must be a JSON object with name, licence and use")
     for field, low, high in (("window", 1, 4096), ("width", 1, 8192), ("dialogue_layers", 1, 64), ("stack", 1, 64)):
         if type(manifest[field]) is not int or not low <= manifest[field] <= high:
             raise ValueError(f"{field!r} must lie in {low}..{high}")
@@ -193,36 +185,28 @@ def _check_shape(manifest: dict[str, Any]) -> None:
             raise ValueError(f"files.{name} must have 'bytes' (up to {MAX_FILE:,}) and a 'sha256' of 64 digits")
 
 
-def _check_name(name: str, where: Path) -> None:
-    parts = name.split("/")
-    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in parts):
-        raise BundleError(f"{where}: the manifest names {name!r}; only plain names inside of the bundle are accepted")
-
-
-def _read_file(folder: Path, name: str, limit: int) -> bytes:
+def _open_file(folder: Path, name: str) -> IO[bytes] | None:
     path = folder / name
     if not path.is_file():
-        raise BundleError(f"{folder}: {name} is missing; the bundle is incomplete")
+        return None
     if folder.resolve() not in path.resolve().parents:
         raise BundleError(f"{folder}: {name} leads out of the bundle; only files inside of it are accepted")
-    what = f"{folder}: {name}"
-    with path.open("rb") as file:  # it may grow between the two looks
-        content = _bounded(path.stat().st_size, limit, lambda: file.read(limit + 1), what)
-    return _bounded(len(content), limit, lambda: content, what)
+    return path.open("rb")
 
 
-def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    try:
-        member = archive.getinfo(name)
-    except KeyError:
-        raise BundleError(f"{archive.filename}: {name} is missing; the bundle is incomplete") from None
-    what = f"{archive.filename}: {name}"
-    with archive.open(member) as file:  # the size a zip states may be a lie; never unpack more than is allowed
-        content = _bounded(member.file_size, limit, lambda: file.read(limit + 1), what)
-    return _bounded(len(content), limit, lambda: content, what)
+def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes] | None:
+    return archive.open(name) if name in archive.namelist() else None
 
 
-def _bounded(size: int, limit: int, read: Callable[[], bytes], what: str) -> bytes:
-    if size > limit:
-        raise BundleError(f"{what} is {size:,} bytes long where {limit:,} are allowed; it was altered or damaged")
-    return read()
+def _read(where: Path, open_file: Open, name: str, limit: int) -> bytes | None:
+    """A whole file; None where there is none. The size that a zip states may be a lie, so no size is asked for."""
+    file = open_file(name)
+    if file is None:
+        return None
+    with file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise BundleError(
+            f"{where}: {name} is longer than the {limit:,} bytes that are allowed; it was altered or damaged"
+        )
+    return content

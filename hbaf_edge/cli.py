@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -20,7 +20,7 @@ from hbaf_edge.audio import load_chunk
 from hbaf_edge.bench.command import advise, benchmark, compare
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.card import NOTICE, describe
-from hbaf_edge.dialogue_file import STDIN, Source, Utterance, check_file, find_source, standard_input
+from hbaf_edge.dialogue_file import STDIN, Utterance, check_file, find_source, standard_input
 from hbaf_edge.dialogue_file import read_dialogue as read_dialogue
 from hbaf_edge.display import AnswerPrinter, screen, show_error, show_line, turn_bars
 from hbaf_edge.errors import HBAFError, InputError
@@ -103,8 +103,7 @@ def predict(
             runtime, dialogues, speaker=speaker, is_one_conversation=conversation,
             sample_rate=sample_rate, sample_format=sample_format,
         )  # fmt: skip
-        with AnswerPrinter(as_json, total=_total(sources), has_headings=len(sources) > 1) as printer:
-            code = show_all(results, printer, strict)
+        code = show_all(results, AnswerPrinter(as_json, has_headings=len(sources) > 1), strict)
     raise typer.Exit(code)
 
 
@@ -158,12 +157,6 @@ def _utterance(audio: str | None, text: str | None) -> Utterance:
     return Utterance(audio, audio=standard_input() if audio == STDIN else audio, text=text)
 
 
-def _total(sources: Sequence[Source]) -> int | None:
-    """How many turns there will be, where a progress bar wants to know."""
-    counts = [source.count() for source in sources] if sys.stderr.isatty() else [None]
-    return sum(count or 0 for count in counts) if None not in counts else None
-
-
 def show_all(results: Iterable[Answer], printer: AnswerPrinter, strict: bool) -> int:
     """Show answers as they come; returns the exit code.
 
@@ -182,7 +175,7 @@ def show_all(results: Iterable[Answer], printer: AnswerPrinter, strict: bool) ->
 
 
 def _terminate(number: int, frame: object) -> None:
-    """End as if the program were done: progress bars are taken away and the cursor comes back."""
+    """End as if the program were done."""
     sys.exit(TERMINATED)
 
 

@@ -23,7 +23,6 @@ FIELDS = ("audio", "text", "speaker")
 DIALOGUE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 STDIN = "-"
 MAX_LINE = 1 << 20  # bytes: an endless line must not fill the memory
-MAX_DIGITS = 300  # of a whole number, as many as a float can stand for
 MAX_DEPTH = 64  # of nested values: what was read must also be writable, and both recurse
 BOM = b"\xef\xbb\xbf"  # some editors begin a file with it; joined files hold it in the middle
 EXPECTED = f"JSON Lines with {', '.join(FIELDS)} are expected"
@@ -73,24 +72,10 @@ class Source:
             yield Utterance(self.name, audio=self.name)
             return
         try:
-            with self._open() as stream:
+            with contextlib.nullcontext(standard_input()) if self.name == STDIN else open(self.name, "rb") as stream:
                 yield from read_utterances(stream, self.name, self._folder())
         except (InputError, OSError) as error:
             yield Utterance(self.name, error=str(error), is_turn=False)
-
-    def count(self) -> int | None:
-        """How many turns there are, roughly; None where only reading it to the end could tell."""
-        if not self.is_dialogue:
-            return 1
-        if self.name == STDIN or not os.path.isfile(self.name):
-            return None
-        with open(self.name, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-    def _open(self) -> contextlib.AbstractContextManager[BinaryIO]:
-        if self.name != STDIN:
-            return open(self.name, "rb")
-        return contextlib.nullcontext(standard_input())
 
     def _folder(self) -> Path:
         """Where relative audio paths begin: the file's own folder; the current one for what has no place on disk."""
@@ -231,19 +216,20 @@ def parse_object(line: bytes) -> dict[str, Any]:
     {'text': 'Fine.', 'id': 7}
     """
     try:
-        value = json.loads(line.decode(), parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+        value = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
+        is_too_deep = _is_deeper(value, MAX_DEPTH)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
     except RecursionError:
-        raise InputError(f"not a turn: values are nested deeper than {MAX_DEPTH} levels") from None
+        is_too_deep = True
     except ValueError as error:
         reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
         raise InputError(f"not JSON ({reason}); one object per line is expected") from None
+    if is_too_deep:
+        raise InputError(f"not a turn: values are nested deeper than {MAX_DEPTH} levels")
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
         raise InputError(f"not an object but {kind}; one object with {', '.join(FIELDS)} is expected")
-    if _is_deeper(value, MAX_DEPTH):
-        raise InputError(f"not a turn: values are nested deeper than {MAX_DEPTH} levels")
     return value
 
 
@@ -252,13 +238,6 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number[:20]} is no finite number")
     return value
-
-
-def _whole(digits: str) -> int:
-    """A whole number of a line. Python refuses very long ones in words of its own."""
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits; {MAX_DIGITS} are accepted")
-    return int(digits)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

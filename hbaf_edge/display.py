@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 import textwrap
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +21,6 @@ COLOURS = {
     "disgust": "green",
     "fear": "magenta",
     "joy": "yellow",
-    "neutral": "default",
     "sadness": "blue",
     "surprise": "cyan",
 }
@@ -33,7 +29,6 @@ LABEL = 9  # characters of the column of labels
 NARROW = 72  # columns of a terminal below which a turn is shown without modalities and time
 NOTE = 6  # columns before what is said of a turn below it
 MIN_TEXT = 12  # columns that the text gets on the narrowest terminal
-LONG_WORK = 10  # turns from which a progress bar is worth its place
 
 BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 # C0, DEL and C1 move the cursor, rename windows and more; U+202A-202E and U+2066-2069 turn the order of the letters
@@ -68,68 +63,38 @@ def show_error(error: object) -> None:
 class AnswerPrinter:
     """Shows answers as they come: lines of JSON for machines, or aligned lines for people.
 
-    While it is entered, a progress bar is on the terminal of standard error, if there is one.
-
     Args:
         as_json: JSON instead of lines for people.
-        total: turns to come; None where it is not known, then there is no bar.
         has_headings: name the dialogue files, because there is more than one source.
     """
 
-    def __init__(self, as_json: bool, total: int | None = None, has_headings: bool = False) -> None:
+    def __init__(self, as_json: bool, has_headings: bool = False) -> None:
         self._as_json, self._has_headings = as_json, has_headings
         self._last: Utterance | None = None
         self._out, self._err = screen(), screen(stderr=True)
         self._is_terminal = sys.stdout.isatty()
         self._width = self._out.width if self._is_terminal else None
-        has_bar = _has_bar(total)
-        if has_bar and self._is_terminal:  # bar and lines on one terminal would overwrite one another
-            self._err = self._out
-        columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._progress = Progress(
-            *columns,
-            console=self._err,
-            transient=True,
-            disable=not has_bar,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> AnswerPrinter:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def show(self, answer: Answer) -> None:
         """One answer, flushed at once. Its error is on standard error too, unless standard output is a terminal."""
         utterance = answer.utterance
         if answer.error is not None and not (utterance.is_turn and self._is_terminal):
             show_line(self._err, f"error: {utterance.complaint(answer.error)}", "red")
-        if utterance.is_turn:
-            show = self._show_json if self._as_json else self._show_row
-            show(answer)
-        self._progress.advance(self._task)
+        if utterance.is_turn and self._as_json:
+            print(answer.to_json(), flush=True)
+        elif utterance.is_turn:
+            self._show_row(answer)
 
     def finish(self) -> None:
         """What people must know of the result."""
         if self._last is not None:
             self._out.print(Text(NOTICE, "dim"), soft_wrap=True)
 
-    def _show_json(self, answer: Answer) -> None:
-        if self._is_terminal:
-            self._out.print(Text(answer.to_json()), soft_wrap=True)
-        else:
-            print(answer.to_json(), flush=True)
-
     def _show_row(self, answer: Answer) -> None:
         utterance, last = answer.utterance, self._last
         if last is None:
-            self._out.print(header(self._width), soft_wrap=True)
+            head = _aligned("turn", Text("emotion"), "conf", "used", "ms", "speaker: text", self._width)
+            self._out.print(head, soft_wrap=True)
         if self._has_headings and (last is None or utterance.source != last.source):
             if last is not None and (utterance.line, last.line) != (None, None):
                 self._out.print()  # an audio file is named in its row, a dialogue stands apart
@@ -139,21 +104,9 @@ class AnswerPrinter:
         self._out.print(turn_row(answer, self._width), soft_wrap=True)
 
 
-def _has_bar(total: int | None) -> bool:
-    """Whether a bar helps: there is a terminal, and no program behind a pipe that writes to it meanwhile."""
-    if total is None or total < LONG_WORK or not sys.stderr.isatty():
-        return False
-    return sys.stdout.isatty() or not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
-
-
 def shown_label(p: Prediction) -> Text:
     """The label in its colour, or a dash below the confidence asked for."""
     return Text(printable(p.label or "-"), style=f"bold {COLOURS.get(p.label or '', 'default')}")
-
-
-def header(width: int | None) -> Text:
-    """What the columns of `turn_row` are."""
-    return _aligned("turn", Text("emotion"), "conf", "used", "ms", "speaker: text", width)
 
 
 def turn_row(answer: Answer, width: int | None) -> Text:
@@ -207,8 +160,7 @@ def turn_bars(p: Prediction, text: str | None) -> RenderableType:
     bars = Table.grid(padding=(0, 1))
     for label, probability in sorted(p.probabilities.items(), key=lambda pair: -pair[1]):
         full = "█" * round(probability * BAR)
-        bars.add_row(
-            Text(f"   {printable(label):9}"), Text(f"{full:{BAR}}", COLOURS.get(label, "default")), f"{probability:.2f}"
-        )
+        bar = Text(f"{full:{BAR}}", COLOURS.get(label, "default"))
+        bars.add_row(Text(f"   {printable(label):9}"), bar, f"{probability:.2f}")
     notes = [Text(f"   note: {printable(warning)}", style="dim") for warning in p.warnings]
     return Group(head, bars, *notes)

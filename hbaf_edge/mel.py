@@ -18,31 +18,22 @@ MEL_BINS = 80
 FFT, HOP = 400, 160  # 25 ms windows every 10 ms
 BLOCK = CROP // HOP  # frames; what is cropped leaves whole blocks
 EDGE = FFT // 2  # samples that a window reaches to either side of its middle
+HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)  # periodic
 
 
 @functools.cache
 def mel_filters() -> NDArray[np.float64]:
     """(201, 80) triangles of Slaney's mel scale, each of area one, from 0 to 8 kHz (as librosa and Whisper have it)."""
 
-    def to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-        linear = hertz * 3 / 200
-        return np.where(hertz < 1000, linear, 15 + np.log(np.maximum(hertz, 1e-9) / 1000) * 27 / np.log(6.4))
-
     def to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
-    top = to_mel(np.array([SAMPLE_RATE / 2]))[0]
+    top = 15 + np.log(SAMPLE_RATE / 2 / 1000) * 27 / np.log(6.4)  # 8 kHz
     edges = to_hertz(np.linspace(0.0, top, MEL_BINS + 2))
     bins = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     rise = (bins - edges[:-2]) / np.diff(edges)[:-1]
     fall = (edges[2:] - bins) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))
-
-
-@functools.cache
-def hann() -> NDArray[np.float64]:
-    """(400,) periodic Hann window."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
 
 
 def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,7 +61,7 @@ def _log_power(windows: NDArray[np.float32]) -> NDArray[np.float64]:
     """(frames, 400) -> (frames, 80) log10 power, in blocks of eight frames."""
     frames = len(windows)
     whole = np.zeros((frames + -frames % BLOCK, FFT))
-    np.multiply(windows, hann(), out=whole[:frames])
+    np.multiply(windows, HANN, out=whole[:frames])
     power = np.abs(np.fft.rfft(whole.reshape(-1, BLOCK, FFT), axis=-1)) ** 2
     mel = np.stack([block @ mel_filters() for block in power]).reshape(-1, MEL_BINS)
     return np.asarray(np.log10(np.maximum(mel[:frames], 1e-10)))

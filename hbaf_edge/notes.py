@@ -85,9 +85,6 @@ def is_note(note: str) -> bool:
 
     Names may too, beside what their bearers do.
 
-    Args:
-        note: what stands between parentheses.
-
     >>> is_note("soft music in the background"), is_note("Rachel laughs"), is_note("music is my life")
     (True, True, False)
     """

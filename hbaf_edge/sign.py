@@ -24,9 +24,7 @@ def sign(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes:
     Raises:
         BundleError: the key cannot be read or is no Ed25519 private key.
     """
-    ed25519, load, unsupported = _cryptography("Ed25519PrivateKey", "load_pem_private_key")
-    key = _key(private_key, lambda pem: load(pem, password=None), ed25519, unsupported, "private")
-    signature: bytes = key.sign(manifest)
+    signature: bytes = _key(private_key, "private").sign(manifest)
     return signature
 
 
@@ -36,8 +34,7 @@ def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLi
     Raises:
         BundleError: nobody did, or the key cannot be read or is no Ed25519 public key.
     """
-    ed25519, load, unsupported = _cryptography("Ed25519PublicKey", "load_pem_public_key")
-    key = _key(public_key, load, ed25519, unsupported, "public")
+    key = _key(public_key, "public")
     if signature is None:
         raise BundleError(
             f"{what} is not signed; sign it with python -m export.bundle --sign, or load it without a public key"
@@ -52,21 +49,8 @@ def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLi
         ) from None
 
 
-def _key(path: str | os.PathLike[str], load: Any, kind: type, unsupported: type[Exception], which: str) -> Any:
-    try:
-        if Path(path).stat().st_size > MAX_KEY:
-            raise ValueError("it is too long")
-        key = load(Path(path).read_bytes())
-    except (OSError, ValueError, TypeError, unsupported) as error:
-        raise BundleError(
-            f"{path} is no {which} key in PEM form ({error}); see hbaf_edge/sign.py for how to make one"
-        ) from None
-    if not isinstance(key, kind):
-        raise BundleError(f"{path} is a {type(key).__name__}; an Ed25519 {which} key is expected")
-    return key
-
-
-def _cryptography(kind: str, load: str) -> tuple[Any, Any, type[Exception]]:
+def _key(path: str | os.PathLike[str], which: str) -> Any:
+    """The "private" or "public" key in a PEM file."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
@@ -75,4 +59,18 @@ def _cryptography(kind: str, load: str) -> tuple[Any, Any, type[Exception]]:
         raise BundleError(
             f"signatures need the package cryptography: pip install 'hbaf-edge[sign]' ({error})"
         ) from None
-    return getattr(ed25519, kind), getattr(serialization, load), UnsupportedAlgorithm
+    try:
+        if Path(path).stat().st_size > MAX_KEY:
+            raise ValueError("it is too long")
+        pem = Path(path).read_bytes()
+        if which == "private":
+            key: Any = serialization.load_pem_private_key(pem, password=None)
+        else:
+            key = serialization.load_pem_public_key(pem)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BundleError(
+            f"{path} is no {which} key in PEM form ({error}); see hbaf_edge/sign.py for how to make one"
+        ) from None
+    if not isinstance(key, (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)):
+        raise BundleError(f"{path} is a {type(key).__name__}; an Ed25519 {which} key is expected")
+    return key

@@ -54,23 +54,21 @@ class Stats:
 
 
 def resident_mb() -> float | None:
-    """Resident memory of this process in MB; None where the system does not tell."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        import resource
-
-        return round(int(status.read_text().split()[1]) * resource.getpagesize() / 1e6, 1)
-    return peak_mb()  # macOS tells no more
+    """Resident memory of this process in MB; None where the system does not tell. macOS tells only the most so far."""
+    return peak_mb() if sys.platform == "darwin" else _status_mb("VmRSS")
 
 
 def peak_mb() -> float | None:
     """The most memory of this process that was ever resident, in MB; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell the peak of the process that started this one, if that was larger
-        held = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
-        return None if held is None else round(int(held.split()[1]) * 1024 / 1e6, 1)
-    try:
+    if sys.platform == "darwin":
         import resource
-    except ImportError:  # Windows
-        return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
+    return _status_mb("VmHWM")  # getrusage would tell the peak of the process that started this one, if that was larger
+
+
+def _status_mb(name: str) -> float | None:
+    """A figure of Linux's status of this process, in MB."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(name)), None)

@@ -67,16 +67,7 @@ _BRACKETS = str.maketrans(dict.fromkeys("<>[]{}()［］【】〔〕（）「」*
 
 
 def normalise_text(text: str | None) -> str:
-    """NFC; escape sequences, control and formatting characters out; runs of white space to one blank.
-
-    Args:
-        text: at most its first 4,096 characters are read.
-
-    Returns:
-        the text; "" means there is none.
-
-    Raises:
-        InputError: it is not a str.
+    """NFC; escape sequences, control and formatting characters out; runs of white space to one blank; 4,096 at most.
 
     >>> normalise_text("  Cafe\u0301 \\x1b[2J\\x00\\n time ")
     'Café time'
@@ -95,12 +86,8 @@ def normalise_text(text: str | None) -> str:
 def normalise_name(name: str) -> str | None:
     """A speaker's name as a conversation keeps it: it cannot steer a terminal, and one name is written one way.
 
-    Args:
-        name: as the caller has it.
-
-    Returns:
-        NFC, without escape sequences, control and formatting characters, white space trimmed and one blank each; None
-        where nothing is left, since an empty name is no person's.
+    It is NFC, without escape sequences, control and formatting characters, white space trimmed and one blank each; None
+    where nothing is left, since an empty name is no person's.
 
     >>> normalise_name("  Anna \\x1b[31m  Maria\\n"), normalise_name(" \\t ")
     ('Anna Maria', None)
@@ -118,14 +105,8 @@ def clean_text(text: str | None) -> tuple[str, tuple[str, ...]]:
     and the asterisks of *emphasis* go while its words stay. Parentheses that a person would read aloud stay, and so
     does a masked word ("f***"), which somebody did say.
 
-    Args:
-        text: at most its first 4,096 characters are read.
-
     Returns:
         the words, "" where none are left; and what was removed, in order.
-
-    Raises:
-        InputError: it is not a str.
 
     >>> clean_text("<|en|><|ANGRY|>The <b>meeting</b> (which is long) is at ten. [LAUGHTER]")
     ('The meeting (which is long) is at ten.', ('<|en|>', '<|ANGRY|>', '<b>', '</b>', '[LAUGHTER]'))
@@ -152,13 +133,7 @@ def clean_text(text: str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def removal_warning(removed: Iterable[str]) -> str:
-    """What to tell the caller of what `clean_text` removed.
-
-    Args:
-        removed: in order.
-
-    Returns:
-        one line of bounded length, without control characters.
+    """What to tell the caller of what `clean_text` removed: one line of bounded length, without control characters.
 
     >>> removal_warning(["<|en|>", "[LAUGHTER]", "<|en|>"])
     "removed from the text, as nobody said it: '<|en|>', '[LAUGHTER]'"

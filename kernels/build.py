@@ -24,16 +24,14 @@ from typing import Annotated, Any
 import torch
 import triton
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import BackendError, HBAFError
-from kernels import dialogue, layer, parts, step
+from kernels import layer, parts, step
 from kernels.shipped import SHIPPED, SHORT, SOURCES, Shipped, Sizes
 
 FORMAT = 2
@@ -159,12 +157,12 @@ def build(out: Path, sizes: Sizes, architectures: tuple[int, ...] = ARCHITECTURE
         constants = kernel.constants(sizes, dtype)
         layout = arguments(kernel, constants, made.asm["ptx"])
         kernels[kernel.name] = {
-            "arguments": layout, "grid": kernel.grid, "multiples_of_16": [n for n, _ in layout if n in SIXTEENS]
+            "arguments": layout, "multiples_of_16": [n for n, _ in layout if n in SIXTEENS]
         }  # fmt: skip
         builds += _write(work, kernel.name, DTYPE_NAMES[dtype], capability, made)
     manifest = {
         "format": FORMAT, "source_sha256": source_sha256(), "triton": triton.__version__, "window": sizes.window,
-        "heads": sizes.heads, "head_width": sizes.e, "labels": dialogue.MOST_LABELS, "alignment": 16,
+        "heads": sizes.heads, "head_width": sizes.e, "labels": layer.MOST_LABELS, "alignment": 16,
         "kernels": kernels, "builds": builds,
     }  # fmt: skip
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -200,13 +198,6 @@ def main(
         made = build(out, Sizes(model["window"], model["heads"], model["width"] // model["heads"]))
     except HBAFError as error:
         raise SystemExit(str(error)) from error
-    head = ("file", "KB", "registers", "spilled", "shared KB", "warps")
-    shown = Table(*head, title=f"window {made['window']}, {made['heads']} heads of {made['head_width']}")
-    for b in made["builds"]:
-        kilobytes = f"{b['bytes'] / 1e3:.0f}"
-        shown.add_row(b["file"], kilobytes, *(str(b[k]) for k in ("registers", "spilled")), f"{b['shared'] / 1024:.1f}",
-                      str(b["warps"]))  # fmt: skip
-    Console().print(shown)
     print(json.dumps({"out": str(out), "bytes": sum(b["bytes"] for b in made["builds"])}))
 
 

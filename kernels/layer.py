@@ -1,10 +1,13 @@
-"""A whole fusion layer of the incremental step in three Triton launches: projections, gate, then all that follows.
+"""The dialogue scope of the incremental step besides its gate: what a runtime on a GPU launches for a turn.
 
-The dialogue scope computes one query for each modality and conversation: little arithmetic, so that launches count.
-Whether three are enough is not measured on a GPU yet: `finish` reads a modality's weights through one multiprocessor.
-`project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
-x ← LN(x + W_o answer), x ← LN(x + FFN(x)). Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32.
-`training.layers.FusionLayer` says what is computed. States may be float32 beside weights in half precision.
+`keep` lets the turns committed since the last launch enter their rings, for all L layers at once. A fusion layer is
+three launches: `project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
+x ← LN(x + W_o answer), x ← LN(x + FFN(x)). `head` makes logits of both modalities' states. There is one query for each
+modality and conversation: little arithmetic, so that launches count. Whether three are enough is not measured on a GPU
+yet: `finish` reads a modality's weights through one multiprocessor.
+
+Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32, and states may be float32 beside weights in
+half precision. `training.layers.FusionLayer` says what is computed. Rings of P conversations lie as (P, L, W, 2, H, e).
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from torch import Tensor
 
 from kernels.parts import dot, tile
 from kernels.ring import Ring, Step, StepWeights
-from kernels.step import TILE, check, step
+from kernels.step import TILE, step
 
 CHUNK = 64  # of a projection's inner axis and of its outputs
 NARROW = {torch.float32: 16}  # of `finish`, 32 in half precision: up to d = 256 its tiles take 48 KB of shared memory
-PROJECT_WARPS, FINISH_WARPS = 4, 8
+HEAD_CHUNK = 32  # of `head`: of its inner axes
+PROJECT_WARPS, FINISH_WARPS, KEEP_WARPS, HEAD_WARPS = 4, 8, 4, 4
+MOST_LABELS = 32
 EPSILON = tl.constexpr(1e-5)  # of the norms
 WIDEST = 512  # model; a tile holds a whole row of it
 
@@ -123,6 +128,47 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
     tl.store(result + own + column[None, :], found.to(result.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def keep(kept, rows, places, keys, values, step_row, W: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (b, l): key and value of both modalities of layer l into conversation b's slot."""
+    b, at_layer = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, BLOCK)
+    place = tl.load(places + b)
+    inside = (column < 2 * D) & (place + 0 * column >= 0)
+    modality, rest = column // D, column % D
+    source = kept + (at_layer * tl.num_programs(0) + b) * (4 * D) + modality * (2 * D) + rest
+    target = tl.load(rows + b).to(tl.int64) * step_row + (at_layer * W + place) * (2 * D) + column
+    tl.store(keys + target, tl.load(source, mask=inside, other=0.0), mask=inside)
+    tl.store(values + target, tl.load(source + D, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def head(states, up, up_bias, down, down_bias, logits, batch, labels, D: tl.constexpr, BLOCK_L: tl.constexpr,
+         CHUNK: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Program i: logits (TILE, labels) of conversations i · TILE and on, from states (B, 2 D)."""
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inner, label = tl.arange(0, CHUNK), tl.arange(0, BLOCK_L)
+    found = tl.zeros((TILE, BLOCK_L), tl.float32)
+    for first in range(0, D, CHUNK):
+        column = first + inner
+        hidden = tl.zeros((TILE, CHUNK), tl.float32)
+        for start in range(0, 2 * D, CHUNK):
+            k = start + inner
+            x = tl.load(states + row[:, None] * (2 * D) + k[None, :],
+                        mask=(row < batch)[:, None] & (k < 2 * D)[None, :], other=0.0)  # fmt: skip
+            w = tl.load(up + column[None, :] * (2 * D) + k[:, None],
+                        mask=(column < D)[None, :] & (k < 2 * D)[:, None], other=0.0)  # fmt: skip
+            hidden = dot(x.to(w.dtype), w, hidden)
+        hidden += tl.load(up_bias + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+        hidden = 0.5 * hidden * (1 + tl.erf(hidden * 0.7071067811865476))
+        w = tl.load(down + label[None, :] * D + column[:, None], mask=(label < labels)[None, :] & (column < D)[:, None],
+                    other=0.0)  # fmt: skip
+        found = dot(hidden.to(w.dtype), w, found)
+    found += tl.load(down_bias + label, mask=label < labels, other=0.0).to(tl.float32)[None, :]
+    tl.store(logits + row[:, None] * labels + label[None, :], found,
+             mask=(row < batch)[:, None] & (label < labels)[None, :])  # fmt: skip
+
+
 def project_constants(d: int) -> dict[str, int]:
     """`project`'s compile-time constants."""
     return {"D": d, "CHUNK": CHUNK, "TILE": TILE}
@@ -131,6 +177,16 @@ def project_constants(d: int) -> dict[str, int]:
 def finish_constants(d: int, dtype: torch.dtype) -> dict[str, int]:
     """`finish`'s compile-time constants."""
     return {"D": d, "BLOCK_D": tile(d), "CHUNK": NARROW.get(dtype, 32), "TILE": TILE}
+
+
+def head_constants(d: int) -> dict[str, int]:
+    """`head`'s compile-time constants."""
+    return {"D": d, "BLOCK_L": MOST_LABELS, "CHUNK": HEAD_CHUNK, "TILE": TILE}
+
+
+def keep_constants(window: int, d: int) -> dict[str, int]:
+    """`keep`'s compile-time constants."""
+    return {"W": window, "D": d, "BLOCK": tile(2 * d)}
 
 
 def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store: bool = False) -> Tensor:
@@ -142,27 +198,8 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
         ring: the layer's.
         weights: the layer's.
         store: whether new keys and values enter the ring.
-
-    Raises:
-        ValueError: the model is too wide, or an input is not what the kernels read.
     """
     batch, _, d = states.shape
-    dtype = weights.project.dtype
-    sizes = (batch, 2, 2, weights.gate.b_r.shape[1], weights.gate.b_g.shape[2])
-    shapes = ((4 * d, d), (4 * d,), (d, d), (d,), (d,), (d,), (2 * d, d), (2 * d,), (d, 2 * d), (d,), (d,), (d,))
-    tensors: list[Tensor] = list(weights[:12])
-    for name, tensor, shape in zip(LayerWeights._fields, tensors, shapes):
-        if tensor.shape != (2, *shape) or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; a layer takes contiguous {dtype} "
-                             f"{(2, *shape)} beside states {tuple(states.shape)}")  # fmt: skip
-    if given.asks.shape != sizes or sizes[3] * sizes[4] != d:
-        raise ValueError(f"asks are {tuple(given.asks.shape)}; states of {tuple(states.shape)} take {sizes}")
-    check(given, ring, weights.gate)
-    if d > WIDEST or not states.is_contiguous() or states.dtype not in (dtype, torch.float32):
-        raise ValueError(
-            f"states are {states.dtype} {tuple(states.shape)}{'' if states.is_contiguous() else ', not contiguous'}, "
-            f"weights {dtype}; a layer takes contiguous (B, 2, d) of its weights' dtype or float32, d up to {WIDEST}"
-        )
     tiles = triton.cdiv(batch, TILE)
     with torch.cuda.device_of(states):
         project[(tiles, triton.cdiv(4 * d, CHUNK), 2)](
@@ -172,35 +209,22 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
         answers = step(given, ring, weights.gate, store)
         result = torch.empty_like(states)
         finish[(tiles, 2)](
-            states, answers, result, *weights[2:12], batch, **finish_constants(d, dtype), num_warps=FINISH_WARPS,
+            states, answers, result, *weights[2:12], batch, **finish_constants(d, weights.project.dtype),
+            num_warps=FINISH_WARPS,
         )  # fmt: skip
     return result
 
 
 def weights_of(fusion: Any, bias: Any, dtype: torch.dtype) -> LayerWeights:
-    """Of a `training.layers.FusionLayer` and its `OrderBias`, in a dtype; the bias stays float32.
+    """Of a `training.layers.FusionLayer`, which is no ablation, and its `OrderBias`; the bias stays float32."""
 
-    Raises:
-        ValueError: it is an ablation.
-    """
-    halves = list(fusion.halves)
-    c = halves[0].config
-    if not (c.gate and c.relevance and c.residual):
-        raise ValueError(
-            "a layer without gate, relevance or residual (ablations) is another function: it has no kernel"
-        )
+    def both(*names: str) -> Tensor:
+        of_half = [torch.cat([half.get_parameter(name).detach() for name in names]) for half in fusion.halves]
+        return torch.stack(of_half).to(dtype).contiguous()
 
-    def both(pick: Any) -> Tensor:
-        return torch.stack([pick(half).detach() for half in halves]).to(dtype).contiguous()
-
-    def joined(name: str) -> Tensor:
-        return both(lambda half: torch.cat([getattr(half.queries, name), getattr(half.key_value, name)]))
-
-    table = bias.table.detach().float().contiguous()
-    gate = StepWeights(table, *(both(lambda half, name=name: getattr(half, name)) for name in StepWeights._fields[1:]))
-    return LayerWeights(
-        joined("weight"), joined("bias"), both(lambda h: h.out.weight), both(lambda h: h.out.bias),
-        both(lambda h: h.norm.weight), both(lambda h: h.norm.bias), both(lambda h: h.feed[0].weight),
-        both(lambda h: h.feed[0].bias), both(lambda h: h.feed[3].weight), both(lambda h: h.feed[3].bias),
-        both(lambda h: h.feed_norm.weight), both(lambda h: h.feed_norm.bias), gate,
-    )  # fmt: skip
+    project = (both("queries.weight", "key_value.weight"), both("queries.bias", "key_value.bias"))
+    gate = StepWeights(bias.table.detach().float().contiguous(), *map(both, StepWeights._fields[1:]))
+    parts = [
+        f"{name}.{kind}" for name in ("out", "norm", "feed.0", "feed.3", "feed_norm") for kind in ("weight", "bias")
+    ]
+    return LayerWeights._make((*project, *map(both, parts), gate))

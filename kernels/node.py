@@ -7,18 +7,16 @@ every precision of a bundle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gate import INPUTS
+from hbaf_edge.backends.cuda import plugin
 from kernels.parts import tile, weigh
 from kernels.sequence import attend
 
-QUERIES, SLOTS, WARPS = 16, 32, 4  # of a program; the dialogue scope asks one query, the utterance scope a few hundred
+SLOTS, WARPS = 32, 4  # of a program; the dialogue scope asks one query, the utterance scope a few hundred
 BROADCAST = ("seen_n", "bias_b", "bias_h", "bias_n", "bias_m")  # sizes that may be 1 where the others are not
 SIZES = tuple(f"{m}_{name}" for m in ("audio", "text") for name in ("count", "slots", *BROADCAST))
 
@@ -84,26 +82,17 @@ def gate_node(audio_query, audio_cross_query, audio_keys, audio_values, audio_vi
 
 def constants(heads: int, e: int) -> dict[str, float]:
     """`gate_node`'s compile-time constants."""
-    return {"H": heads, "E": e, "SCALE": e**-0.5, "BLOCK_N": QUERIES, "BLOCK_M": SLOTS, "BLOCK_E": tile(e)}
+    return {"H": heads, "E": e, "SCALE": e**-0.5, "BLOCK_N": plugin.QUERIES, "BLOCK_M": SLOTS, "BLOCK_E": tile(e)}
 
 
 def node(inputs: list[Tensor]) -> list[Tensor]:
-    """The node's outputs of its inputs, contiguous float32 tensors, in one launch."""
-    given = dict(zip(INPUTS, inputs))
-    batch, heads, _, e = inputs[0].shape
-    out = [torch.empty_like(given[f"{m}_query"]) for m in ("audio", "text")]
-    visible = [x.view(torch.uint8) if x.dtype == torch.bool else x for x in inputs]
+    """The node's outputs of its inputs, contiguous float32 tensors, in one launch as the plugin makes it."""
+    shapes = [tuple(x.shape) for x in inputs]
+    heads, e = shapes[0][1], shapes[0][3]
+    out = [torch.empty_like(inputs[i]) for i in (plugin.QUERY, plugin.HALF + plugin.QUERY)]
+    arguments = [x.view(torch.uint8) if x.dtype == torch.bool else x for x in inputs]
     with torch.cuda.device_of(inputs[0]):
-        gate_node[(triton.cdiv(max(x.shape[2] for x in out), QUERIES), batch, 2 * heads)](
-            *visible, *sizes({n: tuple(x.shape) for n, x in given.items()}), *out, **constants(heads, e),
-            num_warps=WARPS,
+        gate_node[plugin.grid(shapes)](
+            *arguments, *plugin.sizes(shapes), *out, **constants(heads, e), num_warps=WARPS,
         )  # fmt: skip
     return out
-
-
-def sizes(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """What stands between the node's inputs and outputs, by the shapes of its inputs; in the order of SIZES."""
-    found = []
-    for m in ("audio", "text"):
-        found += [shapes[f"{m}_query"][2], shapes[f"{m}_keys"][2], shapes[f"{m}_visible"][1], *shapes[f"{m}_bias"]]
-    return found

@@ -61,11 +61,10 @@ def distances(turn: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return far, (far < window) & (far <= turn[:, None])
 
 
-def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
-    """Gated answers (B, 2, H, e) of one new turn in each conversation; with `store` its keys and values enter the ring.
-
-    Source: training/MODEL.md, "Bimodal attention gate" and "Two scopes".
-    """
+def gate_inputs(
+    step: Step, ring: Ring, weights: StepWeights
+) -> tuple[list[tuple[Tensor, Tensor]], list[Memory], list[GateWeights]]:
+    """Queries, memories and weights of both modalities, as `both_gates` takes them: one query on a ring's slots."""
     window = ring.keys.shape[1]
     far, inside = distances(step.turn, window)
     relation = torch.cat([step.slots, step.now[:, None]], 1).long() >> 2
@@ -80,10 +79,22 @@ def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = F
         bias = weights.bias[m][:, distance, relation].transpose(0, 1)[:, :, None]
         memories.append(Memory(keys, values, (marks >> m & 1).bool()[:, None], bias.to(keys.dtype)))
     gates = [GateWeights(*(part[m] for part in weights[1:])) for m in range(2)]
-    asked = [(step.asks[:, m, 0][:, :, None], step.asks[:, m, 1][:, :, None]) for m in range(2)]
-    found = torch.stack([x[:, :, 0] for x in both_gates(asked, memories, gates)], 1)
+    return [(step.asks[:, m, 0][:, :, None], step.asks[:, m, 1][:, :, None]) for m in range(2)], memories, gates
+
+
+def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
+    """Gated answers (B, 2, H, e) of one new turn in each conversation; with `store` its keys and values enter the ring.
+
+    Source: training/MODEL.md, "Bimodal attention gate" and "Two scopes".
+    """
+    found = torch.stack([x[:, :, 0] for x in both_gates(*gate_inputs(step, ring, weights))], 1)
     if store:
-        place = (step.turn % window).long()
-        ring.keys[rows, place] = step.news[:, :, 0]
-        ring.values[rows, place] = step.news[:, :, 1]
+        store_turn(step, ring)
     return found
+
+
+def store_turn(step: Step, ring: Ring) -> None:
+    """The new turn's keys and values enter the ring."""
+    rows, place = step.rows.long(), (step.turn % ring.keys.shape[1]).long()
+    ring.keys[rows, place] = step.news[:, :, 0]
+    ring.values[rows, place] = step.news[:, :, 1]

@@ -136,30 +136,17 @@ def check(query: Tensor, cross_query: Tensor, own: Memory, other: Memory, weight
     """That the kernel reads what it believes it reads.
 
     Raises:
-        ValueError: it would not; the message names the tensor, what it is and what it has to be.
+        ValueError: a dtype, a device, a width or the last stride is another one; shapes are taken for granted.
     """
-    batch, heads, count, e = query.shape
-    dtype, device = query.dtype, query.device
-    if e > WIDEST.get(dtype, 0):
-        raise ValueError(f"{dtype} heads of {e} came; the sequence kernel takes up to {WIDEST}")
-    asks, slots = (batch, heads, count, e), (batch, heads, own.keys.shape[2], e)
-    others = (batch, heads, other.keys.shape[2], e)
-    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-        "query": (query, asks), "cross query": (cross_query, asks),
-        "own keys": (own.keys, slots), "own values": (own.values, slots),
-        "other keys": (other.keys, others), "other values": (other.values, others),
-        "w_r": (weights.w_r, (heads, 2 * e)), "b_r": (weights.b_r, (heads,)),
-        "w_g": (weights.w_g, (heads, e, 2 * e)), "b_g": (weights.b_g, (heads, e)),
-    }  # fmt: skip
-    for memory in (own, other):
-        if memory.visible.dtype != torch.bool:
-            raise ValueError(f"visible is {memory.visible.dtype}; the sequence kernel takes torch.bool")
-    for name, (tensor, shape) in wanted.items():
-        dense = tensor.is_contiguous() if name[1] == "_" else tensor.stride(-1) == 1
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not dense:
+    if query.shape[-1] > WIDEST.get(query.dtype, 0):
+        raise ValueError(f"{query.dtype} heads of {query.shape[-1]} came; the sequence kernel takes up to {WIDEST}")
+    if own.visible.dtype != torch.bool or other.visible.dtype != torch.bool:
+        raise ValueError(f"visible is {own.visible.dtype} and {other.visible.dtype}; it has to be torch.bool")
+    for tensor in (query, cross_query, *own[:2], *other[:2], *weights):
+        if tensor.dtype != query.dtype or tensor.device != query.device or tensor.stride(-1) != 1:
             raise ValueError(
-                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-                f"{'' if dense else ', not contiguous'}; the sequence kernel takes {dtype} {shape} on {device}"
+                f"a tensor is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device} with strides {tensor.stride()}; "
+                f"the sequence kernel takes {query.dtype} on {query.device} whose last stride is 1"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels import dialogue, layer, node, parts, ring, sequence, step
+from kernels import layer, node, parts, sequence, step
 
 SHORT = {torch.float16: "fp16", torch.float32: "fp32"}  # Triton's names
 # By argument's name, in every kernel; all others are pointers to the dtype of rings and weights.
@@ -16,7 +16,7 @@ TYPES = {
     "labels": "i32", "step_row": "i64", "store": "i32", "scale": "fp32", "states": "*fp32", "result": "*fp32",
     "logits": "*fp32", "audio_visible": "*u8", "text_visible": "*u8", **dict.fromkeys(node.SIZES, "i32"),
 }  # fmt: skip
-SOURCES = (dialogue, layer, node, parts, ring, sequence, step)
+SOURCES = (layer, node, parts, sequence, step)
 
 
 class Sizes(NamedTuple):
@@ -39,14 +39,12 @@ class Shipped(NamedTuple):
         function: under `triton.jit`.
         constants: of a model's sizes and a dtype.
         warps: of a program, by dtype and architecture.
-        grid: what the launcher counts along each axis, for people to read.
         dtypes: of rings and weights.
     """
 
     function: Any
     constants: Callable[[Sizes, torch.dtype], dict[str, Any]]
     warps: Callable[[torch.dtype, int], int]
-    grid: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...] = tuple(SHORT)
 
     @property
@@ -61,15 +59,10 @@ class Shipped(NamedTuple):
 
 
 SHIPPED = (
-    Shipped(step.gate_step, lambda s, _: step.constants(*s), step.warps, ("batch", "heads")),
-    Shipped(dialogue.keep, lambda s, _: dialogue.keep_constants(s.window, s.d), lambda *_: dialogue.KEEP_WARPS,
-            ("batch", "layers")),
-    Shipped(layer.project, lambda s, _: layer.project_constants(s.d), lambda *_: layer.PROJECT_WARPS,
-            ("batch / 16", "4 d / 64", "2")),
-    Shipped(layer.finish, lambda s, dtype: layer.finish_constants(s.d, dtype), lambda *_: layer.FINISH_WARPS,
-            ("batch / 16", "2")),
-    Shipped(dialogue.head, lambda s, _: dialogue.head_constants(s.d), lambda *_: dialogue.HEAD_WARPS,
-            ("batch / 16",)),
-    Shipped(node.gate_node, lambda s, _: node.constants(s.heads, s.e), lambda *_: node.WARPS,
-            ("queries / 16", "batch", "2 heads"), (torch.float32,)),
-)  # fmt: skip
+    Shipped(step.gate_step, lambda s, _: step.constants(*s), step.warps),
+    Shipped(layer.keep, lambda s, _: layer.keep_constants(s.window, s.d), lambda *_: layer.KEEP_WARPS),
+    Shipped(layer.project, lambda s, _: layer.project_constants(s.d), lambda *_: layer.PROJECT_WARPS),
+    Shipped(layer.finish, lambda s, dtype: layer.finish_constants(s.d, dtype), lambda *_: layer.FINISH_WARPS),
+    Shipped(layer.head, lambda s, _: layer.head_constants(s.d), lambda *_: layer.HEAD_WARPS),
+    Shipped(node.gate_node, lambda s, _: node.constants(s.heads, s.e), lambda *_: node.WARPS, (torch.float32,)),
+)

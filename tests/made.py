@@ -68,7 +68,7 @@ def small(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(encoders, "load_text", lambda name="text": copy.deepcopy(tiny.text))
     monkeypatch.setattr(encoders, "load_audio", lambda name="audio": hearing(tiny.audio))
     c = tiny.model.config
-    monkeypatch.setattr("training.begin.ModelConfig", lambda: ModelConfig.from_json(c.to_json()))  # its sizes, too
+    monkeypatch.setattr("training.learner.ModelConfig", lambda: ModelConfig.from_json(c.to_json()))  # its sizes, too
     monkeypatch.setattr(encoders, "model_config", lambda audio="audio", text="text": ModelConfig.from_json(c.to_json()))
     return tmp_path
 

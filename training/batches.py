@@ -1,4 +1,4 @@
-"""From dialogues to batches: joined histories, relations, padding.
+"""From dialogues to batches: joined histories, tokens, encoder states, padding.
 
 A robot's conversation never ends while MELD's end at 24 turns, so training joins dialogues and draws the length of
 the history at random (training/MODEL.md, "Depth").
@@ -10,20 +10,55 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
 
 from hbaf_edge.conversation import UNKNOWN, relate
+from hbaf_edge.features import MAX_TOKENS
+from hbaf_edge.text import normalise_text
+from training import encoders
 from training.corpora.records import Dialogue, Utterance
-from training.model import Batch, Lesson
-from training.words import Tokens
+from training.model import Batch
 
 States = NDArray[np.floating[Any]]  # float16 from a cache, float32 otherwise
-Joined = list[tuple[Utterance, str | None, tuple[str, int]]]  # each with its dialogue's name and its place there
+Joined = list[tuple[Utterance, str | None]]  # each with its speaker's name, or None
+TEXTS, CLIPS = 16, 8  # encoded at once
+
+
+class Tokens(NamedTuple):
+    """ids (T,) of an utterance."""
+
+    ids: NDArray[np.int64]
+
+    @property
+    def key(self) -> str:
+        """What a cache knows it by."""
+        return f"{len(self.ids)}:" + " ".join(map(str, self.ids.tolist()))
+
+
+class Words:
+    """Text -> tokens, cut as the runtime cuts them.
+
+    Args:
+        encoder: name of the text encoder, whose tokenizer.json is used.
+        longest: tokens of an utterance, the runtime's 64 unless training cuts them shorter.
+    """
+
+    def __init__(self, encoder: str, longest: int = MAX_TOKENS) -> None:
+        self._tokenizer = Tokenizer.from_buffer((encoders.folder(encoder) / "tokenizer.json").read_bytes())
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(longest)
+
+    def __call__(self, text: str) -> Tokens | None:
+        """The tokens of what was said; None where nothing was."""
+        cleaned = normalise_text(text)
+        return Tokens(np.array(self._tokenizer.encode(cleaned).ids)) if cleaned else None
 
 
 @dataclass(frozen=True)
@@ -32,7 +67,7 @@ class Turn:
 
     text is encoder states (T, states, dim) or `Tokens`; audio is states (F, states, dim) or the clip's path; speaker
     None means unknown. `honest` says of (audio, text) whether it belongs to the label; what misleads is there to be
-    rejected, not to be learned from. `lesson` is a teacher's probabilities (labels,) and embedding.
+    rejected, not to be learned from.
     """
 
     label: int
@@ -40,7 +75,6 @@ class Turn:
     text: States | Tokens | None
     audio: States | Path | None
     honest: tuple[bool, bool] = (True, True)
-    lesson: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
 
 def join(dialogues: Sequence[Dialogue], rng: random.Random, max_turns: int) -> Iterator[Joined]:
@@ -50,8 +84,7 @@ def join(dialogues: Sequence[Dialogue], rng: random.Random, max_turns: int) -> I
     history: Joined = []
     target = rng.randint(1, max_turns)
     for dialogue in order:
-        for place, u in enumerate(dialogue.turns):
-            history.append((u, u.speaker and f"{dialogue.name}/{u.speaker}", (dialogue.name, place)))
+        history += [(u, u.speaker and f"{dialogue.name}/{u.speaker}") for u in dialogue.turns]
         if len(history) >= target:
             yield history
             history, target = [], rng.randint(1, max_turns)
@@ -71,7 +104,32 @@ def drawn(
 
 def hidden(history: Joined, share: float, rng: random.Random) -> Joined:
     """The history, that share of its speakers unknown."""
-    return [(u, None if rng.random() < share else speaker, place) for u, speaker, place in history]
+    return [(u, None if rng.random() < share else speaker) for u, speaker in history]
+
+
+def encode_texts(encoder: nn.Module, found: Sequence[Tokens]) -> Iterator[tuple[int, Tensor]]:
+    """Places in `found`, in order of length so that little is padding, and states (T, states, dim)."""
+    device = next(encoder.parameters()).device
+    order = sorted(range(len(found)), key=lambda i: len(found[i].ids))
+    for rows in groups(order, TEXTS):
+        ids, mask = pad([found[i].ids for i in rows], (), 1, device)
+        for i, row in zip(rows, encoders.text_states(encoder, ids, mask)):
+            yield i, row[: len(found[i].ids)]
+
+
+def encode_clips(encoder: nn.Module, prepared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Places in `prepared`, log-mel (80, frames) or waves (samples,), by length, and states (T, states, dim)."""
+    audio = cast(Any, encoder)
+    device = next(encoder.parameters()).device
+    order = sorted(range(len(prepared)), key=lambda i: prepared[i].shape[-1])
+    for rows in groups(order, CLIPS):
+        lengths = torch.tensor([prepared[i].shape[-1] for i in rows], device=device)
+        longest = int(lengths.max())
+        padded = torch.stack([functional.pad(prepared[i], (0, longest - prepared[i].shape[-1])) for i in rows])
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        states = encoders.audio_states(audio, padded.to(device), None if bool(mask.all()) else mask)
+        for i, row in zip(rows, states):
+            yield i, row[: audio.frames(prepared[i].shape[-1])]
 
 
 def relations(speakers: Sequence[str | None]) -> NDArray[np.int64]:
@@ -89,35 +147,20 @@ def pad(
     multiple: int = 1,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """(length, *shape) arrays or None -> (U, longest, *shape) zero-padded and its mask; at least one slot long."""
-    longest = max([multiple, *(len(p) for p in parts if p is not None)])
+    """(length, *shape) arrays or None -> (U, longest, *shape) zero-padded and its mask; at least one slot long.
+
+    The parts are indices where `shape` is empty. Gradients pass through those that are tensors.
+    """
+    lengths = torch.tensor([0 if part is None else len(part) for part in parts])
+    longest = max(multiple, int(lengths.max()))
     longest += -longest % multiple
-    mask = np.zeros((len(parts), longest), bool)
-    for row, part in enumerate(parts):
-        if part is not None:
-            mask[row, : len(part)] = True
-    if any(isinstance(part, Tensor) for part in parts):
-        return _pad_tensors(parts, shape, longest, device), torch.from_numpy(mask).to(device)
-    filled = np.zeros((len(parts), longest, *shape), np.float32 if shape else np.int64)
-    for row, part in enumerate(parts):
-        if part is not None:
-            filled[row, : len(part)] = part
-    return torch.from_numpy(filled).to(device), torch.from_numpy(mask).to(device)
-
-
-def _pad_tensors(
-    parts: Sequence[NDArray | Tensor | None], shape: tuple[int, ...], longest: int, device: torch.device | str
-) -> Tensor:
-    """The same for states that an encoder in training made: gradients pass."""
-    nothing = torch.zeros(longest, *shape, device=device)
+    mask = torch.arange(longest) < lengths[:, None]
     rows = []
     for part in parts:
-        if part is None:
-            rows.append(nothing)
-            continue
-        states = part if isinstance(part, Tensor) else torch.from_numpy(np.asarray(part, np.float32)).to(device)
-        rows.append(torch.cat([states.float(), nothing[len(states) :]]))
-    return torch.stack(rows)
+        row = torch.as_tensor(np.zeros((0, *shape)) if part is None else part)
+        row = row.to(device, torch.float32 if shape else torch.int64)
+        rows.append(functional.pad(row, (0, 0) * len(shape) + (0, longest - len(row))))
+    return torch.stack(rows), mask.to(device)
 
 
 def collate(
@@ -135,8 +178,6 @@ def collate(
     are padded to stacks.
     """
     turns = [turn for history in histories for turn in history]
-    heard, heard_mask = pad(sounds, audio, stack, device)
-    read, read_mask = pad(words, text, 1, device)
     longest = max(len(h) for h in histories)
     rows = np.full((len(histories), longest), -1, np.int64)
     relation = np.full((len(histories), longest, longest), UNKNOWN, np.int64)
@@ -147,19 +188,8 @@ def collate(
         relation[i, :n, :n] = relations([t.speaker for t in history])
         start += n
     labels, honest = torch.tensor([t.label for t in turns]), torch.tensor([t.honest for t in turns])
-    indices = torch.from_numpy(rows).to(device), torch.from_numpy(relation).to(device)
-    known = labels.to(device), honest.to(device)
-    return Batch(heard, heard_mask, read, read_mask, *indices, *known, taught(turns, device))
-
-
-def taught(turns: Sequence[Turn], device: torch.device | str) -> Lesson | None:
-    """What a teacher says of these turns, where one was asked."""
-    if not any(t.lesson for t in turns):
-        return None
-    some = next(t.lesson for t in turns if t.lesson)
-    lessons = [t.lesson or some for t in turns]
-    probabilities, embedding = (torch.from_numpy(np.stack(x)).float().to(device) for x in zip(*lessons))
-    return Lesson(probabilities, embedding, torch.tensor([t.lesson is not None for t in turns]).to(device))
+    rest = (x.to(device) for x in (torch.from_numpy(rows), torch.from_numpy(relation), labels, honest))
+    return Batch(*pad(sounds, audio, stack, device), *pad(words, text, 1, device), *rest)
 
 
 def groups(items: Sequence, size: int) -> Iterator[Sequence]:

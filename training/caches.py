@@ -1,25 +1,21 @@
-"""Encoder states computed once and memory-mapped, so that a head trains on two CPU cores.
+"""Encoder states computed once and kept on the disk, so that a head trains on two CPU cores.
 
-A cache is a folder `.cache/states/KEY`, KEY hashing the encoder's weights, the front end's version and settings:
-
-    states.bin     float16, every clip's or text's (frames, states, dim) one after another
-    index.jsonl    one line for each: its own hash (of the clip's bytes, or of the tokens) and its frames
-
-Both only grow. A killed run loses what it was writing and nothing else: the next one goes on behind the last line.
+A cache is a folder `.cache/states/KEY`, KEY hashing the encoder's weights, the front end's version and settings. It
+holds one file for each clip or text: its (frames, states, dim) states in float16. A file appears whole or not at all,
+so a killed run loses what it was writing and nothing else, and several processes may fill one cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -30,13 +26,12 @@ from hbaf_edge import features as runtime_features
 from hbaf_edge import mel
 from hbaf_edge import text as runtime_text
 from hbaf_edge.audio import load_audio
-from training import augment, encode, encoders, hub
+from training import augment, batches, encoders, hub
+from training.batches import Tokens
 from training.files import cache_folder
-from training.words import Tokens
 
 States = NDArray[np.float16]
 Encode = Callable[[list[str]], Iterable[tuple[str, States]]]  # missing keys -> each with its states, in any order
-FLUSH = 64  # entries between two flushes: what a killed run may lose
 
 
 class StateCache:
@@ -48,19 +43,13 @@ class StateCache:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.shape = folder, shape
-        self._span: dict[str, tuple[int, int]] = {}
-        self._states: NDArray[np.float16] | None = None
-        self._read()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._span
+        return self._path(key).exists()
 
     def __getitem__(self, key: str) -> States:
-        start, end = self._span[key]
-        assert self._states is not None
-        return self._states[start:end]
+        return np.memmap(self._path(key), np.float16, "c").reshape(-1, *self.shape)  # "r" would make torch warn
 
     def add(self, wanted: Sequence[str], encode: Encode, what: str) -> None:
         """Encode the keys that are not there yet, with a progress bar.
@@ -70,58 +59,22 @@ class StateCache:
             encode: what makes the states.
             what: shown beside the bar.
         """
-        with FileLock(self.folder / "lock"):
-            self._mend()
-            self._read()  # another process may have gone on meanwhile
-            missing = [key for key in wanted if key not in self._span]
-            if not missing:
-                return
-            if len(missing) < len(wanted):
-                Console(stderr=True).print(f"{what}: {len(wanted) - len(missing)} of {len(wanted)} are cached already")
-            with (self.folder / "states.bin").open("ab") as states, (self.folder / "index.jsonl").open("a") as index:
-                pairs = track(encode(missing), description=what, total=len(missing), console=Console(stderr=True))
-                self._write(pairs, states, index)
-            self._read()
-
-    def _write(self, pairs: Iterable[tuple[str, States]], states: IO[bytes], index: IO[str]) -> None:
-        """States first, then their line: a line never promises what is not on the disk."""
-        lines: list[str] = []
-        for key, found in pairs:
-            states.write(np.ascontiguousarray(found, np.float16).tobytes())
-            lines.append(json.dumps([key, len(found)]) + "\n")
-            if len(lines) == FLUSH:
-                states.flush()
-                index.writelines(lines)
-                index.flush()
-                lines = []
-        states.flush()
-        index.writelines(lines)
-
-    def _mend(self) -> None:
-        """Cut off what a killed run left without its line; under the lock, since a living one may be writing."""
-        path, index = self.folder / "states.bin", self.folder / "index.jsonl"
-        if not index.exists():
-            path.unlink(missing_ok=True)
+        missing = [key for key in wanted if key not in self]
+        if not missing:
             return
-        lines = index.read_bytes()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        if len(whole) < len(lines):
-            index.write_bytes(whole)
-        frames = sum(count for _, count in map(json.loads, whole.splitlines()))
-        with path.open("r+b") as file:
-            file.truncate(2 * int(np.prod(self.shape)) * frames)
+        console = Console(stderr=True)
+        if len(missing) < len(wanted):
+            console.print(f"{what}: {len(wanted) - len(missing)} of {len(wanted)} are cached already")
+        for key, states in track(encode(missing), description=what, total=len(missing), console=console):
+            path = self._path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            np.ascontiguousarray(states, np.float16).tofile(part)
+            part.replace(path)
 
-    def _read(self) -> None:
-        """Map what the index promises; a line that is still being written is left for later."""
-        index = self.folder / "index.jsonl"
-        lines = index.read_bytes() if index.exists() else b""
-        end, spans = 0, {}
-        for key, frames in map(json.loads, lines[: lines.rfind(b"\n") + 1].splitlines()):
-            spans[key] = (end, end + frames)
-            end += frames
-        self._span = spans
-        if end:
-            self._states = np.memmap(self.folder / "states.bin", np.float16, "r", shape=(end, *self.shape))
+    def _path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self.folder / name[:2] / name[2:]
 
 
 def digest(model: nn.Module) -> str:
@@ -141,10 +94,10 @@ def front_end() -> str:
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 
-def folder_of(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> Path:
-    """Where states of this encoder lie."""
+def cache_of(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> StateCache:
+    """The cache of this encoder's states, (states, dim) a frame."""
     name = hashlib.sha256(f"{kind} {digest(encoder)} {front_end()} {shape}".encode()).hexdigest()[:16]
-    return cache_folder() / "states" / f"{kind}-{name}"
+    return StateCache(cache_folder() / "states" / f"{kind}-{name}", shape)
 
 
 class AudioCache:
@@ -157,7 +110,7 @@ class AudioCache:
 
     def __init__(self, encoder: nn.Module, shape: tuple[int, int]) -> None:
         self.encoder = encoder
-        self.cache = StateCache(folder_of("audio", encoder, shape), shape)
+        self.cache = cache_of("audio", encoder, shape)
         self._hash: dict[Path, str] = {}
 
     def fill(self, paths: Sequence[Path], copies: int = 0) -> AudioCache:
@@ -202,7 +155,7 @@ def fill_texts(cache: StateCache, encoder: nn.Module, texts: Iterable[Tokens]) -
 
     @torch.inference_mode()
     def states(keys: list[str]) -> Iterator[tuple[str, States]]:
-        for place, found in encode.texts(encoder, [by_key[k] for k in keys]):
+        for place, found in batches.encode_texts(encoder, [by_key[k] for k in keys]):
             yield keys[place], found.half().cpu().numpy()
 
     cache.add(list(by_key), states, "text states")

@@ -13,9 +13,8 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -41,8 +40,7 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """What decoding one clip showed: `fault` is a key of WORDS or empty."""
 
     path: Path
@@ -60,16 +58,16 @@ def decode(path: Path) -> Clip:
         heard = load_audio(path)
     except InputError as error:
         return Clip(path, fault="broken", detail=str(error))
-    digest = hashlib.sha256(heard.samples.tobytes()).hexdigest()
-    said = [w for w in heard.warnings if "truncated" in w]
+    truncated = next((w for w in heard.warnings if "truncated" in w), "")
     faults = {
         "silent": heard.is_silent,
         "short": heard.is_too_short,
         "long": heard.seconds > MAX_SECONDS,
-        "truncated": bool(said),
+        "truncated": bool(truncated),
     }
     fault = next((name for name, found in faults.items() if found), "")
-    return Clip(path, heard.seconds, fault, said[0] if said else WORDS.get(fault, ""), digest)
+    digest = hashlib.sha256(heard.samples.tobytes()).hexdigest()
+    return Clip(path, heard.seconds, fault, truncated or WORDS.get(fault, ""), digest)
 
 
 def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
@@ -88,12 +86,12 @@ def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
         if clip.digest and clip.fault not in UNUSABLE and first.setdefault(clip.digest, clip.path) != clip.path:
             found["double"].append((str(clip.path), f"the same sound as {first[clip.digest]}"))
     seconds = np.array([clip.seconds for clip in clips if clip.seconds])
-    shares = np.percentile(seconds, (1, 50, 99)).tolist() if seconds.size else []
+    percentiles = np.percentile(seconds, (1, 50, 99)).tolist() if seconds.size else []
     return {
         "corpus": corpus.name,
         "counts": _counts(corpus),
         "hours": float(seconds.sum() / 3600),
-        "seconds": dict(zip(("p1", "p50", "p99"), shares)),
+        "seconds": dict(zip(("p1", "p50", "p99"), percentiles)),
         "faults": {name: clips for name, clips in found.items() if clips},
     }
 

@@ -42,23 +42,19 @@ def save(
     folder: Path, model: HBAF, text: nn.Module | None, about: dict[str, Any], audio: nn.Module | None = None
 ) -> None:
     """Write the checkpoint; `audio` only if it is not as packaged. config.json comes last: with it, all is there."""
-    _write(folder / "hbaf.safetensors", model)
-    for role, module in (("text", text), ("audio", audio)):
+    for role, module in (("hbaf", model), ("text", text), ("audio", audio)):
         if module is None:
             continue
-        name = getattr(model.config, f"{role}_encoder")
-        if name in encoders.SOURCES:
-            _write(folder / f"{role}.safetensors", module)
+        name = "" if role == "hbaf" else getattr(model.config, f"{role}_encoder")
+        if Path(name or NONE).is_dir():
+            _save_folder(folder / f"{role}_encoder", module, Path(name))
         else:
-            _write_folder(folder / f"{role}_encoder", module, Path(name))
+            weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            write(folder / f"{role}.safetensors", as_bytes(weights))
     write_json(folder / "config.json", {"model": model.config.to_json(), "about": about}, indent=1)
 
 
-def _write(path: Path, module: nn.Module) -> None:
-    write(path, as_bytes({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
-
-
-def _write_folder(target: Path, module: nn.Module, source: Path) -> None:
+def _save_folder(target: Path, module: nn.Module, source: Path) -> None:
     """A local encoder with its own config and tokeniser, loadable as any local folder is."""
     model: Any = module.model if isinstance(module, WaveEncoder) else module
     model.save_pretrained(target)
@@ -80,9 +76,8 @@ def load(folder: Path) -> Stored:
         if own.is_dir():
             config = replace(config, **cast(Any, {f"{role}_encoder": str(own)}))
         name = getattr(config, f"{role}_encoder")
-        parts[role] = None if name == NONE else cast(nn.Module, read(name))
+        module = parts[role] = None if name == NONE else read(name)
         weights = folder / f"{role}.safetensors"
-        module = parts[role]
         if module is not None and weights.exists():
             module.load_state_dict(load_file(weights))
     model = HBAF(config)

@@ -5,9 +5,10 @@
     if __name__ == "__main__":
         cli(main)
 
-What stands before `/` is positional, all else an option; a dataclass is an option for each of its fields. Help comes
-from the module's docstring, from the function's "Args:" and from the comments beside fields. typer is imported when a
-command starts: the modules themselves can be imported without it.
+What stands before `/` is positional, all else an option; a dataclass is an option for each of its fields, but for
+those that a parameter of the same name gives. Help comes from the module's docstring, from the function's "Args:" and
+from the comments beside fields. typer is imported when a command starts: the modules themselves can be imported
+without it.
 """
 
 from __future__ import annotations
@@ -17,30 +18,13 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hbaf_edge.errors import HBAFError
 
-REQUIRED = inspect.Parameter.empty
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One option or argument: its type, its default (REQUIRED: none) and what is said of it."""
-
-    name: str
-    kind: Any
-    default: Any
-    text: str
-    positional: bool = False
-
-    @property
-    def several(self) -> bool:
-        """Whether it takes any number of values: a tuple."""
-        return get_origin(self.kind) is tuple
 
 
 def cli(function: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
@@ -55,13 +39,13 @@ def cli(function: Callable[..., None], arguments: Sequence[str] | None = None) -
     """
     import typer
 
-    found = list(choices(function))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     # \b keeps click from joining the lines of a paragraph: commands stand in them.
     text = "\n\n".join("\b\n" + part for part in (sys.modules[function.__module__].__doc__ or "").split("\n\n"))
-    app.command(help=text)(_callback(function, found))
+    options = list(options_of(function))
+    app.command(help=text)(_callback(function, options))
     source = Path(inspect.getfile(function))
-    words = _repeated(sys.argv[1:] if arguments is None else arguments, found)
+    words = _repeated(sys.argv[1:] if arguments is None else arguments, options)
     try:
         app(words, prog_name=f"python -m {source.parent.name}.{source.stem}")
     except SystemExit as end:
@@ -87,18 +71,31 @@ def run(command: Callable[[], None]) -> None:
         raise SystemExit(said) from error
 
 
-def choices(function: Callable[..., None]) -> Iterator[Choice]:
-    """What a function can be told, in the order of its signature; of dataclasses each field."""
+def options_of(function: Callable[..., None]) -> Iterator[inspect.Parameter]:
+    """What a function can be told as typer reads it, in the order of its signature; of dataclasses each field."""
     kinds, texts = get_type_hints(function), _args(function)
-    for name, parameter in inspect.signature(function).parameters.items():
+    signature = inspect.signature(function).parameters
+    for name, parameter in signature.items():
         if is_dataclass(kinds[name]):
-            yield from _fields(parameter.default)
+            yield from (option for option in _fields(parameter.default) if option.name not in signature)
         else:
             positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-            yield Choice(name, kinds[name], parameter.default, texts.get(name, ""), positional)
+            yield _option(name, kinds[name], parameter.default, texts.get(name), positional)
 
 
-def _fields(default: Any) -> Iterator[Choice]:
+def _option(name: str, kind: Any, default: Any, text: str | None, positional: bool = False) -> inspect.Parameter:
+    """An option or argument; a tuple takes any number of values."""
+    import typer
+
+    default = ... if default is inspect.Parameter.empty else default
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+        default = default if default is ... else list(default)
+    info = (typer.Argument if positional else typer.Option)(default, help=text)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
+
+
+def _fields(default: Any) -> Iterator[inspect.Parameter]:
     """Of a dataclass, from an instance that holds the defaults."""
     kinds = get_type_hints(type(default))
     try:
@@ -111,7 +108,7 @@ def _fields(default: Any) -> Iterator[Choice]:
         if is_dataclass(value):
             yield from _fields(value)
         else:
-            yield Choice(field.name, kinds[field.name], value, texts.get(field.name, ""))
+            yield _option(field.name, kinds[field.name], value, texts.get(field.name))
 
 
 def _args(function: Callable[..., None]) -> dict[str, str]:
@@ -120,12 +117,12 @@ def _args(function: Callable[..., None]) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): (.+)$", re.sub(r"\n {5,}", " ", block), re.M))
 
 
-def _callback(function: Callable[..., None], found: Sequence[Choice]) -> Callable[..., None]:
+def _callback(function: Callable[..., None], options: Sequence[inspect.Parameter]) -> Callable[..., None]:
     """A function of plain options, as typer reads them, that calls the given one with what they make."""
-    import typer
+    several = {option.name for option in options if get_origin(option.annotation) is list}
 
     def callback(**values: Any) -> None:
-        told = {c.name: tuple(values[c.name] or ()) if c.several else values[c.name] for c in found}
+        told = {name: tuple(value or ()) if name in several else value for name, value in values.items()}
         first, rest = [], {}
         for name, parameter in inspect.signature(function).parameters.items():
             value = told[name] if name in told else _built(parameter.default, told)
@@ -135,14 +132,8 @@ def _callback(function: Callable[..., None], found: Sequence[Choice]) -> Callabl
                 rest[name] = value
         run(lambda: function(*first, **rest))
 
-    parameters = []
-    for choice in found:
-        kind = list[get_args(choice.kind)[0]] if choice.several else choice.kind  # type: ignore[misc]
-        default = ... if choice.default is REQUIRED else list(choice.default) if choice.several else choice.default
-        made = (typer.Argument if choice.positional else typer.Option)(default, help=choice.text or None)
-        parameters.append(inspect.Parameter(choice.name, inspect.Parameter.KEYWORD_ONLY, default=made, annotation=kind))
-    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    callback.__annotations__ = {p.name: p.annotation for p in parameters}
+    callback.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    callback.__annotations__ = {option.name: option.annotation for option in options}
     return callback
 
 
@@ -152,9 +143,9 @@ def _built(default: Any, told: dict[str, Any]) -> Any:
     return type(default)(**{n: told[n] if n in told else _built(v, told) for n, v in values.items()})
 
 
-def _repeated(words: Sequence[str], found: Sequence[Choice]) -> list[str]:
+def _repeated(words: Sequence[str], options: Sequence[inspect.Parameter]) -> list[str]:
     """`--seeds 0 1 2` as click takes it: the option before each of its values."""
-    several = {f"--{c.name.replace('_', '-')}" for c in found if c.several and not c.positional}
+    several = {f"--{o.name.replace('_', '-')}" for o in options if get_origin(o.annotation) is list}
     told: list[str] = []
     option = ""
     for word in words:

@@ -10,7 +10,7 @@ from training.errors import TrainingError
 MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 NEUTRAL = MELD_LABELS.index("neutral")
 Use = Literal["audio+text", "text", "audio"]
-Tuning = Literal["frozen", "lora", "full"]
+Tuning = Literal["frozen", "full"]
 # Variants that gained nothing and are gone (RESULTS.md); the default model's files name them as switched off.
 OFF = (("earlier_turns", 0), ("recurrent", False))
 FILES = {".jsonl": "manifest", ".csv": "manifest", ".npz": "features"}
@@ -32,8 +32,8 @@ class ModelConfig:
     """Sizes of HBAF. Shapes in the model are named after these: d = width, H = heads, W = window."""
 
     labels: tuple[str, ...] = MELD_LABELS
-    audio_encoder: str = "audio"  # Whisper tiny.en; "audio-base" is Whisper base; or a local Hugging Face folder
-    text_encoder: str = "text"  # MiniLM; or a local Hugging Face folder of BERT or RoBERTa
+    audio_encoder: str = "audio"  # Whisper tiny.en; "audio-base" is Whisper base
+    text_encoder: str = "text"  # MiniLM
     audio_dim: int = 384  # of the audio encoder's states
     audio_states: int = 5  # its convolutional stem and four blocks
     text_dim: int = 384
@@ -71,7 +71,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), and what a teacher adds."""
+    """CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t)."""
 
     absolute: float = 0.1
     relative: float = 0.1
@@ -79,9 +79,6 @@ class LossWeights:
     temperature: float = 0.1  # of the contrastive losses
     balance: float = 0.0  # class weights are (1 / frequency) to this power, their mean over utterances 1
     smoothing: float = 0.0  # label smoothing
-    teaching: float = 0.5  # share of the main loss that a teacher's probabilities take, where there is one
-    teacher_temperature: float = 2.0
-    teacher_embedding: float = 0.1  # weight of 1 − cosine to a single teacher's embedding
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,6 @@ class TrainConfig:
     skip: str = ""  # a skip list written by training.check
     text_tuning: Tuning = "frozen"
     audio_tuning: Tuning = "frozen"
-    lora_rank: int = 16
     seed: int = 0
     epochs: int = 4
     patience: int = 0  # epochs without a better dev score before stopping; 0 never stops early
@@ -117,11 +113,10 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # gradient norm
-    state_every: int = 1  # epochs between two states that a killed run goes on from; short runs need few
     ema: float = 0.0  # decay of the averaged weights that are judged and stored; 0 keeps the last ones
     turns: int = 60  # in a batch, about
     accumulate: int = 1  # batches to one step of the optimiser
-    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products, on a GPU only
+    precision: Literal["float32", "bf16"] = "float32"  # of matrix products, on a GPU only
     max_turns: int = 40  # of one joined dialogue
     audio_seconds: float = 4.5  # a clip longer than this is cropped at random in training
     drop_audio: float = 0.15  # share of utterances with both that lose one
@@ -131,7 +126,6 @@ class TrainConfig:
     share: float = 1.0  # of the corpus' dialogues in each epoch
     copies: int = 0  # augmented variants of each clip that a frozen audio encoder sees besides the clip
     augment: bool = True  # speed, noise, reverb and SpecAugment where the audio encoder learns
-    teacher: tuple[str, ...] = ()  # checkpoints whose averaged probabilities are learned as well
     pairs: PairConfig = field(default_factory=PairConfig)
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -151,16 +145,9 @@ class TrainConfig:
         for name, kind in (("use", Use), ("text_tuning", Tuning), ("audio_tuning", Tuning)):
             if getattr(self, name) not in get_args(kind):
                 raise TrainingError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
-        for name, low in (
-            ("epochs", 1),
-            ("turns", 1),
-            ("accumulate", 1),
-            ("max_turns", 1),
-            ("lora_rank", 1),
-            ("state_every", 1),
-        ):
-            if getattr(self, name) < low:
-                raise TrainingError(f"{name} is {getattr(self, name)}; {low} is the least")
+        for name in ("epochs", "turns", "accumulate", "max_turns"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; 1 is the least")
         for name in ("drop_audio", "drop_text", "mislead", "hide_speaker", "share", "warmup", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")

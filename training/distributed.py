@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,17 +21,27 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=4)  # the first process may encode a whole corpus while the others wait
 
 
-def start(device: str = "auto") -> torch.device:
-    """The device of this process; joins the group where torchrun says there is one."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = torch.device(device, local) if device == "cuda" else torch.device(device)
-    if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=PATIENCE)
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    return found
+@dataclass(frozen=True)
+class Compute:
+    """What a command computes on."""
+
+    device: str = "auto"  # cpu, cuda, or auto
+    threads: int | None = None  # of the CPU; None leaves torch's choice
+
+    def start(self) -> torch.device:
+        """The device of this process; joins the group where torchrun says there is one."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        kind = self.device
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+        if "RANK" in os.environ and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
 
 
 def rank() -> int:
@@ -54,19 +65,19 @@ def first_then_all(work: Callable[[], T]) -> T:
 
 def agreed(value: float) -> float:
     """The first process' number, in all of them; decisions on it are then the same."""
-    if size() == 1:
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return float(shared)
+    return _shared(value, lambda tensor: dist.broadcast(tensor, 0))
 
 
 def total(value: float) -> float:
     """Sum over all processes."""
+    return _shared(value, dist.all_reduce)
+
+
+def _shared(value: float, exchange: Callable[[torch.Tensor], object]) -> float:
+    """A number after an exchange with the other processes."""
     if size() == 1:
         return value
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(shared)
-    return float(shared)
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    exchange(tensor)
+    return float(tensor)

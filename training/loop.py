@@ -1,7 +1,7 @@
 """One training run: a loop a reader can follow from top to bottom.
 
-Selected on dev after every epoch; the best checkpoint stays in the run's folder, with a line per epoch in log.jsonl,
-TensorBoard's scalars beside it, and the state from which a killed run goes on (training/state.py).
+Selected on dev after every epoch; the best checkpoint stays in the run's folder, with a line per epoch in log.jsonl
+and the state from which a killed run goes on (training/state.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,31 +22,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training import batches, checkpoint, distributed, encoders, state
-from training.begin import begin
+from training import batches, checkpoint, distributed, state
 from training.config import ModelConfig, TrainConfig
-from training.corpora.records import UNLABELLED, Dialogue
+from training.corpora.records import UNLABELLED
 from training.errors import TrainingError
-from training.learner import Learner, groups_of, merged
-from training.material import Material
+from training.learner import Learner, begin, groups_of
 from training.pairs import PairStage
 from training.stages import CorpusStage, Group, load_also, load_corpus
-from training.teacher import lessons_of
-
-TALK = 0.1  # share of an epoch between two lines where no progress bar can be shown
-
-
-class Stage(Protocol):
-    """What feeds a run and judges it."""
-
-    material: Material
-    typical: list[Dialogue]  # what the states' mean and deviation are taken from
-
-    def epoch(self, rng: random.Random) -> list[Group]:
-        """Batches of an epoch, as groups of histories."""
-
-    def judge(self) -> dict[str, float]:
-        """Dev scores; the one called `score` selects."""
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -85,9 +67,8 @@ def train(
     learner, about = begin(config, corpus, model, init)
     also = load_also(config, corpus.labels)
     learner.to(device)
-    lessons = lessons_of(config, corpus, also, device)
     kind = PairStage if config.pair else CorpusStage
-    stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner, lessons))
+    stage = distributed.first_then_all(lambda: kind(config, corpus, also, learner))
     stage.material.standardise(stage.typical, [m for m in config.use.split("+") if m not in about["shown"]])
     about["shown"] = sorted({*about["shown"], *config.use.split("+")})
     if restart and distributed.rank() == 0:
@@ -97,12 +78,11 @@ def train(
 
 def forget(out: Path) -> None:
     """Remove what a run left in its folder, so that nothing of it is taken for the next one's."""
-    for name in (state.FILE, "log.jsonl", "config.json", "predictions.safetensors"):
+    for name in (state.FILE, "log.jsonl", "config.json"):
         (out / name).unlink(missing_ok=True)
-    for name in ("hbaf", "text", "audio"):
+    for name in ("hbaf", "text", "audio", "predictions"):
         (out / f"{name}.safetensors").unlink(missing_ok=True)
-    for name in ("text_encoder", "audio_encoder", "evaluation", "tensorboard"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    shutil.rmtree(out / "evaluation", ignore_errors=True)
 
 
 def peak_memory() -> float:
@@ -122,7 +102,7 @@ class Run:
         self,
         config: TrainConfig,
         learner: Learner,
-        stage: Stage,
+        stage: CorpusStage,
         out: Path,
         about: dict[str, Any],
         begun: dict[str, Any],
@@ -134,7 +114,6 @@ class Run:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.learned = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.average = state.Average(self.learned, config.ema)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.wrapped: Any = learner
         if distributed.size() > 1:
             self.wrapped = DistributedDataParallel(learner, find_unused_parameters=True)
@@ -144,7 +123,7 @@ class Run:
     def go(self) -> dict[str, float]:
         """Every epoch that is left."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.progress = state.load(self.out, self.begun, self.optimiser, self.average, self.scaler)
+        self.progress = state.load(self.out, self.begun, self.optimiser, self.average)
         if self.progress.epoch != distributed.agreed(self.progress.epoch):
             raise TrainingError(f"{self.out} is not the same folder for every process; put it on a disk that all share")
         if self.progress.epoch:
@@ -176,21 +155,20 @@ class Run:
         p.epoch += 1
         if distributed.rank() == 0:
             self._log(line)
-            if p.epoch % self.config.state_every == 0 or p.epoch == self.config.epochs or self._patient_enough():
-                state.save(self.out, self.begun, p, self.optimiser, self.average, self.scaler)
+            state.save(self.out, self.begun, p, self.optimiser, self.average)
 
     def _learn(self, groups: list[Group]) -> tuple[float, int]:
         """One pass over the groups; returns the mean loss and the turns of all processes together."""
         self.wrapped.train()
         steps = list(batches.groups(groups, self.config.accumulate * distributed.size()))
-        seen, told = [], 0.0
-        name = f"epoch {self.progress.epoch}"
-        for i, step in enumerate(track(steps, name, transient=True, console=Console(stderr=True),
-                                       disable=distributed.rank() > 0)):  # fmt: skip
-            seen.append(self.step(list(step)))
-            if not Console(stderr=True).is_terminal and (i + 1) / len(steps) >= told + TALK:
-                told = (i + 1) / len(steps)
-                _say(f"{name} step {i + 1} of {len(steps)}, loss {sum(seen[-20:]) / len(seen[-20:]):.3f}")
+        bar = track(
+            steps,
+            f"epoch {self.progress.epoch}",
+            transient=True,
+            console=Console(stderr=True),
+            disable=distributed.rank() > 0,
+        )
+        seen = [self.step(list(step)) for step in bar]
         turns = sum(len(history) for group in groups for history in group)
         return sum(seen) / max(1, len(seen)), turns
 
@@ -207,40 +185,32 @@ class Run:
             last = i == len(weighed) - 1
             with nullcontext() if last or world == 1 else self.wrapped.no_sync():
                 loss += self._backward(group, share)
-        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.learned, self.config.clip)
         factor = schedule(self.progress.step, self.steps, self.config.warmup)
         for parameters, rate in zip(self.optimiser.param_groups, self.rates):
             parameters["lr"] = rate * factor
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        self.optimiser.step()
         self.progress.step += 1
         self.average.update(self.progress.step)
         return distributed.total(loss) / world
 
     def _backward(self, group: Group, share: float) -> float:
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
-        with torch.autocast(self.device.type, kind, enabled=kind is not None and self.device.type == "cuda"):
+        half = self.config.precision == "bf16" and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             loss: Tensor = self.wrapped(group) * share
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _keep(self, found: dict[str, float]) -> None:
         if distributed.rank() == 0:
             about = {**self.about, "train": self.config.to_json(), "dev": found, "epoch": self.progress.epoch}
-            packaged = self.learner.hbaf.config.audio_encoder in encoders.SOURCES and "audio" not in self.about["tuned"]
-            audio = None if packaged else merged(self.learner.audio)
-            checkpoint.save(self.out, self.learner.hbaf, merged(self.learner.text), about, audio)
+            audio = self.learner.audio if "audio" in self.about["tuned"] else None
+            checkpoint.save(self.out, self.learner.hbaf, self.learner.text, about, audio)
 
     def _log(self, line: dict[str, float]) -> None:
         _say({k: round(v, 4) for k, v in line.items()})
         with (self.out / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.out / "tensorboard")) as board:
-            for name, value in line.items():
-                board.add_scalar(name, value, int(line["epoch"]))
 
 
 def _labelled(group: Group) -> int:

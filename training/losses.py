@@ -1,14 +1,14 @@
-"""CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), as training/MODEL.md has it, and what a teacher adds."""
+"""CE + λ_abs·L_abs + λ_rel·L_rel + λ_uni·(CE_a + CE_t), as training/MODEL.md has it."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from training.config import LossWeights
 from training.layers import AUDIO, TEXT
-from training.model import HBAF, Batch, Lesson, Output
+from training.model import HBAF, Batch, Output
 
 
 def classification(logits: Tensor, labels: Tensor, weights: LossWeights, balance: Tensor | None = None) -> Tensor:
@@ -68,29 +68,10 @@ def relative_contrast(audio: Tensor, text: Tensor, temperature: float) -> Tensor
     return (there + back) / 2
 
 
-def learned_from(logits: Tensor, embedding: Tensor, lesson: Lesson, weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """Distillation: T²·KL from the teacher's softened probabilities, and 1 − cosine to its embedding.
-
-    Shapes: logits (U, labels), embedding (U, e). The second is 0 where the teacher's embedding is of another width
-    (or of several teachers, whose axes mean different things). Source: Hinton et al. 2015.
-    """
-    known, t = lesson.known, weights.teacher_temperature
-    softened = functional.softmax(lesson.probabilities[known].clamp(min=1e-8).log() / t, -1)
-    guess = functional.log_softmax(logits[known] / t, -1)
-    probabilities = functional.kl_div(guess, softened, reduction="batchmean") * t * t
-    if lesson.embedding.shape != embedding.shape:
-        return probabilities, logits.sum() * 0.0
-    near = functional.cosine_similarity(embedding[known], lesson.embedding[known], dim=-1)
-    return probabilities, (1 - near).mean()
-
-
 def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, balance: Tensor | None = None) -> Tensor:
     """The whole training loss of a batch: a mean over its labelled turns."""
     labels = batch.labels
     loss = classification(output.logits, labels, weights, balance)
-    if batch.lesson is not None:
-        said, near = learned_from(output.logits, output.embedding, batch.lesson, weights)
-        loss = (1 - weights.teaching) * loss + weights.teaching * said + weights.teacher_embedding * near
     known = labels >= 0
     has_audio = batch.audio_mask.any(1) & batch.honest[:, AUDIO] & known
     has_text = batch.text_mask.any(1) & batch.honest[:, TEXT] & known
@@ -100,14 +81,9 @@ def total(model: HBAF, batch: Batch, output: Output, weights: LossWeights, balan
     pairs = has_audio & has_text
     if pairs.sum() >= 3 and (weights.absolute or weights.relative):
         audio, text = (
-            functional.normalize(_apply(model.contrast[m], code[pairs]), dim=-1)
+            functional.normalize(model.contrast[m](code[pairs]), dim=-1)
             for m, code in ((AUDIO, output.audio_code), (TEXT, output.text_code))
         )
         loss = loss + weights.absolute * absolute_contrast(audio, text, labels[pairs], weights.temperature)
         loss = loss + weights.relative * relative_contrast(audio, text, weights.temperature)
     return loss
-
-
-def _apply(module: nn.Module, x: Tensor) -> Tensor:
-    result: Tensor = module(x)
-    return result

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 from training import caches
-from training.batches import States, Turn
+from training.batches import States, Tokens, Turn, Words
 from training.config import TrainConfig, Use
 from training.corpora.records import Dialogue, Utterance
 from training.learner import Learner
-from training.words import Tokens, Words
 
 FRAMES_PER_SECOND = 50
 SAMPLED = 400  # dialogues from which means and deviations are taken
 TRAIN_TOKENS = 40  # a longer utterance is cut where the text encoder learns; 1 % of MELD's are
-Lessons = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Material:
@@ -43,7 +41,7 @@ class Material:
         self.texts: caches.StateCache | None = None
         if cached and learner.text is not None and config.text_tuning == "frozen" and "text" in config.use:
             shape = (c.text_states, c.text_dim)
-            self.texts = caches.StateCache(caches.folder_of("text", learner.text, shape), shape)
+            self.texts = caches.cache_of("text", learner.text, shape)
 
     def prepare(self, dialogues: Sequence[Dialogue], copies: int = 0) -> Material:
         """Fill the caches for these dialogues; what they lack is encoded when it is met."""

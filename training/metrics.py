@@ -1,4 +1,8 @@
-"""Scores of a set of predictions, by torchmetrics; their uncertainty, and the temperatures that calibrate them."""
+"""Scores of a set of predictions, their uncertainty, and the temperatures that calibrate them.
+
+All scores come from counts (a confusion matrix, and the bins of the calibration error), so that thousands of bootstrap
+resamples are sums of the same counts.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 BINS = 15
 RESAMPLES = 2000
@@ -30,25 +26,21 @@ def scores(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, An
 
     Shapes: logits (U, labels), labels (U,). A label that none of these utterances has counts in no mean.
     """
-    n, guess = len(names), logits.argmax(-1)
-    recall = multiclass_recall(guess, labels, n, average=None)
-    precision = multiclass_precision(guess, labels, n, average=None)
-    present = torch.bincount(labels, minlength=n) > 0
+    one = [""] * len(labels)
+    (confusion,) = _confusions(logits, labels, one)
+    right, true, guessed = np.diagonal(confusion), confusion.sum(1), confusion.sum(0)
+    per_class = {"precision": right / np.maximum(guessed, 1), "recall": right / np.maximum(true, 1)}
     return {
         "utterances": len(labels),
-        "weighted_f1": float(multiclass_f1_score(guess, labels, n, average="weighted")),
-        "macro_f1": float(multiclass_f1_score(guess, labels, n, average=None)[present].mean()),
-        "accuracy": float(multiclass_accuracy(guess, labels, n, average="micro")),
-        "uar": float(recall[present].mean()),
-        "ece": float(multiclass_calibration_error(torch.softmax(logits, -1), labels, n, n_bins=BINS)),
-        "precision": {name: float(value) for name, value, p in zip(names, precision, present, strict=True) if p},
-        "recall": {name: float(value) for name, value, p in zip(names, recall, present, strict=True) if p},
-        "confusion": multiclass_confusion_matrix(guess, labels, n).tolist(),
+        **{name: float(value) for name, value in from_confusion(confusion).items()},
+        "ece": float(_ece(_bins(logits, labels, one)[0])),
+        **{k: {n: float(v) for n, v, t in zip(names, x, true, strict=True) if t} for k, x in per_class.items()},
+        "confusion": confusion.astype(int).tolist(),
     }
 
 
 def from_confusion(confusion: Array) -> dict[str, Array]:
-    """The first four scores from confusion matrices (…, truth, guess), for thousands of resamples at once."""
+    """The scores of `FIRST` from confusion matrices (…, truth, guess)."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, guessed = confusion.sum(-1), confusion.sum(-2)
     f1 = 2 * right / np.maximum(true + guessed, 1)
@@ -77,8 +69,8 @@ def intervals(
         resamples: how many.
     """
     drawn = _drawn(groups, seed, resamples)
-    found = from_confusion(_resampled(drawn, _confusions(logits, labels, groups)))
-    found["ece"] = _resampled_ece(drawn, _bins(logits, labels, groups))
+    found = from_confusion(np.tensordot(drawn, _confusions(logits, labels, groups), axes=1))
+    found["ece"] = _ece(np.tensordot(drawn, _bins(logits, labels, groups), axes=1))
     return {name: tuple(np.quantile(values, (0.025, 0.975)).tolist()) for name, values in found.items()}
 
 
@@ -92,7 +84,7 @@ def paired(
     """
     drawn = _drawn(groups, seed, RESAMPLES)
     each = [_confusions(logits, labels, groups) for logits in (ours, theirs)]
-    a, b = (from_confusion(_resampled(drawn, c))[name] for c in each)
+    a, b = (from_confusion(np.tensordot(drawn, c, axes=1))[name] for c in each)
     whole = [float(from_confusion(c.sum(0))[name]) for c in each]
     low, high = np.quantile(a - b, (0.025, 0.975)).tolist()
     p = 2 * min(float((a <= b).mean()), float((a >= b).mean()))
@@ -115,17 +107,9 @@ def least_ece(logits: Tensor, seed: int = 0, draws: int = 500) -> float:
     >>> round(least_ece(even), 2)  # the mean distance from a half in 400 throws of a coin
     0.02
     """
-    sure = torch.softmax(logits, -1).amax(-1).double().numpy()
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    sure, place = _confidence(logits)
     right = np.random.default_rng(seed).random((draws, len(sure))) < sure
     return float(np.abs((right - sure) @ np.eye(BINS)[place]).sum(1).mean() / len(sure))
-
-
-def reliability(logits: Tensor, labels: Tensor) -> tuple[Array, Array, Array]:
-    """Mean confidence, accuracy and share of utterances in each of 15 bins; NaN where a bin is empty."""
-    count, sure, right = _bins(logits, labels, [""] * len(labels))[0]
-    with np.errstate(invalid="ignore"):
-        return sure / count, right / count, count / count.sum()
 
 
 def _index(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
@@ -147,22 +131,25 @@ def _confusions(logits: Tensor, labels: Tensor, groups: Sequence[str]) -> Array:
     return found
 
 
+def _confidence(logits: Tensor) -> tuple[Array, NDArray[np.int64]]:
+    """The highest probability of each utterance, and the bin it is in."""
+    sure = torch.softmax(logits, -1).amax(-1).double().numpy()
+    return sure, np.minimum((sure * BINS).astype(int), BINS - 1)
+
+
 def _bins(logits: Tensor, labels: Tensor, groups: Sequence[str]) -> Array:
     """(G, 3, bins): utterances, summed confidence, right ones."""
     index, count = _index(groups)
-    sure, guess = torch.softmax(logits, -1).max(-1)
-    place = np.minimum((sure.numpy() * BINS).astype(int), BINS - 1)
+    sure, place = _confidence(logits)
+    right = (logits.argmax(-1) == labels).numpy()
     found = np.zeros((count, 3, BINS))
-    for part, values in enumerate((np.ones(len(labels)), sure.numpy(), (guess == labels).numpy())):
+    for part, values in enumerate((np.ones(len(labels)), sure, right)):
         np.add.at(found[:, part], (index, place), values)
     return found
 
 
-def _resampled(drawn: Array, per_group: Array) -> Array:
-    return np.tensordot(drawn, per_group, axes=1)
-
-
-def _resampled_ece(drawn: Array, bins: Array) -> Array:
-    found = _resampled(drawn, bins)
-    off: Array = np.abs(found[:, 1] - found[:, 2]).sum(-1) / np.maximum(found[:, 0].sum(-1), 1)
-    return off
+def _ece(bins: Array) -> Array:
+    """Expected calibration error from bins (…, 3, bins)."""
+    count, sure, right = np.moveaxis(bins, -2, 0)
+    error: Array = np.abs(sure - right).sum(-1) / np.maximum(count.sum(-1), 1)
+    return error

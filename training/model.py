@@ -54,15 +54,6 @@ class Batch:
     relation: Tensor
     labels: Tensor
     honest: Tensor
-    lesson: Lesson | None = None
-
-
-class Lesson(NamedTuple):
-    """What a teacher says: probabilities (U, labels), embedding (U, its width), known (U,) bool."""
-
-    probabilities: Tensor
-    embedding: Tensor
-    known: Tensor
 
 
 class Output(NamedTuple):

@@ -11,13 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from training import batches, corpora
 from training.batches import Turn
-from training.config import NEUTRAL, PairConfig, TrainConfig, Use
+from training.config import NEUTRAL
 from training.corpora import plain
-from training.corpora.records import Corpus, Dialogue, Utterance
-from training.learner import Learner
-from training.material import Lessons, Material
-from training.metrics import scores
-from training.stages import Group, score
+from training.corpora.records import Dialogue, Utterance
+from training.stages import CorpusStage, Group
 
 WORTH_SAYING = 12  # characters; a shorter neutral sentence says too little to mislead
 
@@ -49,42 +46,26 @@ class Partner:
         return self.pick(NEUTRAL if kind < 0.75 and NEUTRAL in labels else rng.choice(labels), rng)
 
 
-class PairStage:
-    """Both modalities on cached states; arguments as `CorpusStage`'s, the corpus being the one with the dialogues."""
+class PairStage(CorpusStage):
+    """Both modalities on cached states; the corpus is the one with the dialogues."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        corpus: Corpus,
-        also: Sequence[tuple[list[Dialogue], float]],
-        learner: Learner,
-        lessons: Lessons | None = None,
-    ) -> None:
-        self.config, self.corpus, self.also, self.learner = config, corpus, also, learner
-        self.lessons = lessons or {}
-        self.train, self.dev = corpus.split("train"), corpus.split("dev")
-        dialogues = [*self.train, *(d for more, _ in also for d in more)]
-        self.neutral = [t.text for d in dialogues for t in d.turns if t.label == NEUTRAL and len(t.text) > WORTH_SAYING]
+    def prepare(self) -> None:
+        """Load the clips and fill the caches."""
+        self.pairs = self.config.pairs
+        turns = [t for d in self.typical for t in d.turns]
+        self.neutral = [t.text for t in turns if t.label == NEUTRAL and len(t.text) > WORTH_SAYING]
         self.plain = plain.load(self.neutral)
-        clips = [corpora.load(name, corpus.labels) for name in config.pairs.clips]
+        clips = [corpora.load(name, self.corpus.labels) for name in self.pairs.clips]
         self.dev_clips = next((c.split("dev") for c in clips if c.split("dev")), [])
         self.first = [d.turns[0] for d in clips[0].split("train")]
         self.others = [d.turns[0] for c in clips[1:] for d in c.split("train")]
         self.partner = Partner(self.first + self.others, self.plain)
-        self.material = Material(learner, config)
-        heard = [Dialogue("", "train", (u,)) for u in [*self.first, *self.others, *self.plain]]
-        self.typical = [*dialogues, *heard]
-        self.material.prepare(self.typical, config.copies).prepare([*self.dev, *self.dev_clips])
-
-    @property
-    def pairs(self) -> PairConfig:
-        """How pairs are drawn."""
-        return self.config.pairs
+        self.typical += [Dialogue("", "train", (u,)) for u in [*self.first, *self.others, *self.plain]]
+        self.material.prepare(self.typical, self.config.copies).prepare([*self.dev, *self.dev_clips])
 
     def epoch(self, rng: random.Random) -> list[Group]:
         """Dialogues and clips in batches of their own: words alone need no padded audio beside them."""
-        drawn = batches.drawn(self.train, self.config.share, self.also, rng)
-        talks = [self._spoken(history, rng) for history in batches.join(drawn, rng, self.config.max_turns)]
+        talks = [self._spoken(history, rng) for history in self.histories(rng)]
         rng.shuffle(talks)
         clips = list(self._clip_histories(rng))
         groups = [*batches.fill(talks, self.config.turns), *batches.fill(clips, self.pairs.clip_turns)]
@@ -94,7 +75,7 @@ class PairStage:
     def _spoken(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         """Turns of a text corpus, each with a partner from the clips, none, or one that misleads."""
         turns = []
-        for u, speaker, place in batches.hidden(history, self.config.hide_speaker, rng):
+        for u, speaker in batches.hidden(history, self.config.hide_speaker, rng):
             text = self.material.text(u, training=True)
             clip, honest = None, True
             if u.label in self.partner.by_label and (text is None or rng.random() < self.pairs.paired):
@@ -108,8 +89,7 @@ class PairStage:
                     continue  # nothing was said, and nobody can say it
                 clip = self.partner.pick(u.label, rng)
             sound = None if clip is None else self.material.audio(clip, rng)
-            lesson = self.lessons.get(place) if honest else None
-            turns.append(Turn(u.label, speaker, text, sound, (honest, True), lesson))
+            turns.append(Turn(u.label, speaker, text, sound, (honest, True)))
         return turns
 
     def _clip_histories(self, rng: random.Random) -> Iterator[list[Turn]]:
@@ -134,11 +114,6 @@ class PairStage:
 
     def judge(self) -> dict[str, float]:
         """Selected on the mean of dev weighted F1 (text only) and dev UAR (audio only): MELD and RAVDESS."""
-        text = self._scores(self.dev, "text")["weighted_f1"]
-        audio = self._scores(self.dev_clips, "audio")["uar"] if self.dev_clips else text
+        text = self.scores(self.dev, "text")["weighted_f1"]
+        audio = self.scores(self.dev_clips, "audio")["uar"] if self.dev_clips else text
         return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}
-
-    def _scores(self, dialogues: Sequence[Dialogue], use: Use) -> dict[str, float]:
-        dev = score(self.learner, self.material, dialogues, use)
-        found = scores(dev.logits, dev.labels, self.corpus.labels)
-        return {k: float(found[k]) for k in ("weighted_f1", "uar")}

@@ -20,15 +20,16 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from training import protocol
-from training.begin import begin
 from training.command import cli
 from training.config import ModelConfig, TrainConfig, Use
 from training.corpora.records import UNLABELLED, Dialogue
+from training.distributed import Compute
 from training.errors import TrainingError
+from training.learner import begin
 from training.material import Material
 from training.metrics import fit_temperature, scores
 from training.stages import load_corpus, selecting
+from training.train import SHOWN, folded, pooled, summary, table
 
 HELD = (3e-4, 3e-3, 3e-2, 3e-1)  # weights of half the squared norm
 STEPS = 60  # of L-BFGS
@@ -77,14 +78,16 @@ def fit(features: Tensor, labels: Tensor, classes: int, held: float) -> tuple[Te
     return weights.detach(), offsets.detach()
 
 
-def probe(config: TrainConfig, model: ModelConfig | None = None) -> dict[str, Tensor]:
+def probe(
+    config: TrainConfig, model: ModelConfig | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Logits and labels of one split's test turns, with the temperature that dev asks for."""
     config = replace(config, text_tuning="frozen", audio_tuning="frozen")
     corpus = load_corpus(config)
     learner, _ = begin(config, corpus, model, None)
-    material = Material(learner, config).prepare(corpus.dialogues)
+    material = Material(learner.to(device), config).prepare(corpus.dialogues)
     sets = {split: summarise(material, corpus.split(split), config.use) for split in ("train", "dev")}
-    sets["test"] = summarise(material, corpus.split(protocol.scored_split(corpus)), config.use)
+    sets["test"] = summarise(material, corpus.split(corpus.scored_split), config.use)
     mean, deviation = sets["train"][0].mean(0), sets["train"][0].std(0) + 1e-5
     sets = {split: ((x - mean) / deviation, y) for split, (x, y) in sets.items()}
     best: tuple[float, Tensor, Tensor] | None = None
@@ -104,7 +107,7 @@ def main(
     train: TrainConfig = TrainConfig(),
     model: ModelConfig = ModelConfig(),
     folds: Literal["own", "all"] = "own",
-    threads: int | None = None,
+    compute: Compute = Compute(device="cpu"),
 ) -> None:
     """Probe.
 
@@ -112,16 +115,15 @@ def main(
         train: corpus, modalities and fold are read; the rest is for training.
         model: its encoders are read.
         folds: all: cross-validation over the corpus' folds; own: its own split, or --fold.
-        threads: CPU threads; None leaves torch's choice.
+        compute: device and threads.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    corpus, which = protocol.folded(train, folds == "all")
-    found: dict[str, Any] = protocol.pooled([probe(replace(train, fold=k), model) for k in which], corpus.labels)
-    on = protocol.scored_split(corpus)
+    device = compute.start()
+    corpus, which = folded(train, folds == "all")
+    found: dict[str, Any] = pooled([probe(replace(train, fold=k), model, device) for k in which], corpus.labels)
     name = f"{corpus.name}, {train.use}"
-    Console().print(protocol.table({name: protocol.summary([found]) | {"scored_on": on}}, "logistic regression"))
-    print(json.dumps({name: {k: found[k] for k in protocol.SHOWN}}))
+    shown = summary([found]) | {"scored_on": corpus.scored_split}
+    Console().print(table({name: shown}, "logistic regression"))
+    print(json.dumps({name: {k: found[k] for k in SHOWN}}))
 
 
 if __name__ == "__main__":

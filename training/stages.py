@@ -9,19 +9,19 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from training import batches, corpora
-from training.batches import States, Turn
+from training.batches import States, Tokens, Turn
 from training.config import TrainConfig, Use
 from training.corpora.records import UNLABELLED, Corpus, Dialogue, Utterance
 from training.errors import TrainingError
 from training.learner import Learner
-from training.material import Lessons, Material
+from training.material import Material
 from training.metrics import scores
-from training.words import Tokens
 
 Group = list[list[Turn]]  # histories that make one batch
 JUDGED_TURNS = 120
@@ -35,43 +35,47 @@ class CorpusStage:
         corpus: its dialogues in their splits.
         also: further dialogues that only train, each with the share drawn in an epoch.
         learner: whose encoders read them.
-        lessons: what a teacher said of the training turns, by dialogue and place.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        corpus: Corpus,
-        also: Sequence[tuple[list[Dialogue], float]],
-        learner: Learner,
-        lessons: Lessons | None = None,
+        self, config: TrainConfig, corpus: Corpus, also: Sequence[tuple[list[Dialogue], float]], learner: Learner
     ) -> None:
-        self.config, self.corpus, self.lessons = config, corpus, lessons or {}
+        self.config, self.corpus, self.also, self.learner = config, corpus, also, learner
         self.train, self.dev = corpus.split("train"), corpus.split("dev")
-        self.also = also
         self.material = Material(learner, config)
-        every = [*self.train, *(d for dialogues, _ in also for d in dialogues)]
-        self.material.prepare(every, config.copies).prepare(self.dev)
-        self.typical = every
-        self.learner = learner
+        self.typical = [*self.train, *(d for dialogues, _ in also for d in dialogues)]  # for means and deviations
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Fill the caches."""
+        self.material.prepare(self.typical, self.config.copies).prepare(self.dev)
 
     def epoch(self, rng: random.Random) -> list[Group]:
         """Groups of histories in random order: every dialogue once, joined to histories of random length."""
-        drawn = batches.drawn(self.train, self.config.share, self.also, rng)
-        histories = list(batches.join(drawn, rng, self.config.max_turns))
+        histories = self.histories(rng)
         rng.shuffle(histories)
-        made = [self._turns(history, rng) for history in histories]
-        return list(batches.fill([turns for turns in made if turns], self.config.turns))
+        turns = [self._turns(history, rng) for history in histories]
+        return list(batches.fill([t for t in turns if t], self.config.turns))
+
+    def histories(self, rng: random.Random) -> list[batches.Joined]:
+        """This epoch's dialogues, joined."""
+        drawn = batches.drawn(self.train, self.config.share, self.also, rng)
+        return list(batches.join(drawn, rng, self.config.max_turns))
 
     def judge(self) -> dict[str, float]:
-        """Scores on the dev split."""
-        dev = score(self.learner, self.material, self.dev, self.config.use)
-        found = scores(dev.logits, dev.labels, self.corpus.labels)
-        return {"score": selecting(found, self.config.use), **{k: found[k] for k in ("weighted_f1", "macro_f1", "uar")}}
+        """Scores on the dev split; the one called `score` selects."""
+        dev = self.scores(self.dev, self.config.use)
+        return {"score": selecting(dev, self.config.use), **dev}
+
+    def scores(self, dialogues: Sequence[Dialogue], use: Use) -> dict[str, float]:
+        """Weighted and macro F1 and UAR of dialogues."""
+        judged = score(self.learner, self.material, dialogues, use)
+        found = scores(judged.logits, judged.labels, self.corpus.labels)
+        return {k: found[k] for k in ("weighted_f1", "macro_f1", "uar")}
 
     def _turns(self, history: batches.Joined, rng: random.Random) -> list[Turn]:
         c, turns = self.config, []
-        for u, speaker, place in batches.hidden(history, c.hide_speaker, rng):
+        for u, speaker in batches.hidden(history, c.hide_speaker, rng):
             text = self.material.text(u, training=True) if "text" in c.use else None
             audio = self.material.audio(u, rng) if "audio" in c.use else None
             honest = (True, True)
@@ -82,7 +86,7 @@ class CorpusStage:
                 audio = None if lost < c.drop_audio else audio
                 text = None if c.drop_audio <= lost < c.drop_audio + c.drop_text else text
             if text is not None or audio is not None:
-                turns.append(Turn(u.label, speaker, text, audio, honest, self.lessons.get(place)))
+                turns.append(Turn(u.label, speaker, text, audio, honest))
         return turns
 
     def _misled(
@@ -142,34 +146,37 @@ def read_skip_list(path: str) -> list[str]:
         raise TrainingError(f"skip list {path}: {error.strerror}; training.check writes one") from error
 
 
+class Shown(NamedTuple):
+    """A turn as it was shown: its dialogue's name, its place there, and the modalities."""
+
+    utterance: Utterance
+    dialogue: str
+    place: int
+    kind: Use
+
+
 @dataclass(frozen=True)
 class Predicted:
-    """What a learner says of U turns.
-
-    Shapes: logits (U, labels), embedding (U, 2d), labels (U,) with −1 for turns that have none. `utterances` and
-    `dialogues` (names) and `places` in them say which turns they are, `shown` which modalities each had.
-    """
+    """What a learner says of U turns: logits (U, labels), embedding (U, 2d)."""
 
     logits: Tensor
     embedding: Tensor
-    labels: Tensor
-    utterances: list[Utterance]
-    dialogues: list[str]
-    places: list[int]
-    shown: list[Use]
+    turns: list[Shown]
+
+    @property
+    def labels(self) -> Tensor:
+        """(U,) with −1 for turns that have none."""
+        return torch.tensor([turn.utterance.label for turn in self.turns])
+
+    @property
+    def shown(self) -> list[Use]:
+        """Which modalities each had."""
+        return [turn.kind for turn in self.turns]
 
     def chosen(self, keep: Sequence[bool]) -> Predicted:
         """Those turns only."""
-        rows = torch.tensor([i for i, k in enumerate(keep) if k], dtype=torch.long)
-        return Predicted(
-            self.logits[rows],
-            self.embedding[rows],
-            self.labels[rows],
-            [self.utterances[i] for i in rows.tolist()],
-            [self.dialogues[i] for i in rows.tolist()],
-            [self.places[i] for i in rows.tolist()],
-            [self.shown[i] for i in rows.tolist()],
-        )
+        rows = [i for i, k in enumerate(keep) if k]
+        return Predicted(self.logits[rows], self.embedding[rows], [self.turns[i] for i in rows])
 
 
 @torch.inference_mode()
@@ -177,38 +184,28 @@ def predict(learner: Learner, material: Material, dialogues: Sequence[Dialogue],
     """Every turn that shows something, each dialogue by itself; causal unless the model's config says otherwise."""
     was = learner.training
     learner.eval()
-    logits, embedding = [], []
-    utterances: list[Utterance] = []
-    names: list[str] = []
-    places: list[int] = []
-    kinds: list[Use] = []
+    shown: list[Shown] = []
     histories = []
     for dialogue in dialogues:
         history = []
         for place, (u, turn) in enumerate(zip(dialogue.turns, material.shown(dialogue, use))):
-            if turn.text is None and turn.audio is None:
-                continue
-            history.append(turn)
-            utterances.append(u)
-            names.append(dialogue.name)
-            places.append(place)
-            kinds.append("text" if turn.audio is None else "audio" if turn.text is None else "audio+text")
+            if turn.text is not None or turn.audio is not None:
+                history.append(turn)
+                kind: Use = "text" if turn.audio is None else "audio" if turn.text is None else "audio+text"
+                shown.append(Shown(u, dialogue.name, place, kind))
         histories += [history] if history else []
     if not histories:
         raise TrainingError(f"none of these dialogues shows {use}; nothing can be predicted")
-    for group in batches.fill(histories, JUDGED_TURNS):
-        output = learner.output(group)
-        logits.append(output.logits.float().cpu())
-        embedding.append(output.embedding.float().cpu())
+    outputs = [learner.output(group) for group in batches.fill(histories, JUDGED_TURNS)]
+    logits, embedding = (torch.cat([x.float().cpu() for x in parts]) for parts in list(zip(*outputs))[:2])
     learner.train(was)
-    labels = torch.tensor([u.label for u in utterances])
-    return Predicted(torch.cat(logits), torch.cat(embedding), labels, utterances, names, places, kinds)
+    return Predicted(logits, embedding, shown)
 
 
 def score(learner: Learner, material: Material, dialogues: Sequence[Dialogue], use: Use) -> Predicted:
     """`predict`, of the turns that have a label."""
     found = predict(learner, material, dialogues, use)
     known = found.chosen((found.labels != UNLABELLED).tolist())
-    if not known.utterances:
+    if not known.turns:
         raise TrainingError(f"none of these dialogues has a labelled turn that shows {use}; nothing can be scored")
     return known

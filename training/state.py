@@ -83,27 +83,18 @@ def save(
     progress: Progress,
     optimiser: torch.optim.Optimizer,
     average: Average,
-    scaler: torch.amp.GradScaler,
 ) -> None:
     """Write the state, whole or not at all; `begun` is the run's `identity`."""
-    tensors: dict[str, Tensor] = {}
-    for i, parameter in enumerate(_parameters(optimiser)):
-        tensors[f"weight/{i}"] = parameter.detach()
-        for name, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser/{i}/{name}"] = torch.as_tensor(value)
+    tensors = {f"weight/{i}": p.detach() for i, p in enumerate(_parameters(optimiser))}
+    for i, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{i}/{name}": torch.as_tensor(value) for name, value in values.items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
-    about = {"begun": begun, "progress": vars(progress), "scaler": scaler.state_dict()}
+    about = {"begun": begun, "progress": vars(progress)}
     held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     write(out / FILE, as_bytes(held, metadata={"state": json.dumps(about)}))
 
 
-def load(
-    out: Path,
-    begun: dict[str, Any],
-    optimiser: torch.optim.Optimizer,
-    average: Average,
-    scaler: torch.amp.GradScaler,
-) -> Progress:
+def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, average: Average) -> Progress:
     """Go on from a folder's state, or from the beginning where there is none.
 
     Raises:
@@ -116,18 +107,16 @@ def load(
         about = json.loads(file.metadata()["state"])
         check_same(out, about["begun"], begun)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, i, *name = key.split("/")
+        if kind == "optimiser":
+            moments.setdefault(int(i), {})[name[0]] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     with torch.no_grad():
-        for i, parameter in enumerate(_parameters(optimiser)):
-            parameter.copy_(tensors[f"weight/{i}"])
-            head = f"optimiser/{i}/"
-            found = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
-            if found:
-                # AdamW keeps its step on the CPU, the moments beside the weights.
-                optimiser.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter) for k, v in found.items()}
-        for i, held in enumerate(average.average):
-            held.copy_(tensors[f"average/{i}"])
-    if about.get("scaler"):
-        scaler.load_state_dict(about["scaler"])
+        for kind, held in (("weight", _parameters(optimiser)), ("average", average.average)):
+            for i, tensor in enumerate(held):
+                tensor.copy_(tensors[f"{kind}/{i}"])
     return Progress(**about["progress"])
 
 

@@ -85,8 +85,12 @@ def load_audio(source: Any, sample_rate: int | None = None, sample_format: str |
     mono = mix(tail.block if scale == 1.0 else tail.block.astype(np.float64) * scale)
     counted = mono[_first_counted(len(mono), tail.end, tail.rate) :]
     silence = silence_reason(float(counted.min()), float(counted.max()), widened)
-    warnings = (*tail.warnings, *mix.warnings, *_lengths(tail.end, tail.frames, tail.rate))
-    return Audio(resample(mono, tail.rate, tail.end), tail.frames / tail.rate, warnings, silence)
+    seconds, warnings = tail.frames / tail.rate, (*tail.warnings, *mix.warnings)
+    if tail.end < tail.frames:
+        warnings += (silent_end(seconds, tail.end / tail.rate),)
+    elif seconds > MAX_SECONDS:
+        warnings += (too_long(seconds),)
+    return Audio(resample(mono, tail.rate, tail.end), seconds, warnings, silence)
 
 
 def load_chunk(chunk: Any, sample_rate: int | None, sample_format: str | None = None) -> tuple[NDArray[Any], int, int]:
@@ -114,10 +118,3 @@ def load_chunk(chunk: Any, sample_rate: int | None, sample_format: str | None = 
 def _first_counted(length: int, end: int, rate: int) -> int:
     """First of the samples at `rate` that the crop to 20 s keeps."""
     return max(0, crop_start(resampled_length(end, rate)) * rate // SAMPLE_RATE - (end - length))
-
-
-def _lengths(end: int, frames: int, rate: int) -> tuple[str, ...]:
-    """What the caller of a long utterance is told."""
-    if end < frames:
-        return (silent_end(frames / rate, end / rate),)
-    return (too_long(frames / rate),) if frames > MAX_SECONDS * rate else ()

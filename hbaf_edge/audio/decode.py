@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio import pyav
 from hbaf_edge.audio.headers import TRUNCATED, mend_sizes
-from hbaf_edge.audio.mp3 import has_mpeg_frames, without_tags
 from hbaf_edge.audio.quiet import quiet_c_output
 from hbaf_edge.audio.raw import raw_options
 from hbaf_edge.audio.samples import (
@@ -23,7 +22,7 @@ from hbaf_edge.audio.samples import (
     keep_tails,
     tail_start,
 )
-from hbaf_edge.audio.sniff import container_name
+from hbaf_edge.audio.sniff import container_name, has_mpeg_frames, is_mpeg_tag
 from hbaf_edge.audio.source import Source, one_line, open_source
 from hbaf_edge.errors import InputError
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import soundfile
 
 MAX_FRAMES = 1 << 40  # more than any file holds: a header that does not know its length
+MAX_TAG = 1 << 24  # bytes behind an MP3 that are searched for tags; none is larger
 READ_AS_IS = "WAV, FLAC, OGG and MP3 are accepted, and whatever else libsndfile reads"
 WITH_AV = "WebM, MP4, M4A, ADTS, AMR, 3GP, MPEG-TS and WMA"
 HOW_TO_CONVERT = "convert it, for instance with: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
@@ -59,23 +59,12 @@ def tail_of_array(block: NDArray[Any], rate: int, scale: float) -> Tail:
     frames = len(block)
     tail = block[tail_start(frames, rate) :]
     if _ends_in_silence(tail, frames, rate, scale):
-        _, _, spoken, end = keep_tails(blocks_of(block, rate), rate, scale)
-        if end:
-            return Tail(_cut(spoken, end, rate), rate, end, frames)
+        return _choose(blocks_of(block, rate), rate, scale)
     return Tail(tail, rate, frames, frames)
 
 
 def tail_of_file(given: Any, sample_rate: int | None, sample_format: str | None) -> Tail:
-    """Of a path, bytes or a file object; everything before the tail is skipped, never allocated.
-
-    Args:
-        given: as `load_audio` takes it.
-        sample_rate: of bytes without a header; of a file it must be the file's own.
-        sample_format: of bytes without a header, None for files that have one.
-
-    Raises:
-        InputError: it cannot be read as audio.
-    """
+    """Of what `load_audio` takes but for arrays; everything before the tail is skipped, never allocated."""
     if sample_rate is not None:
         check_rate(sample_rate, "sample_rate")
     with open_source(given, has_header=sample_format is None) as source:
@@ -176,11 +165,11 @@ def _read_tail(source: Source, rate: int, options: dict[str, Any]) -> Tail:
         return _choose(_sndfile_blocks(file, rate), rate)
 
 
-def _choose(blocks: Iterator[NDArray[Any]], rate: int) -> Tail:
+def _choose(blocks: Iterator[NDArray[Any]], rate: int, scale: float = 1.0) -> Tail:
     """The last 20 s, or those before a silence that is longer."""
-    last, frames, spoken, end = keep_tails(blocks, rate)
+    last, frames, spoken, end = keep_tails(blocks, rate, scale)
     last = _cut(last, frames, rate)
-    if end and _ends_in_silence(last, frames, rate):
+    if end and _ends_in_silence(last, frames, rate, scale):
         return Tail(_cut(spoken, end, rate), rate, end, frames)
     return Tail(last, rate, frames, frames)
 
@@ -213,16 +202,17 @@ def _unread(source: Source, found: Tail) -> int:
         _CannotRead: there are frames. libsndfile guesses the length of an MP3 that lost the header which tells it, and
             stops there in silence.
     """
-    size, place = without_tags(source), source.tell()
-    unread = size - place
-    if unread <= 16_384 or unread <= 0.02 * size:
+    place = source.tell()
+    unread = source.size - place
+    if unread <= 16_384 or unread <= 0.02 * source.size:
         return 0
-    if has_mpeg_frames(source.bytes_at(place, min(unread, 1 << 18))):
+    rest = source.bytes_at(place, min(unread, MAX_TAG))
+    if has_mpeg_frames(rest[: 1 << 18]):
         raise _CannotRead(
             "it has lost the header that says how long it is, and only its first "
             f"{found.frames / found.rate:.1f} s can be read; re-encode it"
         )
-    return unread
+    return 0 if is_mpeg_tag(rest) else unread
 
 
 def _pyav(source: Source, reason: str) -> Tail:

@@ -43,10 +43,7 @@ class Data(NamedTuple):
 
 
 def mend_sizes(source: Source) -> str:
-    """Replace sizes in a header that cannot be right by what the file holds.
-
-    Args:
-        source: at any place; its header is patched for later readers.
+    """Replace sizes in a header that cannot be right by what the file holds, for later readers of the source.
 
     Returns:
         what the caller should know: the file is shorter than its header says, or far longer; "" of placeholders.
@@ -78,15 +75,15 @@ def _find_data(source: Source) -> Data | None:
             source.patch(0, b"RF64")
         return _wave(source, ">" if head[:4] == b"RIFX" else "<")
     if head[:4] == b"riff" and head[4:16] == W64_TAIL:
-        return _wave64(source)
+        return _w64(source)
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return _aiff(source)
+        return _aiff_or_caf(source, 12, ">4sI", b"SSND", 8)
     if head[:4] in (b".snd", b"dns."):
         order = ">" if head[:4] == b".snd" else "<"
         begin, declared = struct.unpack(f"{order}II", head[4:12])
         return Data(begin, declared, ((8, f"{order}I", 0),), may_go_on=True)
     if head[:4] == b"caff":
-        return _caf(source)
+        return _aiff_or_caf(source, 8, ">4sq", b"data", 4)
     if head[:22] == b"Creative Voice File\x1a\x1a\0":
         _mend_voice(source)
     if head[8:12] == HTK_WAVEFORM and HTK_PERIODS[0] <= int.from_bytes(head[4:8], "big") <= HTK_PERIODS[1]:
@@ -122,49 +119,45 @@ def _wave(source: Source, order: str) -> Data | None:
     return None
 
 
-def _wave64(source: Source) -> Data | None:
+def _w64(source: Source) -> Data | None:
     """Sony Wave64: names of 16 bytes, sizes of 64 bits that count their own header, padded to eight bytes."""
-    offset = 40
-    for _ in range(MAX_CHUNKS):
-        head = source.bytes_at(offset, 24)
-        if len(head) < 24:
-            return None
-        size = int.from_bytes(head[16:], "little")
-        if head[:16] == W64_DATA:
+    for offset, name, size in _chunks(source, 40, "<16sq", 8, own=24):
+        if name == W64_DATA:
             begin = offset + 24
-            declared = size - 24 if size < 1 << 63 else -1
-            return Data(begin, max(-1, declared), ((offset + 16, "<Q", 24), (16, "<Q", begin)))
-        if size < 24:
-            return None
-        offset += size + -size % 8
+            return Data(begin, size, ((offset + 16, "<Q", 24), (16, "<Q", begin)))
     return None
 
 
-def _aiff(source: Source) -> Data | None:
-    """AIFF: libsndfile reads to the end where the size is 0 or too large, so only a truncated file is of interest."""
-    for offset, name, size in _chunks(source, 12, ">4sI", 2):
-        if name == b"SSND":
-            return Data(offset + 16, size - 8, ((offset + 4, ">I", 8),))
+def _aiff_or_caf(source: Source, offset: int, form: str, name: bytes, inner: int) -> Data | None:
+    """AIFF and Core Audio, whose samples stand behind `inner` more bytes (offsets, edits) in their chunk.
+
+    libsndfile reads an AIFF to the end where the size is 0 or too large, and -1 in a CAF says the same.
+    """
+    even = 2 if name == b"SSND" else 1
+    for place, found, size in _chunks(source, offset, form, even):
+        if found == name:
+            begin = place + struct.calcsize(form) + inner
+            return Data(begin, size - inner, ((place + 4, f">{form[-1]}", inner),))
     return None
 
 
-def _caf(source: Source) -> Data | None:
-    """Core Audio: sizes of 64 bits, of which -1 says that the samples reach to the end."""
-    for offset, name, size in _chunks(source, 8, ">4sq", 1):
-        if name == b"data":
-            fields = ((offset + 4, ">q", 4),)  # 4: the number of edits stands before the samples
-            return Data(offset + 16, size - 4, fields)
-    return None
+def _chunks(source: Source, offset: int, form: str, even: int, own: int = 0) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, name, size) of each chunk.
 
-
-def _chunks(source: Source, offset: int, form: str, even: int) -> Iterator[tuple[int, bytes, int]]:
-    """(offset, name, size) of each chunk."""
+    Args:
+        source: the file.
+        offset: of the first chunk.
+        form: `struct` format of a chunk's name and size.
+        even: what sizes are padded to a multiple of.
+        own: bytes of a chunk's header that its size counts too.
+    """
     length = struct.calcsize(form)
     for _ in range(MAX_CHUNKS):
         head = source.bytes_at(offset, length)
         if len(head) < length:
             return
         name, size = struct.unpack(form, head)
+        size -= own
         yield offset, name, size
         if size < 0:
             return

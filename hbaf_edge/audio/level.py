@@ -28,13 +28,7 @@ class Level:
         self._widened = 0
 
     def feed(self, chunk: Samples, rate: int, widened: int) -> bool:
-        """Count a chunk of (samples,); whether a silence after sound has just lasted for a second.
-
-        Args:
-            chunk: mono.
-            rate: Hz.
-            widened: `int32_peak` of what it was made of.
-        """
+        """Count a chunk of (samples,) with its `int32_peak`; whether a silence after sound has just lasted a second."""
         if not len(chunk):
             return False
         before = self.frames - self.audible

@@ -33,17 +33,19 @@ def raw_options(sample_format: Any, rate: int, size: int, name: str) -> dict[str
 
     Args:
         sample_format: one of `FORMATS`.
-        rate: Hz, checked.
-        size: bytes there are.
+        rate: Hz.
+        size: bytes in all, which must be a whole number of samples.
         name: of the source, for messages.
-
-    Raises:
-        InputError: the format is unknown, or the bytes are no whole number of its samples.
 
     >>> raw_options("s16le", 16_000, 320, "the audio")["subtype"]
     'PCM_16'
     """
-    subtype, order, width = _format(sample_format)
+    if not isinstance(sample_format, str) or sample_format not in FORMATS:
+        raise InputError(
+            f"sample_format={sample_format!r} is unknown; {', '.join(FORMATS)} are accepted (mono; for several "
+            "channels pass a numpy array of shape (samples, channels))"
+        )
+    subtype, order, width = FORMATS[sample_format]
     if size % width:
         raise InputError(
             f"{name} holds {size:,} bytes, no whole number of {sample_format} samples of {width} bytes; "
@@ -68,13 +70,3 @@ def decode_raw(data: bytes | bytearray | memoryview, sample_format: Any) -> NDAr
         return np.zeros(0, np.float32)
     with soundfile.SoundFile(io.BytesIO(data), **options) as file:
         return np.asarray(file.read(dtype="float32"))
-
-
-def _format(sample_format: Any) -> tuple[str, str, int]:
-    found = FORMATS.get(sample_format) if isinstance(sample_format, str) else None
-    if found is None:
-        raise InputError(
-            f"sample_format={sample_format!r} is unknown; {', '.join(FORMATS)} are accepted (mono; for several "
-            "channels pass a numpy array of shape (samples, channels))"
-        )
-    return found

@@ -130,11 +130,7 @@ def int32_peak(array: NDArray[Any]) -> int:
 
 
 def silence_reason(low: float, high: float, widened: int) -> str:
-    """Why nothing can be heard in mono samples; empty where something can.
-
-    Args:
-        low, high: smallest and largest sample.
-        widened: `int32_peak` of the array, 0 where it had another type.
+    """Why nothing can be heard in samples between `low` and `high`, of which `widened` is the `int32_peak`.
 
     >>> silence_reason(-0.2, 0.3, 0), silence_reason(0.01, 0.01, 0)
     ('', 'audio is a constant offset of 0.0100, as of a muted microphone')
@@ -167,12 +163,7 @@ def blocks_of(array: NDArray[Any], length: int) -> Iterator[NDArray[Any]]:
 def keep_tails(
     blocks: Iterable[NDArray[Any]], rate: int, scale: float = 1.0
 ) -> tuple[NDArray[Any], int, NDArray[Any], int]:
-    """Two ends of a sound that arrives in blocks of a second, in bounded memory.
-
-    Args:
-        blocks: (samples, channels) each, at most a second long.
-        rate: Hz.
-        scale: brings samples to -1..1.
+    """Two ends of a sound that arrives in blocks (samples, channels) of a second at most, in bounded memory.
 
     Returns:
         the last samples (at least 22 s where there are as many) and the number of all samples; then the same of the

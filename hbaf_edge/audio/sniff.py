@@ -1,6 +1,8 @@
-"""Which container a file is, told from its first bytes: for messages, and to know what needs PyAV."""
+"""Which container a file is, told from its first bytes, and whether bytes hold frames or tags of an MP3."""
 
 from __future__ import annotations
+
+import re
 
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 TS_PACKET = 188
@@ -21,6 +23,13 @@ MAGICS = (
     (b"\x0b\x77", 0, "AC-3"),
     (b"#EXTM3U", 0, "a playlist"),
 )
+# Bits per second of MPEG audio's layer III, by the header's four bits: version 1, then versions 2 and 2.5.
+BIT_RATES = (
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by version
+TAG = re.compile(rb"TAG|APETAGEX|LYRICSBEGIN|3DI|ID3")  # ID3v1, APEv2, Lyrics3, ID3v2 at the end and in front
 
 
 def container_name(head: bytes) -> str:
@@ -54,3 +63,37 @@ def mpeg_kind(head: bytes) -> str:
         return "ADTS (AAC)"
     is_known = head[1] & 0x06 and head[1] & 0x18 != 0x08 and head[2] & 0xF0 != 0xF0 and head[2] & 0x0C != 0x0C
     return "MP3" if is_known else ""
+
+
+def has_mpeg_frames(data: bytes, in_a_row: int = 3) -> bool:
+    """Whether frames of an MP3 follow one another somewhere in it, each where the one before ends."""
+    place = data.find(b"\xff")
+    while 0 <= place < len(data) - 4:
+        end = place
+        for _ in range(in_a_row):
+            length = _frame_length(data[end : end + 4])
+            if not length:
+                break
+            end += length
+        else:
+            return end <= len(data)
+        place = data.find(b"\xff", place + 1)
+    return False
+
+
+def _frame_length(header: bytes) -> int:
+    """Bytes of the MP3 frame that begins so; 0 where none does."""
+    if mpeg_kind(header) != "MP3" or header[1] & 0x06 != 0x02:
+        return 0
+    version, rate, bits = header[1] >> 3 & 3, header[2] >> 2 & 3, header[2] >> 4
+    samples = 144 if version == 3 else 72
+    return samples * 1_000 * BIT_RATES[version != 3][bits] // MPEG_RATES[version][rate] + (header[2] >> 1 & 1)
+
+
+def is_mpeg_tag(data: bytes) -> bool:
+    """Whether what stands behind the last frame of an MP3 is tags or padding.
+
+    >>> is_mpeg_tag(bytes(9)), is_mpeg_tag(b"cover" + b"APETAGEX"), is_mpeg_tag(b"<html>")
+    (True, True, False)
+    """
+    return not data.strip(b"\0") or TAG.search(data) is not None

@@ -110,9 +110,6 @@ def open_source(source: Any, has_header: bool = True) -> Source:
         source: what the caller holds.
         has_header: whether it is a file of a known kind, not bare samples.
 
-    Raises:
-        InputError: there is no such file, it cannot be read, or it is no kind of audio source.
-
     >>> open_source(b"RIFF").name
     'the audio of 4 bytes'
     """

@@ -1,6 +1,6 @@
 """The four graphs of a bundle on ONNX Runtime, with explicit threads and without spinning.
 
-The dialogue graph's place may be taken by something that keeps the rings elsewhere (hbaf_edge/backends/cuda/native.py).
+The dialogue graph's place may be taken by what keeps the rings elsewhere (hbaf_edge/backends/cuda/dialogue.py).
 """
 
 from __future__ import annotations

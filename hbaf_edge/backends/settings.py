@@ -17,7 +17,7 @@ PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
-NATIVE = ("cuda", "tensorrt")  # of our own, for NVIDIA GPUs (hbaf_edge/backends/cuda/native.py)
+NATIVE = ("cuda", "tensorrt")  # of our own, for NVIDIA GPUs (hbaf_edge/backends/open.py)
 INT8 = "int8"  # the precision of a bundle whose Q/DQ a CPU computes in integers
 
 

@@ -34,9 +34,7 @@ INTERRUPTED = 130  # a shell's exit code of a program that was interrupted
 
 
 def benchmark(
-    bundle: Annotated[
-        list[Path] | None, typer.Option("--bundle", help="folder or .hbaf file; several stand beside each other")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="folder or .hbaf file; default: the built-in")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default two")] = None,
     provider: Annotated[str, typer.Option(help="where it runs, as HBAFRuntime's")] = "cpu",
     repeats: Annotated[int | None, typer.Option(help="samples of a turn; default 301, quick 101")] = None,
@@ -51,9 +49,7 @@ def benchmark(
         raise InputError(f"--repeats {repeats}; {LEAST} samples or more are needed, 29 for a p90, 299 for a p99")
     if report is not None:
         page.check(report)
-    console = Console()
-    bundles: list[Path | None] = [*bundle] if bundle else [None]
-    bench = Bench(bundles, threads or default_threads(), provider, repeats, quick)
+    console, bench = Console(), Bench([bundle], threads or default_threads(), provider, repeats, quick)
     new = new_report(bench)
     measure(new, ((name, partial(scene, bench)) for name, scene in scenes()), bench, console, report)
     raise typer.Exit(finish(new, report, console))
@@ -87,14 +83,11 @@ def compare(
 def advise(
     latency: Annotated[str | None, typer.Option(help="of 90 % of turns, such as 30ms")] = None,
     memory: Annotated[str | None, typer.Option(help="at the peak, such as 250MB")] = None,
-    size: Annotated[str | None, typer.Option(help="of the bundle, such as 50MB")] = None,
-    as_recorded: Annotated[bool, typer.Option("--as-recorded", help="latencies too; measure nothing")] = False,
 ) -> None:
     """Which bundle and settings stay within limits on this machine, the most accurate first."""
-    limits = Limits(quantity(latency, "latency"), quantity(memory, "memory"), quantity(size, "size"))
+    limits = Limits(quantity(latency, "latency"), quantity(memory, "memory"))
     stored, console = recorded(), Console()
-    choices = stored["choices"] if as_recorded else measured_here(stored["choices"])
-    section, best = advised(limits, choices, stored)
+    section, best = advised(limits, measured_here(stored["choices"]), stored)
     print_section(console, section)
     if best is None:
         console.print("nothing fits; the last column says what each lacks", style="red")
@@ -150,12 +143,7 @@ def measure(
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP act as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -13,31 +13,25 @@ REFERENCE = "reference_workload"  # the section that says how fast the machine i
 
 
 class Change(NamedTuple):
-    """Of one measure.
+    """Change of one measure.
 
     Attributes:
-        section: its title.
-        name: of the measure.
-        unit: of the values.
-        before, after: medians.
-        ratio: after ÷ before.
-        low, high: it lies between them, by both medians' intervals; None where one has none.
+        name: the section's title and the measure's name.
+        unit: of the medians `before` and `after`.
+        interval: `after` ÷ `before` lies in it, by both medians' intervals; None if one of them has none.
         verdict: "better", "worse", "changed" where neither is better, "within noise", or "not judged".
     """
 
-    section: str
     name: str
     unit: str
     before: float
     after: float
-    ratio: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     verdict: str
 
 
 def changes(a: Report, b: Report) -> Iterator[Change]:
-    """All that both have, in the order of the first.
+    """All measures that both have, in the order of the first.
 
     A time counts as changed where it has also changed against the reference workload: what slowed the whole machine
     is not the program's.
@@ -56,22 +50,28 @@ def changes(a: Report, b: Report) -> Iterator[Change]:
         for name, before in section.measures.items():
             after = other.measures.get(name)
             if after is not None and before["p50"] > 0 < after["p50"]:
-                yield _change(section, name, before, after, expected)
+                interval = _interval(before, after)
+                verdict = _verdict(before, after, interval, expected, before.get("better", section.better))
+                yield Change(f"{section.title}: {name}", section.unit, before["p50"], after["p50"], interval, verdict)
 
 
-def _change(section: Section, name: str, before: Any, after: Any, expected: float) -> Change:
+def _interval(before: Any, after: Any) -> tuple[float, float] | None:
+    if any(measure[key] is None or measure[key] <= 0 for measure in (before, after) for key in ("low", "high")):
+        return None
+    return after["low"] / before["high"], after["high"] / before["low"]
+
+
+def _verdict(before: Any, after: Any, interval: tuple[float, float] | None, expected: float, better: str) -> str:
+    if interval is None:
+        return "not judged"
     ratio = after["p50"] / before["p50"]
-    bounds = [m[k] for m in (before, after) for k in ("low", "high")]
-    if any(x is None or x <= 0 for x in bounds):
-        return Change(section.title, name, section.unit, before["p50"], after["p50"], ratio, None, None, "not judged")
-    low, high = after["low"] / before["high"], after["high"] / before["low"]
-    falls = high < min(1, expected) and ratio < (1 - SMALL) * min(1, expected)
-    rises = low > max(1, expected) and ratio > (1 + SMALL) * max(1, expected)
-    better = before.get("better", section.better)
-    verdict = "within noise"
-    if falls or rises:
-        verdict = "changed" if not better else "better" if rises == (better == "higher") else "worse"
-    return Change(section.title, name, section.unit, before["p50"], after["p50"], ratio, low, high, verdict)
+    falls = interval[1] < min(1, expected) and ratio < (1 - SMALL) * min(1, expected)
+    rises = interval[0] > max(1, expected) and ratio > (1 + SMALL) * max(1, expected)
+    if not falls and not rises:
+        return "within noise"
+    if not better:
+        return "changed"
+    return "better" if rises == (better == "higher") else "worse"
 
 
 def differing(a: Report, b: Report) -> list[str]:
@@ -81,20 +81,18 @@ def differing(a: Report, b: Report) -> list[str]:
     ['threads: 1, then 2']
     """
     first, second = ({**r.settings, **r.machine, "version": r.version} for r in (a, b))
-    keys = sorted(set(first) | set(second), key=str)
     return [
-        f"{k.replace('_', ' ')}: {first.get(k)}, then {second.get(k)}"
-        for k in keys
-        if first.get(k) != second.get(k) and k != "load_average_1min"
+        f"{key.replace('_', ' ')}: {first.get(key)}, then {second.get(key)}"
+        for key in sorted(set(first) | set(second))
+        if first.get(key) != second.get(key) and key != "load_average_1min"
     ]
 
 
 def machine_speed(a: Report, b: Report) -> float | None:
     """How much slower the machine itself was in the second run, by the reference workload; None where one lacks it."""
-    speeds = [s.measures.get(REFERENCE) for r in (a, b) if (s := r.section(REFERENCE)) is not None]
-    if len(speeds) < 2 or speeds[0] is None or speeds[1] is None:
-        return None
-    return float(speeds[1]["p50"] / speeds[0]["p50"])
+    sections = [report.section(REFERENCE) for report in (a, b)]
+    medians = [section.measures[REFERENCE]["p50"] for section in sections if section is not None]
+    return float(medians[1] / medians[0]) if len(medians) == 2 else None
 
 
 def as_section(a: Report, b: Report, everything: bool = False) -> Section:
@@ -102,8 +100,8 @@ def as_section(a: Report, b: Report, everything: bool = False) -> Section:
     all_changes = list(changes(a, b))
     shown = [c for c in all_changes if everything or c.verdict not in ("within noise", "not judged")]
     rows: list[list[Cell]] = [
-        [f"{c.section}: {c.name}", rounded(c.before), rounded(c.after), c.unit, rounded(c.ratio),
-         None if c.low is None else f"{c.low:.2f}–{c.high:.2f}", c.verdict] for c in shown
+        [c.name, rounded(c.before), rounded(c.after), c.unit, rounded(c.after / c.before),
+         c.interval and f"{c.interval[0]:.2f}–{c.interval[1]:.2f}", c.verdict] for c in shown
     ]  # fmt: skip
     counts = f"intervals part, by more than {100 * SMALL:.0f} % and more than the whole machine changed"
     text = f"{len(all_changes)} measures in both; a change counts where {counts}. "
@@ -113,5 +111,4 @@ def as_section(a: Report, b: Report, everything: bool = False) -> Section:
     if speed is not None:
         text += f"A fixed piece of arithmetic took {speed:.2f} times as long the second time: the machine's own part."
     head = ("what", "before", "after", "unit", "÷", "95 %", "")
-    return Section("compare", f"{a.created} {a.commit} → {b.created} {b.commit}", head, rows,
-                   text.strip())  # fmt: skip
+    return Section("compare", f"{a.created} {a.commit} → {b.created} {b.commit}", head, rows, text.strip())

@@ -26,7 +26,7 @@ from hbaf_edge.machine import machine
 from hbaf_edge.version import __version__
 
 FORMAT = 1
-MAX_REPORT = 16 << 20  # bytes that `load` reads at most
+PERCENTILES = ("p50", "p90", "p99", "max", "samples")  # columns of `percentile_rows`
 Cell = str | int | float | None
 
 
@@ -43,7 +43,7 @@ class Section:
         measures: by name, what `hbaf-edge compare` compares: `Series.to_json()`, or p50, low and high of a ratio.
         unit: of the measures.
         better: "lower" or "higher" measures; "" where neither is. A measure may say otherwise of itself.
-        figure: what to draw (hbaf_edge/bench/figures.py), or None.
+        figure: what to draw (hbaf_edge/bench/page.py), or None.
     """
 
     name: str
@@ -55,6 +55,18 @@ class Section:
     unit: str = "ms"
     better: str = "lower"
     figure: dict[str, Any] | None = None
+
+
+def commit_here() -> str:
+    """Commit of this checkout, with "+" if files were changed; empty outside of a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass
@@ -71,7 +83,7 @@ class Report:
         failed: a section could not be measured; warnings say which.
         created: when, in UTC.
         version: of hbaf-edge.
-        commit: of the checkout; empty outside of one.
+        commit: `commit_here()`.
     """
 
     title: str
@@ -83,40 +95,26 @@ class Report:
     failed: bool = False
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     version: str = __version__
-    commit: str = field(default_factory=lambda: commit_here())
+    commit: str = field(default_factory=commit_here)
 
     def to_json(self) -> dict[str, Any]:
         """As `schema.json` has it."""
         return {"format": FORMAT, **asdict(self)}
 
     def section(self, name: str) -> Section | None:
-        """By name; None where the run has none of it."""
+        """The section of that name, if the run has it."""
         return next((s for s in self.sections if s.name == name), None)
 
 
-def commit_here() -> str:
-    """Of the checkout that this package lies in; with "+" where files were changed; empty outside of one."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return ""
-    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def load(path: str | os.PathLike[str]) -> Report:
-    """A report's JSON.
+    """Read a report's JSON.
 
     Raises:
-        InputError: it is missing, or none.
+        InputError: the file is missing, or is no report.
     """
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     try:
-        if path.stat().st_size > MAX_REPORT:
-            raise InputError(f"{path} is larger than {MAX_REPORT:,} bytes: it is no report of hbaf-edge benchmark")
         return _report(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
@@ -125,23 +123,16 @@ def load(path: str | os.PathLike[str]) -> Report:
 
 
 def _report(stored: Any) -> Report:
-    """Raises ValueError, TypeError or KeyError where it is none."""
-    if not isinstance(stored, dict) or stored.pop("format", None) != FORMAT:
+    """Raises one of the errors that `load` names if a part that `compare` reads has the wrong form."""
+    if stored.pop("format", None) != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     report = Report(sections=[Section(**section) for section in stored.pop("sections")], **stored)
-    texts = [report.title, report.stopped, report.created, report.version, report.commit]
-    texts += [getattr(s, name) for s in report.sections for name in ("name", "title", "text", "unit", "better")]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a text is none")
-    if not isinstance(report.settings, dict) or not isinstance(report.machine, dict):
-        raise ValueError("settings or machine is no object")
+    about(report)  # settings and machine must be objects
     for section in report.sections:
         for name, measure in section.measures.items():
-            numbers = [measure[key] for key in ("p50", "low", "high")]
-            if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers if x is not None):
-                raise ValueError(f"{name} of {section.name} holds what is no number")
-            if numbers[0] is None:
-                raise ValueError(f"{name} of {section.name} has no median")
+            bounds = [measure[key] for key in ("low", "high") if measure[key] is not None]
+            if not all(math.isfinite(number) for number in (measure["p50"], *bounds)):
+                raise ValueError(f"{name} of {section.name} is not finite")
     return report
 
 
@@ -153,6 +144,14 @@ def percentile_rows(measured: Mapping[str, Series]) -> list[Sequence[Cell]]:
 def measures_of(measured: Mapping[str, Series]) -> dict[str, Mapping[str, Any]]:
     """For `Section.measures`."""
     return {name: s.to_json() for name, s in measured.items()}
+
+
+def timing_section(
+    name: str, title: str, column: str, series: Mapping[str, Series], text: str, figure: dict[str, Any] | None = None
+) -> Section:
+    """A section of percentiles in milliseconds; `column` says what the series' names are."""
+    head = (column, *PERCENTILES)
+    return Section(name, title, head, percentile_rows(series), text, measures_of(series), figure=figure)
 
 
 def cell_text(cell: Cell) -> str:
@@ -193,13 +192,12 @@ def markdown(report: Report) -> str:
     for s in report.sections:
         rows = [s.head, ["---", *["---:"] * (len(s.head) - 1)], *([cell_text(c) for c in row] for row in s.rows)]
         table = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows)
-        parts.append(f"## {s.title}\n\n{s.text}\n\n{table}" if s.text else f"## {s.title}\n\n{table}")
+        parts += [f"## {s.title}", *([s.text] if s.text else []), table]
     return "\n\n".join(parts) + "\n"
 
 
 def about(report: Report) -> str:
     """Machine, versions and settings in one paragraph."""
-    settings = [
-        f"{k.replace('_', ' ')}: {v}" for k, v in {**report.settings, **report.machine}.items() if v is not None
-    ]
+    values = {**report.settings, **report.machine}
+    settings = [f"{key.replace('_', ' ')}: {value}" for key, value in values.items() if value is not None]
     return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *settings])

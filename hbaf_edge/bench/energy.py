@@ -13,29 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 SYS = Path("/sys")
 TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")  # of Orin NX and Nano, of Nano and TX2, of Thor
-MODULE = {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"}  # what AGX Orin's module is fed by
+MODULE = ("VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")  # what AGX Orin's module is fed by
 CHIPS = ("ina3221", "ina238")
 PARTS = 5
 EVERY = 0.05  # seconds between two looks at a rail
-
-
-class Reader(Protocol):
-    """Where power can be read.
-
-    Attributes:
-        name: what it reads, for people.
-    """
-
-    name: str
-
-    def joules(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Joules and seconds of a call."""
 
 
 class Counter:
@@ -52,7 +39,7 @@ class Counter:
         read()
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
-        """See `Reader`."""
+        """Joules and seconds of a call."""
         before, start = self._read(), time.perf_counter()
         work()
         seconds, after = time.perf_counter() - start, self._read()
@@ -73,37 +60,42 @@ class Sampled:
         watts()
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
-        """See `Reader`."""
-        samples, is_over = [(time.perf_counter(), self._watts())], threading.Event()
+        """Joules and seconds of a call."""
+        samples, is_over = list[tuple[float, float]](), threading.Event()
 
         def look() -> None:
-            while not is_over.wait(EVERY):
-                samples.append((time.perf_counter(), self._watts()))
+            samples.append((time.perf_counter(), self._watts()))
 
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
+        def keep_looking() -> None:
+            while not is_over.wait(EVERY):
+                look()
+
+        look()
+        thread = threading.Thread(target=keep_looking, daemon=True)
+        thread.start()
         try:
             work()
         finally:
             is_over.set()
-            looking.join()
-        samples.append((time.perf_counter(), self._watts()))
+            thread.join()
+        look()
         total = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in itertools.pairwise(samples))
         return total, samples[-1][0] - samples[0][0]
+
+
+Reader = Counter | Sampled
 
 
 class Energy(NamedTuple):
     """What turns cost.
 
     Attributes:
-        source: of the figures.
         idle_watts: before and after, nothing running.
         watts: while turns ran one after the other.
         millijoules: of a turn, idle subtracted; near zero or below it where it drowns in noise.
         error: standard error of `millijoules`.
     """
 
-    source: str
     idle_watts: float
     watts: float
     millijoules: float
@@ -118,26 +110,25 @@ def readers(sys: Path = SYS) -> tuple[list[Reader], list[str]]:
     """
     available: list[Reader] = []
     refused: list[str] = []
-    for make in (jetson, card, rapl):
+    finders: tuple[Callable[[Path], Reader | None], ...] = (jetson, card, rapl)
+    for find in finders:
         try:
-            one = make(sys)
+            reader = find(sys)
         except (OSError, ValueError) as error:
-            refused.append(f"{make.__name__}: {error}")
-            continue
-        if one is not None:
-            available.append(one)
+            refused.append(f"{find.__name__}: {error}")
+        else:
+            available += [] if reader is None else [reader]
     return available, refused
 
 
-def jetson(sys: Path = SYS) -> Reader | None:
+def jetson(sys: Path = SYS) -> Sampled | None:
     """The total of a Jetson's power monitors, which hwmon shows as millivolts and milliamperes; None elsewhere."""
     rails = dict(_rails(sys))
     for name in TOTALS:
         if name in rails:
             return Sampled(f"rail {name} (whole board)", partial(_watts, *rails[name]))
-    if rails.keys() >= MODULE:
-        fed = [rails[name] for name in sorted(MODULE)]
-        return Sampled(f"rails {' + '.join(sorted(MODULE))} (module)", lambda: sum(_watts(*rail) for rail in fed))
+    if rails.keys() >= set(MODULE):
+        return Sampled(f"rails {' + '.join(MODULE)} (module)", lambda: sum(_watts(*rails[name]) for name in MODULE))
     if rails:
         raise ValueError(f"rails are {', '.join(sorted(rails))}, none of which is a board's total")
     return None
@@ -152,12 +143,10 @@ def _watts(folder: Path, number: str) -> float:
 
 def _rails(sys: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
     """Named rails of every power monitor: folder and number."""
-    for chip in sorted((sys / "class" / "hwmon").glob("hwmon*")):
-        folder = chip if (chip / "name").exists() else chip / "device"
-        if not (folder / "name").exists() or not _text(folder / "name").startswith(CHIPS):
-            continue
-        for label in sorted(folder.glob("in*_label")):
-            yield _text(label), (folder, label.name[2:].split("_")[0])
+    for name in sorted((*sys.glob("class/hwmon/hwmon*/name"), *sys.glob("class/hwmon/hwmon*/device/name"))):
+        if _text(name).startswith(CHIPS):
+            for label in sorted(name.parent.glob("in*_label")):
+                yield _text(label), (name.parent, label.name[2:].split("_")[0])
 
 
 def card(sys: Path = SYS) -> Reader | None:
@@ -171,26 +160,27 @@ def card(sys: Path = SYS) -> Reader | None:
     except Exception:  # no package, no driver, no card: NVML's errors are its own
         return None
     try:  # a counter of millijoules since Volta; watts are averages of the last second
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         return Counter(name, lambda: [1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))], [0])
     except Exception:
         return Sampled(name, lambda: float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3)
 
 
-def rapl(sys: Path = SYS) -> Reader | None:
+def rapl(sys: Path = SYS) -> Counter | None:
     """Energy counters of the processor; None where there are none.
 
     Raises:
         PermissionError: they are for root alone, as most systems have it.
     """
-    zones = [z for z in sorted((sys / "class" / "powercap").glob("*-rapl:*")) if (z / "energy_uj").exists()]
     # Packages alone: their parts, and psys, which laptops have beside them, would count the same energy again.
-    zones = [z for z in zones if z.name.count(":") == 1 and _text(z / "name").startswith("package")]
-    if not zones:
+    counters = sorted(
+        counter for counter in sys.glob("class/powercap/*-rapl:*/energy_uj")
+        if counter.parent.name.count(":") == 1 and _text(counter.with_name("name")).startswith("package")
+    )  # fmt: skip
+    if not counters:
         return None
-    name = f"RAPL, {len(zones)} package{'s' * (len(zones) > 1)} (processor alone)"
-    limits = [int(_text(z / "max_energy_range_uj")) for z in zones]
-    return Counter(name, lambda: [int(_text(z / "energy_uj")) for z in zones], limits)
+    name = f"RAPL, {len(counters)} package{'s' * (len(counters) > 1)} (processor alone)"
+    limits = [int(_text(counter.with_name("max_energy_range_uj"))) for counter in counters]
+    return Counter(name, lambda: [int(_text(counter)) for counter in counters], limits)
 
 
 def measured(reader: Reader, turn: Callable[[], object], turns: int, idle_seconds: float) -> Energy:
@@ -213,7 +203,7 @@ def measured(reader: Reader, turn: Callable[[], object], turns: int, idle_second
     spent = np.array([(joules - resting * took) / each * 1e3 for joules, took in parts])
     drift = abs(before / seconds - after / more) / 2 * sum(t for _, t in parts) / (PARTS * each) * 1e3
     watts = sum(j for j, _ in parts) / sum(t for _, t in parts)
-    return Energy(reader.name, resting, watts, float(spent.mean()), float(spent.std(ddof=1) / np.sqrt(PARTS) + drift))
+    return Energy(resting, watts, float(spent.mean()), float(spent.std(ddof=1) / np.sqrt(PARTS) + drift))
 
 
 def _text(path: Path) -> str:

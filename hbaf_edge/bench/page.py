@@ -1,21 +1,31 @@
-"""A report as files: one HTML page that loads nothing, a picture for each figure, Markdown and JSON."""
+"""A report as files: one HTML page that loads nothing, a picture for each figure, Markdown and JSON.
+
+Pictures are drawn by matplotlib (extra `bench`), which is imported when one is drawn. A section's `figure` is a
+dictionary: `kind`, `title`, and for
+    stack      parts {name: value}: one bar of several parts; optional beside [names]: those run below, while the part
+               before them does
+    bars       parts {name: value}, x_title: a bar each, on a logarithmic scale
+    lines      x, lines {name: values}, x_title, y_title
+    scatter    points [{name, x, y, group, label}], x_title, y_title, optional front [names in order]
+"""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import tempfile
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from hbaf_edge.bench.document import Cell, Report, Section, about, cell_text, markdown
-from hbaf_edge.bench.figures import check as drawable
-from hbaf_edge.bench.figures import png
 from hbaf_edge.card import NOTICE
-from hbaf_edge.errors import InputError
+from hbaf_edge.errors import BackendError, InputError
 from hbaf_edge.files import write_atomically
 
 LONG = 18  # characters of a cell that may be broken
+COLOURS = ("#3b6ea5", "#e08e45", "#5a9e6f", "#b05a7a", "#8d7cc0", "#7f7f7f", "#c2a83e")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}
@@ -30,13 +40,13 @@ img{max-width:100%;margin:.5rem 0}
 
 
 def check(folder: Path) -> None:
-    """Whether a report can be made there, before anything is measured for one.
+    """Check that a report can be made there, before anything is measured for one.
 
     Raises:
         InputError: nothing can be written there.
         BackendError: matplotlib is not installed.
     """
-    drawable()
+    _canvas(1.0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -49,31 +59,25 @@ def check(folder: Path) -> None:
 def write(report: Report, folder: Path) -> Path:
     """report.json, report.md, a PNG for each figure and report.html; returns the page's path."""
     write_json(report, folder)  # first: a picture that cannot be drawn loses no figure
-    _replace(folder / "report.md", markdown(report).encode())
     pictures = {s.name: png(s.figure) for s in report.sections if s.figure}
-    for name, content in pictures.items():
-        _replace(folder / f"{name}.png", content)
-    _replace(folder / "report.html", html(report, pictures).encode())
+    files = {"report.md": markdown(report).encode(), "report.html": html(report, pictures).encode()}
+    for name, content in (files | {f"{name}.png": picture for name, picture in pictures.items()}).items():
+        write_atomically(folder / name, content, mode=0o644)
     return folder / "report.html"
 
 
 def write_json(report: Report, folder: Path) -> None:
     """report.json alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: an older report is not left half overwritten."""
-    write_atomically(path, content, mode=0o644)
+    content = json.dumps(report.to_json(), indent=1) + "\n"
+    write_atomically(folder / "report.json", content.encode(), mode=0o644)
 
 
 def html(report: Report, pictures: dict[str, bytes]) -> str:
     """The page; pictures lie inside of it."""
     parts = [f"<h1>{escape(report.title)}</h1>", f'<p class="about">{escape(about(report))}</p>']
-    if report.stopped:
-        parts.append(f'<p class="bad">Incomplete: {escape(report.stopped)}.</p>')
-    parts += [f'<p class="bad">{escape(warning)}</p>' for warning in report.warnings]
+    warnings = [f"Incomplete: {report.stopped}."] if report.stopped else []
+    parts += [f'<p class="bad">{escape(warning)}</p>' for warning in warnings + report.warnings]
     parts += [_section(s, pictures.get(s.name)) for s in report.sections]
     parts.append(f'<p class="about">{escape(NOTICE)}</p>')
     return (
@@ -86,17 +90,97 @@ def html(report: Report, pictures: dict[str, bytes]) -> str:
 
 
 def _section(section: Section, picture: bytes | None) -> str:
-    head = "".join(f"<th>{escape(str(c))}</th>" for c in section.head)
-    rows = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in section.rows)
-    text = f'<p class="text">{escape(section.text)}</p>' if section.text else ""
-    image = ""
+    parts = [f'<h2 id="{escape(section.name)}">{escape(section.title)}</h2>']
+    if section.text:
+        parts.append(f'<p class="text">{escape(section.text)}</p>')
     if picture is not None:
         encoded = base64.b64encode(picture).decode()
-        image = f'<img alt="{escape(section.title)}" src="data:image/png;base64,{encoded}">'
-    table = f'<div class="wide"><table><tr>{head}</tr>\n{rows}\n</table></div>' if section.rows else ""
-    return f'<h2 id="{escape(section.name)}">{escape(section.title)}</h2>{text}{image}{table}'
+        parts.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{encoded}">')
+    if section.rows:
+        head = "".join(f"<th>{escape(name)}</th>" for name in section.head)
+        rows = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in section.rows)
+        parts.append(f'<div class="wide"><table><tr>{head}</tr>\n{rows}\n</table></div>')
+    return "".join(parts)
 
 
 def _cell(cell: Cell) -> str:
     text = cell_text(cell)
     return f'<td class="long">{escape(text)}</td>' if len(text) > LONG else f"<td>{escape(text)}</td>"
+
+
+def png(figure: dict[str, Any]) -> bytes:
+    """A picture.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    canvas = _canvas(tall=2.0 if figure["kind"] == "stack" else 3.6)
+    axes = canvas.subplots()
+    {"stack": _stack, "bars": _bars, "lines": _lines, "scatter": _scatter}[figure["kind"]](axes, figure)
+    axes.set_title(figure["title"], loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _canvas(tall: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError(
+            f"a report's pictures need matplotlib ({error}): pip install 'hbaf-edge[bench]', or leave --report out"
+        ) from error
+    return Figure(figsize=(8.4, tall))
+
+
+def _stack(axes: Any, figure: dict[str, Any]) -> None:
+    beside = figure.get("beside", ())
+    left, previous, whole = 0.0, 0.0, sum(value for name, value in figure["parts"].items() if name not in beside)
+    for (name, value), colour in zip(figure["parts"].items(), COLOURS):
+        lane, start = (-0.9, previous) if name in beside else (0.0, left)
+        axes.barh([lane], [value], left=start, color=colour, label=f"{name}  {value:.1f}")
+        if value > 0.06 * whole:
+            axes.text(start + value / 2, lane, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
+        if name not in beside:
+            previous, left = left, left + value
+    axes.set(yticks=[], xlim=(0, left), ylim=(-1.4 if beside else -0.5, 0.5))
+    axes.spines["left"].set_visible(False)
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, fontsize=9)
+
+
+def _bars(axes: Any, figure: dict[str, Any]) -> None:
+    names, values = list(figure["parts"]), list(figure["parts"].values())
+    bars = axes.barh(names, values, color=COLOURS[0], height=0.6)
+    axes.bar_label(
+        bars, [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in values], padding=4, fontsize=9
+    )
+    axes.tick_params(axis="y", labelsize=9)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel=figure["x_title"])
+    axes.set_xlim(right=4 * max(values))
+
+
+def _lines(axes: Any, figure: dict[str, Any]) -> None:
+    for (name, values), colour in zip(figure["lines"].items(), COLOURS):
+        axes.plot(figure["x"], values, "o-", color=colour, label=name, markersize=4)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#ddd", linewidth=0.6)
+    axes.set(xlabel=figure["x_title"], ylabel=figure["y_title"])
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _scatter(axes: Any, figure: dict[str, Any]) -> None:
+    colours = dict(zip(dict.fromkeys(point["group"] for point in figure["points"]), COLOURS))
+    for group, colour in colours.items():
+        points = [point for point in figure["points"] if point["group"] == group]
+        axes.scatter([p["x"] for p in points], [p["y"] for p in points], color=colour, label=group, s=34, zorder=3)
+    for point in figure["points"]:
+        axes.annotate(point["label"], (point["x"], point["y"]), (5, 4), textcoords="offset points", fontsize=7.5)
+    named = {p["name"]: p for p in figure["points"]}
+    front = [named[name] for name in figure.get("front", ())]
+    axes.plot([p["x"] for p in front], [p["y"] for p in front], "--", color="#999", linewidth=1, zorder=1)
+    axes.grid(color="#eee", linewidth=0.6)
+    axes.margins(x=0.1, y=0.15)
+    axes.set(xlabel=figure["x_title"], ylabel=figure["y_title"])
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 UNSTEADY = 0.25  # coefficient of variation of the middle nine tenths, above which a run is called unsteady
 SLOWED = 1.1  # last third against first third, where their middle halves have parted
-NEEDED = {"p90": 29, "p99": 299}  # samples of which the largest lies above it with 95 % probability
+NEEDED = {90: 29, 99: 299}  # percentile: samples of which the largest lies above it with 95 % probability
 LEAST = 6  # samples below which no interval holds the median with 95 % probability
 BLOCKS = 10
 Result = TypeVar("Result")
@@ -54,10 +54,10 @@ class Series(NamedTuple):
         if not len(values):
             raise ValueError("there are no measurements")
         x, n = np.asarray(values, np.float64), len(values)
-        ordered, is_known = np.sort(x), {name: n >= least for name, least in NEEDED.items()}
+        ordered = np.sort(x)
         third, cut = max(1, n // 3), ordered[n // 20 : n - n // 20]
         low, high = interval(x)
-        p90, p99 = (float(np.percentile(x, int(p[1:]))) if is_known[p] else None for p in NEEDED)
+        p90, p99 = (float(np.percentile(x, q)) if n >= least else None for q, least in NEEDED.items())
         return cls(
             n, float(np.median(x)), p90, p99, float(ordered[-1]), low, high,
             float(cut.std() / cut.mean()) if cut.mean() > 0 else 0.0,
@@ -79,10 +79,12 @@ class Series(NamedTuple):
         >>> Series.of([1.0] * 20 + [3.0] * 20).unsteady()
         'slower by 200 % at its end than at its beginning: the machine heats up, or another program began'
         """
-        if self.n >= 9 and self.drift > SLOWED:
+        if self.n < 9:
+            return ""
+        if self.drift > SLOWED:
             slower = f"slower by {100 * (self.drift - 1):.0f} %"
             return f"{slower} at its end than at its beginning: the machine heats up, or another program began"
-        if self.n >= 9 and self.spread > UNSTEADY:
+        if self.spread > UNSTEADY:
             return f"varies by {100 * self.spread:.0f} % (coefficient of variation): other programs run beside"
         return ""
 

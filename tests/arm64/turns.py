@@ -14,10 +14,8 @@ import csv
 import itertools
 import json
 import os
-import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ from hbaf_edge.machine import machine
 
 DIALOGUES = Path(__file__).with_name("dialogues.txt")
 EXAMPLES = Path(hbaf_edge.__file__).parent / "examples"
-PACKAGES = ("hbaf-edge", "onnxruntime", "numpy", "tokenizers", "soxr", "soundfile")
 TEXT_TURNS, CLIPS = 200, 40
 CLEAR = (2, 3, 5, 7)  # turns of the example whose words are of one emotion: a near tie would be decided by rounding
 
@@ -84,27 +81,12 @@ def predict(runtime: hbaf_edge.HBAFRuntime, turns: list[Turn]) -> list[dict[str,
     """One conversation, turn by turn."""
     chat = runtime.conversation()
     predictions = [runtime.predict(**turn, conversation=chat) for turn in turns]
-    return [
-        {
-            "label": p.label,
-            "modalities": list(p.modalities),
-            "probabilities": p.probabilities,
-            "embedding": [round(float(x), 5) for x in p.embedding],
-        }
-        for p in predictions
-    ]
+    return [{"label": p.label, "modalities": list(p.modalities), "probabilities": p.probabilities} for p in predictions]
 
 
 def describe_machine(emulator: str | None) -> dict[str, Any]:
     """Processor and versions. An emulated process would read the host's processor out of /proc."""
-    return {
-        "cpu": emulator or machine()["cpu"],
-        "vnni": None if emulator else machine()["vnni"],
-        "architecture": platform.machine(),
-        "emulated": emulator is not None,
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in PACKAGES},
-    }
+    return machine() | ({"cpu": emulator, "vnni": None, "flags": None} if emulator else {})
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""The kernel benchmark compares one function computed in several ways, counts what it moves, and marks guesses."""
+"""The kernel benchmark compares one function computed in several ways and counts what it moves."""
 
-import json
 import os
 
 import pytest
 import torch
 
-from benchmarks import kernels, layers
+from benchmarks import kernels
+from hbaf_edge.errors import BackendError
 from kernels.reference import bimodal_attention_gate
 from kernels.ring import Ring, step_reference
 
@@ -27,9 +27,9 @@ def test_all_ways_compute_the_same_sequence(shape):
 
 
 def test_a_layer_is_the_same_either_way():
-    made = layers.made_layer(3, 8, 128, torch.float32, "cpu")
+    made = kernels.made_layer(3, 8, 128, torch.float32, "cpu")
     twin = made._replace(ring=Ring(*(x.clone() for x in made.ring)))
-    torch.testing.assert_close(layers.by_kernels(made), layers.in_torch(twin), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kernels.by_kernels(made), kernels.in_torch(twin), rtol=1e-4, atol=1e-5)
     for a, b in zip(made.ring, twin.ring):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -38,14 +38,14 @@ def test_the_plain_layer_never_takes_the_kernel(monkeypatch):
     """Which is what it is compared with; on a GPU the modules of training take it by themselves."""
     monkeypatch.setenv("HBAF_KERNELS", "triton")
     monkeypatch.setattr("kernels.sequence.gate", lambda *_: pytest.fail("the kernel was launched"))
-    layers.in_torch(layers.made_layer(1, 8, 128, torch.float32, "cpu"))
+    kernels.in_torch(kernels.made_layer(1, 8, 128, torch.float32, "cpu"))
     assert os.environ["HBAF_KERNELS"] == "triton"
 
 
 def test_inputs_rotate_over_more_than_a_cache_holds(monkeypatch):
     """Weights of a layer too, which are the same for every conversation."""
     monkeypatch.setattr(kernels, "ROTATE", 3 << 20)
-    inputs = kernels.rotated(lambda: layers.made_layer(1, 8, 128, torch.float16, "cpu"))
+    inputs = kernels.rotated(lambda: kernels.made_layer(1, 8, 128, torch.float16, "cpu"))
     parts = {x.data_ptr(): x.nbytes for given in inputs for x in kernels.tensors_of(given)}
     assert 3 << 20 < sum(parts.values()) < 6 << 20
 
@@ -59,18 +59,16 @@ def test_bytes_are_those_of_the_tensors():
     assert kernels.step_bytes(4, 32, 256) == size - unread + answers + stored
 
 
-def test_without_a_gpu_nothing_is_called_measured(capsys):
+def test_without_a_gpu_nothing_is_measured():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert kernels.main() == 0
-    said = capsys.readouterr().out
-    result = json.loads(said.splitlines()[-1])
-    assert result["measured"] is None
-    assert all("computed_us" in row for row in result["computed"])
-    assert "nothing was measured" in said
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
+        kernels.main()
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_every_way_is_timed():
-    found = kernels.measured(quick=True)
-    assert {way for row in found["step"] for way in row["times"]} == {"kernel", "plain", "attention twice"}
+    for kind, cases in kernels.cases(quick=True).items():
+        section = kernels.section(kind, cases, repeats=5)
+        assert len(section.measures) == sum(len(case.ways) for case in cases)
+        assert all(measure["p50"] > 0 for measure in section.measures.values())

@@ -1,5 +1,7 @@
 """How peers are put beside each other: what stands in which rounds, ratios, goals, and what the whole report holds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -44,35 +46,25 @@ def test_ratios_are_of_the_same_rounds_and_goals_are_judged(monkeypatch):
 
 def test_our_sides_are_the_turns_they_say(tiny):
     with HBAFRuntime(tiny.bundle, threads=1) as runtime:
-        step, again = insides.fusion(runtime, peers.REACH)
-        assert {"utterance", "dialogue", "total"} <= set(step())
-        sides = {"step": lambda: step()["total"], "again": again,
-                 "turn": total(turn_of(runtime, past=peers.WINDOW)), "stateless": peers.stateless(runtime)}  # fmt: skip
+        fused = insides.fusion(runtime, peers.REACH)()
+        assert 0 < fused["utterance"] < fused["total"]
+        sides = {"turn": total(turn_of(runtime, past=peers.WINDOW)), "stateless": peers.stateless(runtime)}
         times = {name: np.median([side() for _ in range(3)]) for name, side in sides.items()}
-    assert times["again"] > 20 * times["step"]
     assert times["stateless"] > 10 * times["turn"]
 
 
 def test_a_section_of_the_machines_limit_adds_up():
     counts = {name: Count(10**9, 10**6, 10**6, 100) for name in limits.STAGES}
     times = {name: Series.of([4.0] * 10) for name in (*limits.STAGES, "features", "total")}
-    found = limits.Measured(1e12, 1e9, 10.0, {limits.INT8: counts, limits.FLOAT32: counts},
-                            {limits.INT8: times, limits.FLOAT32: times}, 2)  # fmt: skip
-    own, other = limits.here(found), limits.others(found)
-    assert own.rows[-1][-1] == pytest.approx(4 * 2.0 / 4.0), "a share of one turn's time"
-    assert "reached: yes" in own.text
-    fitted = 4.0e3 / 100  # µs an operator, from the dialogue scope
-    assert other.rows[0][4] == pytest.approx(3 * (2.0 + 100 * fitted / 1e3), rel=1e-3)
-    assert other.rows[0][5] == 12.0
-    named = [row[0] for row in other.rows]
-    assert all(name.endswith("(computed)") for name in named[2:])
-    assert len(named) == 2 + len(limits.BOARDS)
+    found = limits.table(counts, times, 1e12, 1e9, 2)
+    assert found.rows[-1][-1] == pytest.approx(4 * 2.0 / 4.0), "a share of one turn's time"
+    assert "reached: yes" in found.text
 
 
 def test_the_whole_report_says_where_a_recorded_section_is_from(monkeypatch, tmp_path):
     names = [name for name, _ in whole.work(Bench([None], 1, "cpu", 6, quick=True), tmp_path)]
     assert names[0] == "peers"
-    assert {"stages of a turn", "energy", "the machine's limit", "accuracy against cost"} <= set(names)
+    assert {"stages of a turn", "energy", "limits", "accuracy against cost"} <= set(names)
     assert "LoadGen" not in names
     for section in whole.recorded():
         assert "Recorded 20" in section.text
@@ -84,6 +76,6 @@ def test_the_whole_report_says_where_a_recorded_section_is_from(monkeypatch, tmp
 def test_a_turn_of_one_modality_teaches_no_score():
     from training.corpora.records import UNLABELLED, Utterance
 
-    both = Utterance("hi", 3, "a", tradeoff.RUNS)
+    both = Utterance("hi", 3, "a", Path("a.wav"))
     assert tradeoff.scored_if_both(both).label == 3
     assert tradeoff.scored_if_both(Utterance("hi", 3, "a", None)).label == UNLABELLED

@@ -12,17 +12,6 @@ from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import BundleError, InputError
 
 
-def test_manifest_describes_the_graphs(tiny):
-    manifest = json.loads((tiny.bundle / "manifest.json").read_text())
-    assert set(manifest["graphs"]) == {"audio", "text", "utterance", "dialogue"}
-    for name, entry in manifest["graphs"].items():
-        model = onnx.load(tiny.bundle / entry["file"])
-        assert list(entry["inputs"]) == [i.name for i in model.graph.input]
-        assert list(entry["outputs"]) == [o.name for o in model.graph.output], name
-    assert manifest["graphs"]["audio"]["inputs"]["mel"]["shape"] == ["batch", 80, "mel_frames"]
-    assert manifest["window"] == 5
-
-
 def test_the_card_of_a_finished_bundle_shows_every_precision(tiny, tmp_path):
     step = {"name": "int8", "flip_rate": 0.0125, "cosine_mean": 0.9991, "weighted_f1": 0.61, "f1_drop": 0.002,
             "megabytes": 43.2, "broken": [], "key": load_bundle(tiny.bundle).key}  # fmt: skip

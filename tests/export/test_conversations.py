@@ -1,8 +1,11 @@
 """What calibration runs on: long and short conversations, either modality missing, the same for the same seed."""
 
+import numpy as np
 import pytest
+import soundfile
 
-from export.conversations import conversations, counts, digest, singles
+from export.conversations import _heard, conversations, counts, digest
+from training import corpora
 from training.config import PairConfig, TrainConfig
 from training.corpora.records import CorpusError, Utterance
 
@@ -24,8 +27,6 @@ def test_turns_show_both_one_or_the_other_in_conversations_of_all_lengths(small)
 
 
 def test_clips_have_the_label_of_the_words_beside_them(small):
-    from training import corpora
-
     labels = {u.audio: u.label for name in ("ravdess", "tess") for d in corpora.load(name).dialogues for u in d.turns}
     turns = [u for d in conversations(manifest(), "train", 60) for u in d.turns if u.audio]
     assert all(labels[u.audio] == u.label for u in turns)
@@ -39,13 +40,6 @@ def test_the_same_seed_gives_the_same_conversations_another_seed_others(small):
 def test_splits_do_not_mix(small):
     texts = {split: {d.split for d in conversations(manifest(), split, 20)} for split in ("train", "dev", "test")}
     assert texts == {split: {split} for split in texts}
-
-
-def test_single_utterances_are_the_same_turns_apart(small):
-    found = conversations(manifest(), "train", 30)
-    alone = singles(found)
-    assert {len(d.turns) for d in alone} == {1}
-    assert [d.turns[0] for d in alone] == [u for d in found for u in d.turns]
 
 
 def test_own_data_of_one_modality_are_taken_as_they_are(small, tiny):
@@ -62,11 +56,6 @@ def test_a_corpus_of_other_labels_is_refused(small, tiny):
 
 def test_what_nobody_can_hear_or_read_is_left_out(small):
     """A silent clip would end a run that has gone on for an hour."""
-    import numpy as np
-    import soundfile
-
-    from export.conversations import _heard
-
     soundfile.write(small / "silent.wav", np.zeros(16_000), 16_000)
     soundfile.write(small / "short.wav", np.full(800, 0.1), 16_000)
     for name in ("silent.wav", "short.wav"):
@@ -76,11 +65,6 @@ def test_what_nobody_can_hear_or_read_is_left_out(small):
 
 
 def test_a_broken_clip_is_named(small):
-    import numpy as np
-    import soundfile
-
-    from export.conversations import _heard
-
     soundfile.write(small / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     (small / "cut.wav").write_bytes(b"RIFF")
     for name, said in (("nan.wav", "NaN or infinite"), ("cut.wav", "cut.wav")):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.histogram import BINS, METHODS, Histogram
+from export.histogram import METHODS, Histogram
 
 
 def seen(*arrays, by_channel=False):
@@ -35,7 +35,6 @@ def test_minmax_is_exact_and_percentile_drops_the_few_far_ones():
     low, high = found.range("percentile")
     assert high < 1.1
     assert low == pytest.approx(-1, abs=0.05)
-    assert found.outside(low, high) <= 2e-4
 
 
 def test_mse_costs_least_of_all_ranges():
@@ -61,21 +60,11 @@ def test_channels_are_those_of_numpy():
     np.testing.assert_allclose(found["mean"], both.mean(0), rtol=1e-5, atol=1e-7)
 
 
-def test_stored_and_restored_it_goes_on_as_it_was():
-    rng = np.random.default_rng(0)
-    first, second = rng.standard_normal((2, 40, 4))
-    stopped = Histogram.restored(seen(first, by_channel=True).state())
-    stopped.add(second.astype(np.float32))
-    straight = seen(first, second, by_channel=True)
-    assert stopped.state() == straight.state()
-    assert len(straight.counts) == BINS
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_and_changes_nothing(bad):
     found = seen([1.0, 2.0])
-    before = found.state()
+    before = vars(found).copy()
     with pytest.raises(ValueError, match="not finite"):
         found.add(np.array([1.0, bad], np.float32))
-    assert found.state() == before
+    assert vars(found) == before
     assert Histogram().range("mse") == (0.0, 0.0)

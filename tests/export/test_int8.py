@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from export.compare import drift, predictions
+from export.graphs import graphs
 from export.int8 import fidelity, quantised, weights_only, with_int8_weights
 from export.linears import linears
 from export.migrate import Channels, migrate
 from export.qdq import Recipe, grid, insert, to_int8
+from export.to_onnx import compare
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.backends.settings import session_options
 from hbaf_edge.bundle import GRAPHS, load_bundle
@@ -40,9 +42,6 @@ def test_a_grid_covers_its_range_and_holds_zero(low, high, profile):
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_weights_alone_stay_close(tiny, name, small_counts):
-    from export.graphs import graphs
-    from export.to_onnx import compare
-
     whole = onnx.load(tiny.onnx / f"{name}.onnx")
     made = weights_only(whole)
     assert any(t.data_type == onnx.TensorProto.INT8 for t in made.graph.initializer)
@@ -171,16 +170,3 @@ def test_a_neighbour_in_a_batch_changes_no_bit(tiny, calibrated, tmp_path):
     chats = [runtime.conversation(), runtime.conversation()]
     beside = runtime.predict_batch([{**quiet, "conversation": chats[0]}, {**loud, "conversation": chats[1]}])[0]
     assert max(abs(alone.probabilities[k] - beside.probabilities[k]) for k in alone.probabilities) <= 1e-6
-
-
-def test_default_bundle_holds_int8_weights_and_an_int8_embedding_table():
-    bundle = load_bundle()
-    for name in GRAPHS:
-        graph = onnx.load_from_string(bundle.graph(name)).graph
-        floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-        integers = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
-        assert sum(np.prod(t.dims) for t in integers) > 5 * sum(np.prod(t.dims) for t in floats), name
-    table = next(
-        t for t in onnx.load_from_string(bundle.graph("text")).graph.initializer if list(t.dims) == [30522, 384]
-    )
-    assert numpy_helper.to_array(table).dtype == np.int8

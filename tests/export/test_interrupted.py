@@ -30,8 +30,7 @@ from export import {verb}
 from training.command import cli
 cli({verb}.main, {arguments!r})
 """
-MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("export.bundle", "put", 1), ("pathlib.Path", "rename", 1),
-           ("pathlib.Path", "rename", 2)]  # fmt: skip
+MOMENTS = [("shutil", "copy", 1), ("shutil", "copy", 3), ("pathlib.Path", "rename", 1), ("pathlib.Path", "rename", 2)]
 
 
 def dies(verb, arguments, module, function, call):
@@ -62,17 +61,6 @@ def test_a_bundle_killed_midway_is_the_old_one_or_the_new_one(tiny, tmp_path, mo
     assert load_bundle(out).manifest["name"] == "renamed"
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".hbaf-work-")}
     assert left == {"bundle"}
-
-
-@pytest.mark.slow
-def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
-    arguments = [str(tiny.bundle), "--weights-only", "--out", str(tmp_path / "int8")]
-    assert dies("quantize", arguments, "shutil", "copy", 4).returncode == -9
-    assert not (tmp_path / "int8").exists()
-    run = subprocess.run([sys.executable, "-m", "export.quantize", *arguments], cwd=ROOT, capture_output=True)
-    assert run.returncode == 0
-    assert load_bundle(tmp_path / "int8").manifest["precision"] == "int8-weights"
-    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.slow
@@ -119,8 +107,12 @@ def test_a_zip_does_not_replace_a_folder(tiny, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out.hbaf"}
 
 
-def test_too_little_room_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(InputError, match=r"needs \d+ MB, its disk has 0 MB free; nothing was written"):
-        finished(tiny.bundle, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+def test_quantising_killed_midway_leaves_no_bundle(tiny, tmp_path):
+    arguments = [str(tiny.bundle), "--weights-only", "--out", str(tmp_path / "int8")]
+    assert dies("quantize", arguments, "shutil", "copy", 4).returncode == -9
+    assert not (tmp_path / "int8").exists()
+    run = subprocess.run([sys.executable, "-m", "export.quantize", *arguments], cwd=ROOT, capture_output=True)
+    assert run.returncode == 0
+    assert load_bundle(tmp_path / "int8").manifest["precision"] == "int8-weights"
+    assert not list(tmp_path.glob("*.partial"))

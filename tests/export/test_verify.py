@@ -7,24 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.verify import TOLERANCE, conversation, difference, walk
+from export.verify import conversation, walk
 from hbaf_edge.bundle import load_bundle
 from training.from_bundle import restore
 from training.learner import Learner
 
 
 def test_the_bundle_of_this_model_passes(tiny):
-    found, flips = difference(Learner(tiny.model, tiny.text, tiny.audio).eval(), tiny.bundle)
-    assert found <= TOLERANCE
-    assert flips == 0
+    (step,) = walk(Learner(tiny.model, tiny.text, tiny.audio).eval(), [tiny.bundle], [conversation()], threads=1)
+    assert not step["broken"]
 
 
 def test_the_bundle_of_another_model_fails(tiny):
     other = copy.deepcopy(tiny.model)
     with torch.no_grad():
         other.dialogue_scope[0].halves[0].w_g += 0.5
-    found, _ = difference(Learner(other, tiny.text, tiny.audio).eval(), tiny.bundle)
-    assert found > TOLERANCE
+    (step,) = walk(Learner(other, tiny.text, tiny.audio).eval(), [tiny.bundle], [conversation()], threads=1)
+    assert step["broken"]
 
 
 @pytest.mark.slow
@@ -35,9 +34,9 @@ def test_int8_turn_by_turn_stays_near_the_whole_pass_in_float32():
     """
     bundle = load_bundle(None)
     assert bundle.manifest["precision"] == "int8"
-    found, flips = difference(Learner(*restore(bundle)).eval(), Path(bundle.path))
-    assert found <= 0.06
-    assert flips <= 1
+    (step,) = walk(Learner(*restore(bundle)).eval(), [Path(bundle.path)], [conversation()], threads=1)
+    assert step["difference_max"] <= 0.06
+    assert step["label_flips"] <= 1
 
 
 def test_the_conversation_is_hard_enough():
@@ -55,6 +54,6 @@ def test_data_that_lack_a_label_are_verified(tiny):
     turns = tuple(replace(u, label=3 if i % 2 else u.label) for i, u in enumerate(talk.turns))
     learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
     (step,) = walk(learner, [tiny.bundle], [replace(talk, turns=turns)], threads=1)
-    assert set(step.f1_by_label) == {"joy"}
-    assert step.f1_drop == 0.0
-    assert not step.broken
+    assert set(step["f1_by_label"]) == {"joy"}
+    assert step["f1_drop"] == 0.0
+    assert not step["broken"]

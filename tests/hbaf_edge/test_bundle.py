@@ -1,5 +1,6 @@
 """A damaged, altered or hostile bundle is refused with a clear word; a good one loads from folder and zip alike."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -8,6 +9,13 @@ import pytest
 
 from hbaf_edge import BundleError, HBAFRuntime
 from hbaf_edge.bundle import DEFAULT, load_bundle
+
+
+def replace_file(folder, name, content):
+    """Replace a file and its hash."""
+    (folder / name).write_bytes(content)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    rewrite(folder, files={**files, name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}})
 
 
 @pytest.fixture
@@ -147,13 +155,16 @@ def test_zip_that_lies_about_its_sizes(tiny, tmp_path):
     tracemalloc.stop()
 
 
-def test_tokenizer_that_is_none(copy):
-    import hashlib
-
-    (copy / "tokenizer.json").write_bytes(b"{}")
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    rewrite(copy, files={**files, "tokenizer.json": {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}})
-    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{}", r"tokenizer\.json cannot be read"),
+        ("text.onnx", b"nonsense", "cannot load the text graph"),
+    ],
+)
+def test_files_of_another_kind(copy, name, content, message):
+    replace_file(copy, name, content)
+    with pytest.raises(BundleError, match=message):
         HBAFRuntime(copy)
 
 
@@ -184,14 +195,3 @@ def test_not_a_bundle(tmp_path, tiny):
         pass
     with pytest.raises(BundleError, match=r"manifest\.json is missing"):
         load_bundle(tmp_path / "empty.hbaf")
-
-
-def test_graph_that_is_no_model(copy):
-    import hashlib
-
-    (copy / "text.onnx").write_bytes(b"nonsense")
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    files["text.onnx"] = {"bytes": 8, "sha256": hashlib.sha256(b"nonsense").hexdigest()}
-    rewrite(copy, files=files)
-    with pytest.raises(BundleError, match="cannot load the text graph"):
-        HBAFRuntime(copy)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hbaf_edge import InputError
-from hbaf_edge.dialogue_file import MAX_DEPTH, MAX_LINE, find_source, parse_object, read_dialogue, read_utterances
+from hbaf_edge.dialogue_file import MAX_DEPTH, MAX_LINE, find_source, read_dialogue, read_utterances
 
 
 def read(content):
@@ -113,12 +113,6 @@ def test_each_line_is_yielded_before_the_next_is_read():
 def test_what_is_no_text(content):
     with pytest.raises(InputError, match=r"d\.jsonl is not a UTF-8 text file"):
         read(content)
-
-
-def test_other_fields_are_kept():
-    (turn,) = read(b'{"text": "a", "id": 7, "start": 0.25, "nested": {"x": [null, true]}, "label": "joy"}')
-    assert turn.fields == {"id": 7, "start": 0.25, "nested": {"x": [None, True]}, "label": "joy"}
-    assert parse_object(b'{"id": 123456789012345678901234567890}') == {"id": 123456789012345678901234567890}
 
 
 def test_dialogue_or_audio(tmp_path):

@@ -11,7 +11,7 @@ import json, sys
 import hbaf_edge, hbaf_edge.cli
 from hbaf_edge import HBAFRuntime
 HBAFRuntime(threads=1).predict(text="hello")
-heavy = ("torch", "transformers", "tensorrt", "torchaudio", "onnx", "pycuda")
+heavy = ("torch", "transformers", "tensorrt", "torchaudio", "onnx", "cuda")
 print(json.dumps([m for m in heavy if m in sys.modules]))
 """
 

@@ -68,6 +68,6 @@ def test_onnx_runtime_imported_first_is_stopped_and_said(tmp_path, version, warn
 
 
 def test_it_is_off_before_the_workbench_loads_onnx_runtime(tmp_path):
-    for module in ("export.watch", "benchmarks.counted"):
+    for module in ("export.compare", "benchmarks.counted"):
         assert run([sys.executable, "-B", "-c", f"import {module}"], tmp_path).returncode == 0
     assert [path for path in files(tmp_path) if "onnxruntime" in path] == []

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from export.gate_function import example
+from hbaf_edge.backends.cuda.plugin import sizes
 from kernels.gate import INPUTS
-from kernels.node import SIZES, gate_node, node, sizes
+from kernels.node import SIZES, gate_node, node
 from kernels.reference import GateWeights, Memory, both_gates
 from tests.kernels.made import DEVICE, within
 from training.config import ModelConfig
@@ -60,11 +61,10 @@ def test_more_queries_than_a_program_holds_and_masks_and_biases_of_each():
 
 
 def test_arguments_stand_as_a_plugin_has_them():
-    """Inputs, sizes, outputs: TensorRT's ahead-of-time plugins take no other order."""
+    """Inputs, sizes, outputs: the plugin gives them by place."""
     names = [n for n in gate_node.arg_names if n not in ("H", "E", "SCALE", "BLOCK_N", "BLOCK_M", "BLOCK_E")]
     assert tuple(names) == (*INPUTS, *SIZES, "audio", "text")
-    shapes = {n: tuple(x.shape) for n, x in zip(INPUTS, inputs("dialogue"))}
-    assert dict(zip(SIZES, sizes(shapes))) == {
+    assert dict(zip(SIZES, sizes([tuple(x.shape) for x in inputs("dialogue")]))) == {
         "audio_count": 1, "audio_slots": 7, "audio_seen_n": 1, "audio_bias_b": 2, "audio_bias_h": 2, "audio_bias_n": 1,
         "audio_bias_m": 7, "text_count": 1, "text_slots": 7, "text_seen_n": 1, "text_bias_b": 2, "text_bias_h": 2,
         "text_bias_n": 1, "text_bias_m": 7,

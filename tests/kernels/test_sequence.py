@@ -83,29 +83,13 @@ def test_gradients_are_the_references():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_gradcheck():
-    """The gradient against differences of the kernel's own results, in float32, so loosely."""
-    given = inputs(batch=1, heads=1, queries=2, own=3, other=2, e=4)
-    leaves = [x.detach().requires_grad_() for x in (*given[:2], given[2].keys, given[3].values, *given[4])]
-
-    def run(query, cross, keys, values, *weights):
-        return gate(query, cross, given[2]._replace(keys=keys), given[3]._replace(values=values), GateWeights(*weights))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of float32
-        assert torch.autograd.gradcheck(run, leaves, eps=1e-2, atol=2e-2, rtol=2e-2, nondet_tol=0.0)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({0: lambda x: x.double()}, "float64 heads"),
-        ({1: lambda x: x.half()}, r"cross query is torch.float16"),
-        ({0: lambda x: x.mT.contiguous().mT}, "query .*not contiguous"),
-        ({4: lambda w: w._replace(b_r=w.b_r[:1])}, r"b_r is torch.float32 \(1,\)"),
-        ({3: lambda m: m._replace(values=m.values[:1])}, r"other values is"),
-        ({2: lambda m: m._replace(visible=m.visible.long())}, r"visible is torch.int64; .* takes torch.bool"),
+        ({1: lambda x: x.half()}, "a tensor is torch.float16"),
+        ({0: lambda x: x.mT.contiguous().mT}, "whose last stride is 1"),
+        ({2: lambda m: m._replace(visible=m.visible.long())}, "has to be torch.bool"),
     ],
 )
 def test_what_would_be_misread_is_refused(change, said):
@@ -202,26 +186,3 @@ def test_mixed_precision_trains(switch):
         found.append([p.grad.clone() for p in (*layer.parameters(), *bias.parameters())])
     for a, b in zip(*found, strict=True):
         assert (a - b).norm() <= 0.05 * b.norm() + 1e-3
-
-
-@pytest.mark.slow
-def test_a_training_step_is_the_same_with_the_kernel(switch):
-    """Loss and gradients of a small model on made dialogues, once through the kernel and once through the reference."""
-    from tests.training.test_model import batch_of, build, turns
-
-    model = build().float()
-    batch = batch_of(turns(9), turns(4, seed=1))
-    batch.audio, batch.text = batch.audio.float(), batch.text.float()
-    found = []
-    for choice in ("triton", "reference"):
-        switch(choice)
-        model.zero_grad()
-        logits = model(batch).logits
-        logits.square().sum().backward()
-        found.append((logits.detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]))
-    model.zero_grad()
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
-    for a, b in zip(found[0][1], found[1][1], strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

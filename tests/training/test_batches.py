@@ -20,10 +20,10 @@ def dialogues(count):
 
 def test_join_keeps_every_turn_once_in_order_and_speakers_apart():
     found = list(join(dialogues(30), random.Random(0), 12))
-    texts = [u.text for history in found for u, _, _ in history]
+    texts = [u.text for history in found for u, _ in history]
     assert sorted(texts) == sorted(u.text for d in dialogues(30) for u in d.turns)
     for history in found:
-        for (u, s, _), (v, t, _) in itertools.pairwise(history):
+        for (u, s), (v, t) in itertools.pairwise(history):
             if u.text.split(".")[0] == v.text.split(".")[0]:
                 assert int(v.text.split(".")[1]) == int(u.text.split(".")[1]) + 1
             else:

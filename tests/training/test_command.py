@@ -11,7 +11,7 @@ import pytest
 from hbaf_edge.errors import HBAFError
 from tests.conftest import ROOT
 from training import ablate, probe, train
-from training.command import choices, cli
+from training.command import cli, options_of
 from training.config import ModelConfig, TrainConfig
 
 told = []
@@ -92,7 +92,7 @@ def test_what_cannot_go_on_ends_in_one_line(monkeypatch, error, said):
 
 def test_no_two_options_share_a_name():
     for command in (train, ablate, probe):
-        names = [choice.name for choice in choices(command.main)]
+        names = [option.name for option in options_of(command.main)]
         assert len(names) == len(set(names))
         assert {f for f in TrainConfig.__dataclass_fields__ if f not in ("pairs", "loss")} <= set(names)
         assert set(ModelConfig.__dataclass_fields__) <= set(names)

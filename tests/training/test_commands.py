@@ -11,11 +11,12 @@ import torch
 
 from tests.conftest import speech
 from tests.made import TALK, WORDS
-from training import ablate, begin, checkpoint, corpora, evaluate, finetune, from_bundle, loop, probe, protocol
+from training import ablate, checkpoint, corpora, evaluate, finetune, from_bundle, learner, loop, probe
 from training.check import check, skip_list
 from training.config import ModelConfig, TrainConfig
 from training.errors import TrainingError
 from training.stages import read_skip_list
+from training.train import Plan, carry_out, pooled, table
 
 TINY = ModelConfig(width=16, heads=2, contrastive_dim=8, window=4)
 
@@ -38,29 +39,29 @@ def features(tmp_path):
 @pytest.mark.slow
 def test_seeds_and_folds_are_pooled_and_not_repeated(tmp_path, features, monkeypatch):
     config = TrainConfig(corpus=features, epochs=2, learning_rate=3e-3)
-    plan = protocol.Plan((0, 1), True, TINY)
-    found = protocol.carry_out(config, tmp_path / "run", plan)
+    plan = Plan((0, 1), "all")
+    found = carry_out(config, tmp_path / "run", plan, TINY)
     assert [r["utterances"] for r in found["runs"]] == [300, 300], "every utterance is tested once"
     assert found["mean"]["weighted_f1"] == pytest.approx(np.mean([r["weighted_f1"] for r in found["runs"]]))
     assert found["sd"]["weighted_f1"] > 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["folds"] == 5
     monkeypatch.setattr(loop.Run, "_epoch", lambda self: pytest.fail("a finished run was trained again"))
-    again = protocol.carry_out(config, tmp_path / "run", plan)
+    again = carry_out(config, tmp_path / "run", plan, TINY)
     assert again["mean"] == found["mean"]
-    assert "±" not in str(protocol.table({"x": found}).columns[0])
+    assert "±" not in str(table({"x": found}).columns[0])
 
 
 def test_runs_of_a_plan_go_on_from_their_own_seeds(tmp_path, features):
     config = TrainConfig(corpus=features, epochs=1, learning_rate=3e-3, fold=0)
-    protocol.carry_out(config, tmp_path / "first", protocol.Plan((0, 1), model=TINY))
+    carry_out(config, tmp_path / "first", Plan((0, 1)), TINY)
     still = replace(config, learning_rate=0.0)  # nothing is learned, so each run shows what it started from
-    protocol.carry_out(still, tmp_path / "then", protocol.Plan((0, 1), init=tmp_path / "first"))
+    carry_out(still, tmp_path / "then", Plan((0, 1), init=tmp_path / "first"))
     for seed in ("seed0-fold0", "seed1-fold0"):
         first, then = (checkpoint.load(tmp_path / plan / seed).hbaf.state_dict() for plan in ("first", "then"))
         assert all(torch.equal(first[name], then[name]) for name in first)
     with pytest.raises(TrainingError, match="holds none named seed2-fold0; run its seeds and folds first"):
-        protocol.carry_out(still, tmp_path / "more", protocol.Plan((0, 2), init=tmp_path / "first"))
-    protocol.carry_out(still, tmp_path / "one", protocol.Plan((1,), init=tmp_path / "first"))  # a seed by itself
+        carry_out(still, tmp_path / "more", Plan((0, 2), init=tmp_path / "first"))
+    carry_out(still, tmp_path / "one", Plan((1,), init=tmp_path / "first"))  # a seed by itself
     first, then = (checkpoint.load(tmp_path / at).hbaf.state_dict() for at in ("first/seed1-fold0", "one"))
     assert all(torch.equal(first[name], then[name]) for name in first)
 
@@ -69,15 +70,14 @@ def test_the_floor_uses_both_modalities_and_only_the_training_turns(features):
     found = {}
     for use in ("audio+text", "text", "audio"):
         said = [probe.probe(TrainConfig(corpus=features, use=use, fold=k)) for k in range(5)]
-        found[use] = protocol.pooled(said, ("anger", "joy", "sadness"))
+        found[use] = pooled(said, ("anger", "joy", "sadness"))
     assert found["text"]["utterances"] == 300, "every utterance is tested once"
     assert found["audio+text"]["weighted_f1"] > max(found[u]["weighted_f1"] for u in ("text", "audio")) + 0.05
     assert found["text"]["weighted_f1"] > 0.5, "a third is chance"
 
 
 def test_the_floor_reads_encoders(small):
-    config = replace(TALK, also=())
-    said = probe.probe(config, begin.ModelConfig())
+    said = probe.probe(replace(TALK, also=()), learner.ModelConfig())
     assert said["logits"].shape[0] == len(said["labels"]) > 0
     assert torch.isfinite(said["logits"]).all()
 
@@ -86,29 +86,25 @@ def test_the_floor_reads_encoders(small):
 def test_ablation_shows_what_a_modality_is_worth(tmp_path, features):
     config = TrainConfig(corpus=features, epochs=6, learning_rate=3e-3, turns=30)
     names = ("audio only", "without fusion module (concatenation)", "bidirectional (offline)")
-    found = ablate.ablate(config, tmp_path / "run", protocol.Plan((0,), True, TINY), names)
+    found = ablate.ablate(config, tmp_path / "run", Plan((0,), "all"), TINY, names)
     assert list(found) == [ablate.WHOLE, *names]
     lost = found["audio only"]["against_whole"]
     assert lost["difference"] > 0.05
     assert lost["p"] < 0.05
-    stored = {n: checkpoint.describe(Path(r["out"]) / "seed0-fold0")[1] for n, r in found.items()}
+    stored = {n: checkpoint.describe(Path(r["folders"][0]))[1] for n, r in found.items()}
     assert not stored[names[1]].fusion
     assert not stored[names[2]].causal
     assert stored[ablate.WHOLE].fusion
-    text = ablate.markdown(found)
-    assert text.count("\n") == 6
-    assert "bidirectional (offline)" in text
+    assert ablate.table(found).row_count == 4
     with pytest.raises(TrainingError, match="unknown variant 'no brain'; there are whole model"):
-        ablate.ablate(config, tmp_path / "run", protocol.Plan((0,), True, TINY), ("no brain",))
+        ablate.ablate(config, tmp_path / "run", Plan((0,), "all"), TINY, ("no brain",))
 
 
 def test_every_variant_is_a_model_of_its_own():
     """The paper's three and ours; each differs from the whole in something, and the whole in nothing."""
-    assert sum(v.paper for v in ablate.VARIANTS.values()) == 4
-    for name, v in ablate.VARIANTS.items():
-        assert bool(v.model or v.loss or v.run) == (name != ablate.WHOLE)
-        replace(ModelConfig(), **v.model)
-        replace(TrainConfig(loss=replace(TrainConfig().loss, **v.loss)), **v.run)
+    configs = [ModelConfig(), TrainConfig(), TrainConfig().loss]
+    for name, left_out in ablate.VARIANTS.items():
+        assert ([ablate.changed(c, left_out) for c in configs] == configs) == (name == ablate.WHOLE)
 
 
 def test_the_bidirectional_variant_is_called_that(tmp_path, features):
@@ -116,15 +112,6 @@ def test_the_bidirectional_variant_is_called_that(tmp_path, features):
     loop.train(config, tmp_path / "run", replace(TINY, causal=False))
     (name, *_) = evaluate.evaluate(tmp_path / "run")["scores"]
     assert name.endswith("bidirectional")
-
-
-def labelled(features):
-    """The features with MELD's label names, which the default model knows."""
-    path = Path(features.partition(":")[2])
-    with np.load(path) as data:
-        kept = {name: data[name] for name in data.files}
-    np.savez(path.with_name("g.npz"), **kept)
-    return f"features:{path.with_name('g.npz')}"
 
 
 def mine(folder, count=40):
@@ -184,7 +171,7 @@ def test_finetune_goes_on_from_the_default_bundle_with_own_labels(small, tiny, m
 
 
 def test_what_the_default_model_learned_from_binds_what_is_made_of_it(tiny, small, monkeypatch, tmp_path):
-    """RAVDESS two steps back, or in a teacher, is RAVDESS still."""
+    """RAVDESS two steps back is RAVDESS still."""
     import shutil
 
     from export.bundle import data_of, licence_of
@@ -200,26 +187,20 @@ def test_what_the_default_model_learned_from_binds_what_is_made_of_it(tiny, smal
     assert seen == ["meld", "ravdess", "plain", "manifest"]
     assert licence_of(seen)["id"] == "CC-BY-NC-SA-4.0"
     assert any("AMI" in d["name"] for d in data_of(seen))
-    loop.train(replace(config, teacher=(str(small / "run"),)), small / "pupil")
-    assert "ravdess" in checkpoint.describe(small / "pupil")[0]["corpora"]
 
 
-def test_dev_scores_are_not_called_test(tmp_path, features):
-    path = mine(tmp_path / "data", 20)
-    lines = [line.replace('"test"', '"train"') for line in path.read_text().splitlines()]
-    path.write_text("\n".join(lines))
-    corpus = corpora.load(str(path))
-    assert protocol.scored_split(corpus) == "dev"
-    config = TrainConfig(corpus=features, fold=0, epochs=1)
-    found = protocol.carry_out(config, tmp_path / "run", protocol.Plan((0,), False, TINY))
-    assert found["scored_on"] == "test"
+def test_dev_scores_are_not_called_test(tmp_path):
+    path = mine(tmp_path, 20)
+    assert corpora.load(str(path)).scored_split == "test"
+    path.write_text(path.read_text().replace('"test"', '"train"'))
+    assert corpora.load(str(path)).scored_split == "dev"
 
 
 def test_what_does_not_fit_is_said_before_training(small, tmp_path, features):
     loop.train(replace(TALK, epochs=1), small / "text")
     with pytest.raises(TrainingError, match="brings vectors, the model has encoders"):
-        loop.train(TrainConfig(corpus=labelled(features), fold=0), small / "x", init=small / "text")
-    flags = replace(begin.ModelConfig(), utterance_layers=1)
+        loop.train(TrainConfig(corpus=features, fold=0), small / "x", init=small / "text")
+    flags = replace(learner.ModelConfig(), utterance_layers=1)
     with pytest.raises(TrainingError, match=r"is a model with utterance_layers 2; leave --utterance-layers out"):
         loop.train(replace(TALK, epochs=1), small / "x", flags, small / "text")
     (tmp_path / "skip.txt").write_text("elsewhere/1.wav\tdouble\n")
@@ -251,29 +232,14 @@ def test_a_checkpoint_of_another_version_is_said(tmp_path):
 
 
 def test_other_labels_get_fresh_last_layers_and_keep_the_rest(tiny):
-    found = begin.relabelled(tiny.model, ("glad", "cross"))
+    found = learner.relabelled(tiny.model, ("glad", "cross"))
     old, new = tiny.model.state_dict(), found.state_dict()
     assert new["head.3.weight"].shape == (2, 32)
     assert torch.equal(new["dialogue_scope.0.halves.0.w_g"], old["dialogue_scope.0.halves.0.w_g"])
     assert torch.equal(new["head.0.weight"], old["head.0.weight"])
-    seven = begin.relabelled(tiny.model, tuple("abcdefg"))
+    seven = learner.relabelled(tiny.model, tuple("abcdefg"))
     assert not torch.equal(seven.state_dict()["head.3.weight"], old["head.3.weight"]), "as many, but others"
-    assert begin.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
-
-
-@pytest.mark.slow
-def test_a_pupil_learns_from_its_teachers(small):
-    loop.train(replace(TALK, epochs=12), small / "teacher")
-    teachers = (str(small / "teacher"), str(small / "teacher"))
-    told = loop.train(replace(TALK, epochs=6, teacher=teachers), small / "pupil")
-    assert told["score"] > 0.5
-    loop.train(replace(TALK, epochs=6), small / "alone")
-    told_head, own_head = (checkpoint.load(small / n).hbaf.state_dict()["head.3.weight"] for n in ("pupil", "alone"))
-    assert not torch.equal(told_head, own_head), "the teacher said nothing"
-    assert checkpoint.describe(small / "pupil")[0]["corpora"] == ["meld", "dailytalk"]
-    path = mine(small / "own")
-    with pytest.raises(TrainingError, match=r"knows \('anger'.*has \("):
-        loop.train(replace(TALK, corpus=str(path), also=(), teacher=teachers), small / "other")
+    assert learner.relabelled(tiny.model, tiny.model.config.labels) is tiny.model
 
 
 @pytest.mark.parametrize(

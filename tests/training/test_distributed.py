@@ -24,7 +24,7 @@ from training.config import ModelConfig, TrainConfig
 import torch
 torch.set_num_threads(1)
 out, accumulate = Path(sys.argv[1]), int(sys.argv[2])
-device = distributed.start("cpu")
+device = distributed.Compute("cpu").start()
 config = TrainConfig(corpus="features:" + sys.argv[3], fold=0, epochs=int(sys.argv[4]), turns=36, accumulate=accumulate,
                      drop_audio=0.0, drop_text=0.0, hide_speaker=0.0, ema=0.9)
 loop.train(config, out, ModelConfig(width=16, heads=2, contrastive_dim=8, dropout=0.0, window=4), device=device)

@@ -139,8 +139,10 @@ def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_unknown_encoder_is_named():
-    with pytest.raises(TrainingError, match="unknown audio encoder 'tiny'; there are audio, audio-base, or a local"):
+    with pytest.raises(TrainingError, match="unknown audio encoder 'tiny'; there are audio, audio-base"):
         encoders.model_config("tiny")
+    with pytest.raises(TrainingError, match="unknown text encoder 'audio-base'; there are text"):
+        encoders.model_config(text="audio-base")
 
 
 def test_ctranslate2_reader_on_a_file_made_here():

@@ -5,8 +5,7 @@ import math
 import torch
 
 from training.config import LossWeights
-from training.losses import absolute_contrast, balance_of, classification, learned_from, relative_contrast
-from training.model import Lesson
+from training.losses import absolute_contrast, balance_of, classification, relative_contrast
 
 
 def test_absolute_contrast_of_two_orthogonal_pairs():
@@ -63,19 +62,3 @@ def test_balance_of_counts():
     half = balance_of(torch.tensor([8, 2]), 0.5)
     assert math.isclose(float(half[1] / half[0]), 2.0, rel_tol=1e-6)
     assert math.isclose(float((half * torch.tensor([8, 2])).sum() / 10), 1.0, rel_tol=1e-6)
-
-
-def test_distillation_by_hand():
-    lesson = Lesson(
-        torch.tensor([[0.8, 0.2], [0.5, 0.5]]), torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([True, False])
-    )
-    logits, embedding = torch.zeros(2, 2), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    # At temperature 2 the teacher's 0.8 : 0.2 becomes sqrt(4) : 1; the pupil says 1 : 1. KL times 4; one known turn.
-    t = 2 / 3
-    expected = 4 * (t * math.log(2 * t) + (1 - t) * math.log(2 * (1 - t)))
-    said, near = learned_from(logits, embedding, lesson, LossWeights(teacher_temperature=2.0))
-    assert math.isclose(float(said), expected, rel_tol=1e-5)
-    assert math.isclose(float(near), 1 - math.sqrt(0.5), rel_tol=1e-5)
-    # Several teachers bring no embedding.
-    said, near = learned_from(logits, embedding, lesson._replace(embedding=torch.zeros(2, 0)), LossWeights())
-    assert float(near) == 0

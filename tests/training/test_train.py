@@ -25,7 +25,6 @@ def test_both_stages_learn_select_and_store(small):
     lines = lines_of(small / "text")
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert max(line["score"] for line in lines) == text["score"]
-    assert list((small / "text" / "tensorboard").iterdir())
 
     fusion = train(PAIRS, small / "fusion", init=small / "text")
     assert fusion["text_weighted_f1"] > 0.6
@@ -49,7 +48,6 @@ def test_both_stages_learn_select_and_store(small):
     assert set(result["scores"]["ravdess_17_20_audio"]["by_gender"]) == {"F"}
     low, high = result["scores"]["meld_test_text"]["interval_95"]["weighted_f1"]
     assert low <= result["scores"]["meld_test_text"]["weighted_f1"] <= high
-    assert (small / "fusion" / "evaluation" / "meld_test_text.png").stat().st_size > 10_000
     assert checkpoint.load(small / "fusion").about["temperatures"] == result["temperatures"]
 
 
@@ -107,16 +105,6 @@ def test_early_stopping_waits_as_long_as_it_was_told(small, monkeypatch):
     monkeypatch.setattr(loop.CorpusStage, "judge", lambda self: {"score": 0.5})
     train(replace(TALK, epochs=20, patience=2), small / "run")
     assert len(lines_of(small / "run")) == 3
-
-
-def test_lora_leaves_a_checkpoint_of_plain_weights(small):
-    before = checkpoint.encoders.load_text().state_dict()
-    train(replace(TALK, text_tuning="lora", lora_rank=2, epochs=2), small / "lora")
-    after = checkpoint.load(small / "lora").text.state_dict()
-    assert set(before) == set(after)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed, "LoRA changed nothing"
-    assert all(after[name].ndim == 2 and "embeddings" not in name for name in changed)
 
 
 @pytest.mark.slow

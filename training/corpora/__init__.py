@@ -1,4 +1,4 @@
-"""Corpora as dialogues of utterances: one small module each, all yielding the records of `training.corpora.records`.
+"""Corpora as dialogues of utterances: every reader yields the records of `training.corpora.records`.
 
 A corpus is named on a command line as NAME or NAME:PATH, for instance `meld`, `meld:MELD.Raw`, `iemocap-4:IEMOCAP`,
 `ravdess-8`, `features:dev.npz`, `manifest:mine.jsonl`. Data are read where they lie (`$HBAF_DATA`, else
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from training.config import MELD_LABELS, split_spec
-from training.corpora import dailytalk, emogator, features, iemocap, manifest, meld, ravdess, tess
+from training.config import split_spec
+from training.corpora import clips, features, iemocap, manifest, talks
 from training.corpora.records import Corpus, CorpusError
 
 READERS: dict[str, Callable[..., Corpus]] = {
-    "meld": meld.load,
+    "meld": talks.load_meld,
     "iemocap": iemocap.load,
     "iemocap-6": iemocap.load,
     "iemocap-4": partial(iemocap.load, classes=4),
-    "ravdess": ravdess.load,
-    "ravdess-8": partial(ravdess.load, labels=ravdess.LABELS),
-    "tess": tess.load,
-    "emogator": emogator.load,
-    "dailytalk": dailytalk.load,
+    "ravdess": clips.load_ravdess,
+    "ravdess-8": partial(clips.load_ravdess, labels=clips.RAVDESS_LABELS),
+    "tess": clips.load_tess,
+    "emogator": clips.load_emogator,
+    "dailytalk": talks.load_dailytalk,
     "features": features.load,
     "manifest": manifest.load,
 }
@@ -52,6 +52,3 @@ def load(spec: str, labels: Sequence[str] | None = None) -> Corpus:
     if labels and tuple(labels) != corpus.labels:
         raise CorpusError(f"{spec} is labelled {', '.join(corpus.labels)}; the model knows {', '.join(labels)}")
     return corpus
-
-
-__all__ = ["MELD_LABELS", "READERS", "Corpus", "CorpusError", "load"]

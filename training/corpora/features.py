@@ -20,8 +20,8 @@ NEEDED = ("emotion", "dialogue_id", "utterance_id")
 MAX_BYTES = 8_000_000_000
 
 
-def load(path: Path | None = None, audio: str | None = None, text: str | None = None) -> Corpus:
-    """Dialogues of vectors; `audio` and `text` name the arrays where the first of their kind is not the one meant."""
+def load(path: Path | None = None) -> Corpus:
+    """Dialogues of vectors."""
     path = path or data_folder() / "meld" / "meld_dev_features.npz"
     if not path.exists():
         raise CorpusError(f"{path} is missing; expected an npz of features")
@@ -38,20 +38,17 @@ def load(path: Path | None = None, audio: str | None = None, text: str | None = 
     short = [n for n in (*NEEDED, "speaker", "split") if n in data and data[n].shape != data["emotion"].shape]
     if short:
         raise CorpusError(f"{path}: {short[0]} is {data[short[0]].shape}, emotion is {data['emotion'].shape}")
-    sound = _matrix(data, path, audio, ("audio", "wav"))
-    words = _matrix(data, path, text, ("text",))
+    sound = _matrix(data, path, ("audio", "wav"))
+    words = _matrix(data, path, ("text",))
     labels = tuple(sorted({str(name) for name in data["emotion"]}))
     return Corpus(f"features-{path.stem}", labels, tuple(_dialogues(data, sound, words, labels)))
 
 
-def _matrix(data: dict[str, Any], path: Path, name: str | None, heads: tuple[str, ...]) -> Any:
-    """The array of one modality, standardised by nothing: a LayerNorm meets it first."""
-    candidates = [n for n in data if n.startswith(heads) and data[n].ndim == 2]
-    chosen = name or (candidates[0] if candidates else None)
-    if chosen not in candidates:
-        raise CorpusError(
-            f"{path} has no array {name or ' or '.join(heads)!r} of shape (rows, dim); it has {list(data)}"
-        )
+def _matrix(data: dict[str, Any], path: Path, heads: tuple[str, ...]) -> Any:
+    """The first array of one modality, standardised by nothing: a LayerNorm meets it first."""
+    chosen = next((n for n in data if n.startswith(heads) and data[n].ndim == 2), None)
+    if chosen is None:
+        raise CorpusError(f"{path} has no array {' or '.join(heads)!r} of shape (rows, dim); it has {list(data)}")
     found = np.asarray(data[chosen], np.float32)
     if len(found) != len(data["emotion"]) or not np.isfinite(found).all():
         raise CorpusError(f"{path}: {chosen} needs {len(data['emotion'])} finite rows, it is {found.shape}")
@@ -59,25 +56,16 @@ def _matrix(data: dict[str, Any], path: Path, name: str | None, heads: tuple[str
 
 
 def _dialogues(data: dict[str, Any], sound: Any, words: Any, labels: tuple[str, ...]) -> list[Dialogue]:
-    order = sorted(range(len(labels_of := data["emotion"])), key=lambda n: _place(data, n))
     found = []
+    order = np.lexsort((data["utterance_id"].astype(int), data["dialogue_id"].astype(int)))
     for number, rows in groupby(order, key=lambda n: int(data["dialogue_id"][n])):
-        chosen = list(rows)
-        turns = tuple(
-            Utterance(
-                "",
-                labels.index(str(labels_of[n])),
-                str(data["speaker"][n]) if "speaker" in data else None,
-                vectors=Vectors(sound[n][None], words[n][None]),
-            )
-            for n in chosen
-        )
+        chosen, turns = list(rows), []
+        for n in chosen:
+            speaker = str(data["speaker"][n]) if "speaker" in data else None
+            vectors = Vectors(sound[n][None], words[n][None])
+            turns.append(Utterance("", labels.index(str(data["emotion"][n])), speaker, vectors=vectors))
         split = str(data["split"][chosen[0]]) if "split" in data else "train"
         if split not in SPLITS:
             raise CorpusError(f"dialogue {number} is of split {split!r}; expected train, dev or test")
-        found.append(Dialogue(f"features-{number}", split, turns, number % FOLDS))
+        found.append(Dialogue(f"features-{number}", split, tuple(turns), number % FOLDS))
     return found
-
-
-def _place(data: dict[str, Any], n: int) -> tuple[int, int]:
-    return int(data["dialogue_id"][n]), int(data["utterance_id"][n])

@@ -12,6 +12,7 @@ import io
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,30 @@ VOICES = [f"{accent}+{variant}" for accent in ("en-us", "en-gb") for variant in 
 
 def load(sentences: list[str]) -> list[Utterance]:
     """Clips of about three seconds, made once for these sentences in the cache folder; label neutral, no words."""
-    folder = cache_folder() / "plain" / hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+
+    def make(folder: Path) -> None:
         _cut_meetings(folder)
         _make_noise(folder)
         _speak(sentences, folder)
+
+    clips = _made_once(hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16], make)
+    return [Utterance("", NEUTRAL, "plain", path) for path in clips]
+
+
+def unheard_noise() -> list[Path]:
+    """Noise of the same kinds that no training has heard, for tests of what a misleading partner does."""
+    return _made_once("unheard", lambda folder: _make_noise(folder, seed=1))
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> list[Path]:
+    """The clips of a folder of the cache, which is filled where it is not complete."""
+    folder = cache_folder() / "plain" / name
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(folder)
         (folder / "complete").touch()
-    return [Utterance("", NEUTRAL, "plain", path) for path in sorted(folder.glob("*.flac"))]
+    return sorted(folder.glob("*.flac"))
 
 
 def _cut_meetings(folder: Path) -> None:
@@ -50,16 +66,6 @@ def _cut_meetings(folder: Path) -> None:
         for number in range(len(samples) // size):
             piece = samples[number * size : (number + 1) * size]
             soundfile.write(folder / f"{path.stem}_{number}.flac", piece, rate)
-
-
-def unheard_noise() -> list[Path]:
-    """Noise of the same kinds that no training has heard, for tests of what a misleading partner does."""
-    folder = cache_folder() / "plain" / "unheard"
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _make_noise(folder, seed=1)
-        (folder / "complete").touch()
-    return sorted(folder.glob("*.flac"))
 
 
 def _make_noise(folder: Path, seed: int = 0) -> None:

@@ -73,6 +73,17 @@ class Corpus:
         """How many folds its dialogues are in; 1 means that there is a split of its own and no folds."""
         return 1 + max((d.fold for d in self.dialogues), default=0)
 
+    def modalities(self, *splits: str) -> set[str]:
+        """Which of audio and text some turn of these splits, or of any, has."""
+        turns = [t for d in self.dialogues if d.split in (splits or SPLITS) for t in d.turns]
+        shown = {"text": any(t.text or t.vectors for t in turns), "audio": any(t.audio or t.vectors for t in turns)}
+        return {name for name, there in shown.items() if there}
+
+    @property
+    def scored_split(self) -> str:
+        """test; or dev where there are no labelled test turns, which tables and summaries then say."""
+        return "test" if any(t.label != UNLABELLED for d in self.split("test") for t in d.turns) else "dev"
+
     def folded(self, fold: int) -> Corpus:
         """Fold k tests, fold k + 1 selects, the others train (training/MODEL.md, "Protocol")."""
         if not 0 <= fold < self.folds or self.folds < 3:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hbaf_edge.backends.cuda.driver import FREE_SHARED, Driver, DriverError, Loaded, capture
 from hbaf_edge.backends.cuda.kernels import Kernel
-from hbaf_edge.backends.cuda.replay import bindings, capture, launched, released
 from hbaf_edge.errors import BackendError
 from hbaf_edge.workers import at_the_end
 
-FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
 Array = NDArray[Any]
 log = logging.getLogger("hbaf_edge")
 
@@ -44,27 +43,29 @@ def driver() -> Any:
     return cuda
 
 
-def release(context: Any, stream: Any, graphs: Any, captured: dict[Hashable, Any], memory: list[Any]) -> None:
+def graph_driver() -> Driver | None:
+    """cuda-bindings' driver, which shares pycuda's context; None where it is not installed, which is logged."""
+    try:
+        return Driver()
+    except BackendError as error:
+        log.warning("turns are launched one by one, not as a graph: %s", error)
+        return None
+
+
+def release(context: Any, stream: Any, driver: Driver | None, graphs: dict[Hashable, Any], memory: list[Any]) -> None:
     """Graphs and memory of a device, once its work is done; a device that was lost has none left."""
     with suppress(Exception):
         context.push()
         try:
             stream.synchronize()
-            for executable in captured.values():
-                if executable is not None and executable is not False:
-                    released(graphs, executable)
-            captured.clear()
+            for graph in filter(None, graphs.values()):
+                assert driver is not None
+                driver.call("cuGraphExecDestroy", graph)
+            graphs.clear()
             while memory:
                 memory.pop().free()
         finally:
             context.pop()
-
-
-class Loaded:
-    """A kernel that the driver has taken."""
-
-    def __init__(self, kernel: Kernel, function: Any) -> None:
-        self.kernel, self.function = kernel, function
 
 
 class Device:
@@ -85,12 +86,12 @@ class Device:
         major, minor = card.compute_capability()
         self.capability, self.name = 10 * major + minor, str(card.name())
         self._context = card.retain_primary_context()
-        self._bindings, self._graphs, self._memory = bindings(), dict[Hashable, Any](), list[Any]()
+        self._driver, self._graphs, self._memory = graph_driver(), dict[Hashable, Any](), list[Any]()
         with self.here("while it was opened"):
             self._stream = cuda.Stream(flags=1)  # does not wait for other programs' default stream
             self.stream = int(self._stream.handle)
         # When nobody uses it any more, or Python ends: pycuda frees memory by itself, nobody frees graphs.
-        held = self._context, self._stream, self._bindings, self._graphs, self._memory
+        held = self._context, self._stream, self._driver, self._graphs, self._memory
         finalizer = weakref.finalize(self, release, *held)
         finalizer.atexit = False  # not before the last turn that was submitted
         at_the_end(finalizer)
@@ -126,10 +127,6 @@ class Device:
         """Device to host, on the stream."""
         self._cuda.memcpy_dtoh_async(host, source, self._stream)
 
-    def copy(self, target: int, source: int, size: int) -> None:
-        """Device to device, on the stream."""
-        self._cuda.memcpy_dtod_async(target, source, size, self._stream)
-
     def clear(self, target: int, size: int) -> None:
         """Zeros, on the stream."""
         self._cuda.memset_d8_async(target, 0, size, self._stream)
@@ -149,7 +146,7 @@ class Device:
             content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
             try:
                 function = cuda.module_from_buffer(content).get_function(kernel.name)
-                function.prepare(kernel.layout)
+                function.prepare("".join(code for _, code in kernel.arguments))
                 if kernel.shared > FREE_SHARED:
                     function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
             except cuda.Error as error:
@@ -172,15 +169,17 @@ class Device:
 
         What it launches, and with which addresses, may depend on the key alone.
         """
-        graphs = self._bindings
-        if graphs is None or key not in self._graphs:
-            enqueue()
+        if self._driver is None or key not in self._graphs:
             self._graphs.setdefault(key, None)
+            enqueue()
             return
         if self._graphs[key] is None:
-            self._graphs[key] = capture(graphs, self.stream, enqueue)
-        if self._graphs[key] is not False and not launched(graphs, self._graphs[key], self.stream):
-            log.warning("the graph of %s was refused; its kernels are launched one by one from now on", key)
-            self._graphs[key] = False
-        if self._graphs[key] is False:
-            enqueue()
+            self._graphs[key] = capture(self._driver, self.stream, enqueue)
+        if self._graphs[key]:
+            try:
+                self._driver.call("cuGraphLaunch", self._graphs[key], self.stream)
+                return
+            except DriverError as error:
+                log.warning("turns are launched one by one from now on: %s", error)
+                self._graphs[key] = False
+        enqueue()

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from hbaf_edge.backends.base import Request, joined
-from hbaf_edge.backends.cuda.device import Array, Device, Loaded
+from hbaf_edge.backends.cuda.device import Array, Device
+from hbaf_edge.backends.cuda.driver import Loaded
+from hbaf_edge.backends.cuda.exchange import Exchange, Parts
 from hbaf_edge.backends.cuda.kernels import CUBINS, choose, most_labels
-from hbaf_edge.backends.cuda.packed import Packed, Parts
 from hbaf_edge.backends.cuda.pool import Place, Pool
 from hbaf_edge.backends.cuda.weights import DialogueWeights
 from hbaf_edge.conversation import Context, ContextView
@@ -29,6 +30,63 @@ CHUNK, TILE = 64, 16  # outputs of a program of `project`, and conversations of 
 FINISH = ("out", "out_bias", "norm", "shift", "up", "up_bias", "down", "down_bias", "feed_norm", "feed_shift")
 FINISHED = ("w_out", "b_out", "norm", "shift", "w_up", "b_up", "w_down", "b_down", "feed_norm", "feed_shift")
 GATE = ("bias", "w_r", "b_r", "w_g", "b_g")
+INPUTS = ("rows", "turns", "places", "slots", "nows", "kept")  # what a turn brings along, besides its codes
+
+
+class Rings:
+    """Keys and values on the device, of `capacity` conversations.
+
+    Args:
+        device: that holds them.
+        capacity: conversations.
+        shape: (L, W, 2, d) of a conversation's keys, and of its values.
+        kind: dtype of the elements.
+
+    Attributes:
+        at: launch arguments; `step_row` counts the elements of a conversation.
+    """
+
+    def __init__(self, device: Device, capacity: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
+        self._device, self._shape, self._kind = device, shape, kind
+        row = int(np.prod(shape))
+        self._bytes = row * kind.itemsize
+        keys, values = (device.allocate(capacity * self._bytes) for _ in range(2))
+        self.at = {"keys": keys, "values": values, "step_row": row}
+
+    def row(self, place: Place) -> tuple[int, int]:
+        """Addresses of a conversation's keys and values."""
+        return self.at["keys"] + place.row * self._bytes, self.at["values"] + place.row * self._bytes
+
+    def follow(self, places: Sequence[Place], memories: Sequence[tuple[Array, Array]]) -> Array:
+        """Make rows hold what conversations hold.
+
+        Another conversation's row is cleared: what is masked is multiplied by zero, which leaves nothing of it, unless
+        it was not a number.
+
+        Args:
+            places: of the conversations.
+            memories: keys and values of each.
+
+        Returns:
+            (L, B, 2, 2, d), what the kernel `keep` has yet to store: key and value of each row's lacking slot.
+        """
+        layers, _, _, d = self._shape
+        kept = np.zeros((layers, len(places), 2, 2, d), np.float32)
+        for b, (place, memory) in enumerate(zip(places, memories)):
+            for i, (address, held) in enumerate(zip(self.row(place), memory)):
+                if place.fresh:
+                    self._device.clear(address, self._bytes)
+                if place.whole:
+                    self._device.upload(address, self._cast(held))
+                    self._device.synchronize()  # the cast copy goes away
+                if place.slot >= 0:
+                    kept[:, b, :, i] = held[:, place.slot]
+        return self._cast(kept)
+
+    def _cast(self, values: Array) -> Array:
+        """To the rings' dtype; what it cannot hold is kept at its limit rather than as infinity."""
+        limit = np.finfo(self._kind).max
+        return np.ascontiguousarray(np.clip(values, -limit, limit), self._kind)
 
 
 class DialogueScope:
@@ -61,8 +119,7 @@ class DialogueScope:
             }
             self._layers = [{n: self._there(n, x) for n, x in layer.items()} for layer in weights.layers]
             self._head = {n: self._there(n, x) for n, x in weights.head.items()}
-            self._row = self.layers * self.window * 2 * self.d  # elements
-            self._keys, self._values = (device.allocate(capacity * self._row * self.kind.itemsize) for _ in range(2))
+            self._rings = Rings(device, capacity, (self.layers, self.window, 2, self.d), self.kind)
             self._states = [device.allocate(capacity * 2 * self.d * 4) for _ in range(2)]
             self._asks, self._answers = (device.allocate(capacity * n * self.d * self.kind.itemsize) for n in (4, 2))
             device.synchronize()
@@ -75,25 +132,17 @@ class DialogueScope:
         self._device.synchronize()  # `host` goes away
         return address
 
-    def inputs(self, batch: int) -> Parts:
-        """What a turn brings along, besides its codes."""
-        number = (batch,), np.int32
-        return {
-            "rows": number, "turns": number, "places": number, "slots": ((batch, self.window), np.uint8),
-            "nows": ((batch,), np.uint8), "kept": ((self.layers, batch, 2, 2, self.d), self.kind),
-        }  # fmt: skip
-
     def outputs(self, batch: int) -> Parts:
         """What a turn takes back."""
         return {
-            "logits": ((batch, self.labels), np.float32), "embedding": ((batch, 2 * self.d), np.float32),
-            "news": ((self.layers, batch, 2, 2, self.d), self.kind),
+            "logits": (np.float32, (batch, self.labels)), "embedding": (np.float32, (batch, 2 * self.d)),
+            "news": (self.kind, (self.layers, batch, 2, 2, self.d)),
         }  # fmt: skip
 
     def given(
         self, views: Sequence[ContextView], places: Sequence[Place], context: Context, present: Array
     ) -> dict[str, Array]:
-        """`inputs`, by what the conversations hold.
+        """INPUTS, by what the conversations hold; whole rings are written where they lack them.
 
         Args:
             views: of the conversations whose turn it is.
@@ -102,44 +151,29 @@ class DialogueScope:
             present: (B, 2) bool, the new turns' modalities.
         """
         both = np.array([1, 2])
-        kept = np.zeros((self.layers, len(views), 2, 2, self.d), np.float32)
-        for b, (view, place) in enumerate(zip(views, places)):
-            if place.slot >= 0:
-                memory = view.memory
-                kept[:, b, :, 0], kept[:, b, :, 1] = memory.keys[:, place.slot], memory.values[:, place.slot]
+        memories = [(view.memory.keys, view.memory.values) for view in views]
         # Slots and distances depend on a turn's number modulo the window; what is visible, the context says.
         turns = context.distance[:, 0] % self.window + self.window
         return {
             "rows": np.array([p.row for p in places], np.int32), "turns": turns.astype(np.int32),
             "places": np.array([p.slot for p in places], np.int32),
             "slots": (context.visible @ both + 4 * context.relation).astype(np.uint8),
-            "nows": (present @ both + 4 * context.own_relation[:, 0]).astype(np.uint8), "kept": self._cast(kept),
+            "nows": (present @ both + 4 * context.own_relation[:, 0]).astype(np.uint8),
+            "kept": self._rings.follow(places, memories),
         }  # fmt: skip
-
-    def write(self, views: Sequence[ContextView], places: Sequence[Place]) -> None:
-        """Whole rings of those that lack them, on the stream."""
-        for view, place in zip(views, places):
-            if place.whole:
-                for rings, held in ((self._keys, view.memory.keys), (self._values, view.memory.values)):
-                    self._device.upload(rings + place.row * self._row * self.kind.itemsize, self._cast(held))
-                    self._device.synchronize()  # the cast copy goes away
-
-    def _cast(self, values: Array) -> Array:
-        """To the rings' dtype; what it cannot hold is kept at its limit rather than as infinity."""
-        limit = np.finfo(self.kind).max
-        return np.ascontiguousarray(np.clip(values, -limit, limit), self.kind)
 
     def enqueue(self, batch: int, at: Mapping[str, int]) -> None:
         """All launches of a turn, on the stream.
 
         Args:
             batch: conversations.
-            at: addresses of `codes` (B, 2, d) float32, and of all `inputs` and `outputs`.
+            at: addresses of `codes` (B, 2, d) float32, and of all INPUTS and `outputs`.
         """
-        self._device.replay(("dialogue", batch, *at.values()), lambda: self._launches(batch, at))
+        addresses = [at[name] for name in ("codes", *INPUTS, *self.outputs(batch))]
+        self._device.replay((batch, *addresses), lambda: self._launches(batch, at))
 
     def _launches(self, batch: int, at: Mapping[str, int]) -> None:
-        rings = {"keys": self._keys, "values": self._values, "rows": at["rows"], "step_row": self._row}
+        rings = {**self._rings.at, "rows": at["rows"]}
         self._launch("keep", (batch, self.layers), kept=at["kept"], places=at["places"], **rings)
         step = {"turns": at["turns"], "slots": at["slots"], "nows": at["nows"], "batch": batch, "store": 0,
                 "scale": self.e**-0.5, "asks": self._asks, "out": self._answers}  # fmt: skip
@@ -147,7 +181,7 @@ class DialogueScope:
         for index, weights in enumerate(self._layers):
             news = at["news"] + index * batch * 4 * self.d * self.kind.itemsize
             offset = index * self.window * 2 * self.d * self.kind.itemsize
-            held = {**rings, "keys": self._keys + offset, "values": self._values + offset}
+            held = {**rings, "keys": rings["keys"] + offset, "values": rings["values"] + offset}
             last = index == self.layers - 1
             result = at["embedding"] if last else self._states[index % 2]
             self._launch("project", (tiles, -(-4 * self.d // CHUNK), 2), states=states, weight=weights["project"],
@@ -163,38 +197,6 @@ class DialogueScope:
     def _launch(self, name: str, grid: tuple[int, ...], **values: Any) -> None:
         x, y, z = (*grid, 1, 1)[:3]
         self._device.launch(self._kernels[name], (x, y, z), values)
-
-
-class Exchange:
-    """Buffers through which turns come and go: pinned on the host, and on the device; they grow where they must."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._host: list[Array] = [np.empty(0, np.uint8)] * 2
-        self._there = [0, 0]
-
-    def bring(self, layout: Packed, given: Mapping[str, Array]) -> dict[str, int]:
-        """Copy in, in one; addresses of the parts."""
-        self._grow(0, layout.size)
-        layout.fill(self._host[0], given)
-        self._device.upload(self._there[0], self._host[0][: layout.size])
-        return layout.at(self._there[0])
-
-    def room(self, layout: Packed) -> dict[str, int]:
-        """Addresses for what will be taken back."""
-        self._grow(1, layout.size)
-        return layout.at(self._there[1])
-
-    def take(self, layout: Packed) -> dict[str, Array]:
-        """Copy out, in one, and wait for it; arrays of their own."""
-        self._device.download(self._host[1][: layout.size], self._there[1])
-        self._device.synchronize()
-        return {name: layout.view(self._host[1], name).copy() for name in layout.shapes}
-
-    def _grow(self, which: int, size: int) -> None:
-        if size > len(self._host[which]):
-            host, there = self._device.pinned(2 * size), self._device.allocate(2 * size)
-            self._host[which], self._there[which] = host, there  # both or, where memory was short, neither
 
 
 class DialogueOnGpu:
@@ -220,15 +222,13 @@ class DialogueOnGpu:
     def _some(self, codes: Array, present: Array, requests: Sequence[Request]) -> tuple[Array, Array, Array, Array]:
         """As many as there are rows at most."""
         scope, batch, views = self._scope, len(requests), [request.view for request in requests]
-        going = Packed.of({"codes": (codes.shape, np.float32), **scope.inputs(batch)})
-        coming = Packed.of(scope.outputs(batch))
-        places = scope.pool.place(views)
+        coming, places = scope.outputs(batch), scope.pool.place(views)
+        if codes.shape != (batch, 2, scope.d):
+            raise BackendError(f"codes are {codes.shape}; the GPU takes {(batch, 2, scope.d)}")
         try:
             with self._device.here("in the middle of a turn; it was not committed"):
-                scope.write(views, places)
-                at = self._exchange.bring(
-                    going, {"codes": codes, **scope.given(views, places, joined(requests), present)}
-                )
+                given = scope.given(views, places, joined(requests), present)
+                at = self._exchange.bring({"codes": codes.astype(np.float32), **given})
                 scope.enqueue(batch, {**at, **self._exchange.room(coming)})
                 found = self._exchange.take(coming)
         except BaseException:

@@ -7,7 +7,7 @@ one. States, codes and rings never leave the GPU, so that a turn's `audio_states
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +15,75 @@ import numpy as np
 
 from hbaf_edge.backends.base import Request, Result, Stages, Tap, joined
 from hbaf_edge.backends.cuda.device import Array, Device
-from hbaf_edge.backends.cuda.dialogue import DialogueScope, Exchange, split
-from hbaf_edge.backends.cuda.engine_runner import Runner
-from hbaf_edge.backends.cuda.engines import Reach
+from hbaf_edge.backends.cuda.dialogue import DialogueScope, Rings, split
+from hbaf_edge.backends.cuda.engines import Reach, engine, library
+from hbaf_edge.backends.cuda.exchange import Exchange
 from hbaf_edge.backends.cuda.kernels import CUBINS, choose
-from hbaf_edge.backends.cuda.packed import ALIGNMENT, Packed
-from hbaf_edge.backends.cuda.pool import Place
-from hbaf_edge.conversation import ContextView, TurnState
+from hbaf_edge.conversation import TurnState
 from hbaf_edge.errors import BackendError
 
 if TYPE_CHECKING:
     from hbaf_edge.bundle import Bundle
 
-CONTEXT = ("context_keys", "context_values")
+Shape = tuple[int, ...]
+STATES = {"audio": ("frames", "frame_mask"), "text": ("tokens", "token_mask")}  # of each encoder, for the utterance
+
+
+class Engine:
+    """A deserialised engine with a context of its own.
+
+    Args:
+        trt: of `hbaf_edge.backends.cuda.engines.library`.
+        content: of `hbaf_edge.backends.cuda.engines.engine`.
+        device: whose stream it runs on.
+
+    Raises:
+        BackendError: it does not deserialise here, or memory is short.
+    """
+
+    def __init__(self, trt: Any, content: bytes, device: Device) -> None:
+        self._device = device
+        logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(logger)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise BackendError(f"{trt.__name__} {trt.__version__} cannot load an engine; delete it from the cache")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendError(f"{trt.__name__} has no memory left for an engine; close other programs on the GPU")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._out = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+        self._in = [n for n in names if n not in self._out]
+        kinds = {n: np.dtype(trt.nptype(self._engine.get_tensor_dtype(n))) for n in self._out}
+        if any(kind != np.float32 for kind in kinds.values()):
+            raise BackendError(f"an engine's outputs are {kinds}; float32 is expected: build it of a bundle of ours")
+
+    def outputs(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes of the outputs for shapes of the inputs; they hold for the next `run`.
+
+        Raises:
+            BackendError: a shape is outside of what the engine was built for.
+        """
+        for name in self._in:
+            if not self._context.set_input_shape(name, shapes[name]):
+                raise BackendError(f"an engine takes no {name} of {shapes[name]}; it was built for other sizes")
+        return {name: tuple(self._context.get_tensor_shape(name)) for name in self._out}
+
+    def run(self, addresses: Mapping[str, int]) -> None:
+        """On the device's stream, with an address for every input and output.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        for name in (*self._in, *self._out):
+            if not self._context.set_tensor_address(name, addresses[name]):
+                raise BackendError(f"an engine takes no {name} at {addresses[name]:#x}")
+        if not self._context.execute_async_v3(self._device.stream):
+            raise BackendError("an engine failed to run")
 
 
 class EngineBackend:
-    """See `hbaf_edge.backends.base.Backend`. Thread-safe: one turn, or one batch, at a time.
+    """See `hbaf_edge.backends.base.Backend`. Thread-safe: one turn at a time, also of a batch.
 
     Args:
         bundle: a verified bundle.
@@ -43,21 +95,22 @@ class EngineBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int, scope: DialogueScope, device: Device, engines: Mapping[str, Runner],
+        self, bundle: Bundle, threads: int, scope: DialogueScope, device: Device, engines: Mapping[str, Engine],
         folder: Path = CUBINS,
     ) -> None:  # fmt: skip
         self.provider, self.detail, self.threads = "tensorrt", f"tensorrt on {device.name}", threads
         self._scope, self._device, self._engines = scope, device, engines
         self._stack, self._lock = int(bundle.manifest["stack"]), threading.Lock()
         inputs = bundle.manifest["graphs"]["utterance"]["inputs"]
-        self._dims = {name: int(inputs[name]["shape"][-1]) for name in ("frames", "tokens")}
-        self._exchange, self._work = Exchange(device), Work(device)
-        ring = scope.window * 2 * scope.d
+        self._dims = {name: int(inputs[states]["shape"][-1]) for name, (states, _) in STATES.items()}
+        self._exchange = Exchange(device)
+        longest = {"audio": self._stack * Reach().of("stacks", self._stack)[2], "text": Reach().tokens[2]}
         sizes = (scope.window, scope.heads, scope.e)
         with device.here(f"while {scope.capacity} conversations' rings were made"):
             self._keep = device.load(choose("keep", device.capability, "float32", *sizes, folder))
-            self._context = {name: device.allocate(scope.capacity * ring * 4) for name in CONTEXT}
-            self._batch = {name: device.allocate(scope.capacity * ring * 4) for name in CONTEXT}
+            self._rings = Rings(device, scope.capacity, (1, scope.window, 2, scope.d), np.dtype(np.float32))
+            self._states = {name: device.allocate(longest[name] * dim * 4) for name, dim in self._dims.items()}
+            self._codes = device.allocate(2 * scope.d * 4)
             device.synchronize()
 
     def set_tap(self, tap: Tap | None) -> Tap | None:
@@ -68,159 +121,83 @@ class EngineBackend:
 
     def infer(self, requests: Sequence[Request]) -> list[Result]:
         """See `Backend`; the engines' time is in the stage "dialogue", which waits for all."""
-        most, results = min(self._scope.capacity, Reach().batch[2]), list[Result]()
         with self._lock:
-            for first in range(0, len(requests), most):
-                results += self._some(requests[first : first + most])
-        return results
+            results = [self._turn(request) for request in requests]
+        stages = results[0].milliseconds
+        together = {stage: sum(result.milliseconds[stage] for result in results) for stage in stages}
+        return [result._replace(milliseconds=together) for result in results]
 
-    def _some(self, requests: Sequence[Request]) -> list[Result]:
-        scope, context, stages = self._scope, joined(requests), Stages()
-        views = [request.view for request in requests]
-        mels = [_spectrum(request) for request in requests]
-        tokens = [None if request.tokens is None else request.tokens[None] for request in requests]
-        present = np.array([[m is not None, t is not None] for m, t in zip(mels, tokens)])
-        places = scope.pool.place(views)
+    def _turn(self, request: Request) -> Result:
+        pool, stages, views = self._scope.pool, Stages(), [request.view]
+        mel, tokens = _spectrum(request), request.tokens
+        present = np.array([[mel is not None, tokens is not None]])
+        places = pool.place(views)
         try:
             with self._device.here("in the middle of a turn; it was not committed"):
-                scope.write(views, places)
-                self._write_context(views, places)
+                context, memory = joined([request]), request.view.memory
+                recalled = (memory.context_keys[None], memory.context_values[None])
                 given = {
-                    **scope.given(views, places, context, present),
-                    **self._heard(mels, tokens),
-                    **{n: getattr(context, n) for n in ("visible", "distance", "relation")},
-                    "context": _last_context(views, places),
+                    **self._scope.given(views, places, context, present),
+                    **{name: getattr(context, name) for name in ("visible", "distance", "relation")},
+                    "context": self._rings.follow(places, [recalled]),
+                    "frame_mask": _mask(0 if mel is None else -(-mel.shape[2] // 2), self._stack),
+                    "token_mask": _mask(0 if tokens is None else len(tokens), 1),
                 }
-                found = self._run(given, len(views), mels, tokens, places, stages.end)
+                encoded: dict[str, dict[str, Array]] = {"audio": {}, "text": {}}
+                if mel is not None:
+                    encoded["audio"] = {"mel": mel.astype(np.float32)}
+                if tokens is not None:
+                    encoded["text"] = {"tokens": tokens[None], "token_mask": np.ones((1, len(tokens)), np.int64)}
+                found = self._run(given, encoded, self._rings.row(places[0]), stages)
         except BaseException:
-            scope.pool.forget()  # nobody knows what was written
+            pool.forget()  # nobody knows what was written
             raise
-        scope.pool.confirm(views, places)
+        pool.confirm(views, places)
         stages.end("dialogue")
         keys, values = split(found["news"])
-        states = [TurnState(*p) for p in zip(found["context_key"], found["context_value"], keys, values, present)]
-        parts = zip(found["logits"], found["embedding"], states, mels)
-        return [Result(*part, stages.milliseconds) for part in parts]
+        state = TurnState(found["context_key"][0], found["context_value"][0], keys[0], values[0], present[0])
+        return Result(found["logits"][0], found["embedding"][0], state, mel, stages.milliseconds)
 
     def _run(
-        self,
-        given: Mapping[str, Array],
-        batch: int,
-        mels: Sequence[Array | None],
-        tokens: Sequence[Array | None],
-        places: Sequence[Place],
-        clock: Callable[[str], None],
-    ) -> dict[str, Array]:
-        """Everything between the two copies."""
-        scope = self._scope
-        news = ((batch, 2, scope.d), np.float32)
-        coming = Packed.of({**scope.outputs(batch), "context_key": news, "context_value": news})
-        at = self._exchange.bring(Packed.of({n: (x.shape, _kind(n, x)) for n, x in given.items()}), given)
-        back = self._exchange.room(coming)
-        states = {
-            "frames": self._states("audio", batch, mels, at, self._stack),
-            "tokens": self._states("text", batch, tokens, at, 1),
-        }
-        context = self._context_of(batch, places, at)
-        shapes: dict[str, tuple[int, ...]] = {n: given[n].shape for n in ("frame_mask", "token_mask", "visible")}
-        shapes |= {n: given[n].shape for n in ("distance", "relation")}
-        shapes |= {n: (*shapes[f"{n[:-1]}_mask"], self._dims[n]) for n in states}
-        shapes |= dict.fromkeys(CONTEXT, (batch, scope.window, 2, scope.d))
-        engine = self._engines["utterance"]
-        engine.outputs(shapes)
-        codes = self._work.room("codes", batch * 2 * scope.d * 4)
-        addresses = {**at, **states, **context, "codes": codes}
-        engine.run({**addresses, "context_key": back["context_key"], "context_value": back["context_value"]})
-        clock("utterance")
-        names = (*scope.inputs(batch), *scope.outputs(batch))
-        scope.enqueue(batch, {"codes": codes, **{n: {**at, **back}[n] for n in names}})
+        self, given: Mapping[str, Array], encoded: Mapping[str, Mapping[str, Array]], row: tuple[int, int],
+        stages: Stages,
+    ) -> dict[str, Array]:  # fmt: skip
+        """Everything between the two copies.
+
+        Args:
+            given: inputs of both scopes.
+            encoded: inputs of each encoder, if there are any.
+            row: addresses of the conversation's context rings.
+            stages: measured.
+        """
+        scope, recalled = self._scope, (np.float32, (1, 2, self._scope.d))
+        coming = {**scope.outputs(1), "context_key": recalled, "context_value": recalled}
+        inputs = {f"{name} {part}": array for name, parts in encoded.items() for part, array in parts.items()}
+        at = {**self._exchange.bring({**given, **inputs}), **self._exchange.room(coming), "codes": self._codes}
+        ring = dict(self._rings.at, kept=at["context"], rows=at["rows"], places=at["places"])
+        self._device.launch(self._keep, (1, 1, 1), ring)
+        shapes = {name: array.shape for name, array in given.items()}
+        states = {}
+        for name, (output, mask) in STATES.items():
+            shapes[output] = (*shapes[mask], self._dims[name])
+            states[output] = self._encode(name, encoded[name], at, shapes[output])
+        shapes |= dict.fromkeys(("context_keys", "context_values"), (1, scope.window, 2, scope.d))
+        utterance = self._engines["utterance"]
+        utterance.outputs(shapes)
+        utterance.run({**at, **states, "context_keys": row[0], "context_values": row[1]})
+        stages.end("utterance")
+        scope.enqueue(1, at)
         return self._exchange.take(coming)
 
-    def _heard(self, mels: Sequence[Array | None], tokens: Sequence[Array | None]) -> dict[str, Array]:
-        """Spectra and tokens of each utterance, and the masks of what encoders make of them."""
-        given: dict[str, Array] = {}
-        for b, (mel, ids) in enumerate(zip(mels, tokens)):
-            if mel is not None:
-                given[f"mel {b}"] = mel
-            if ids is not None:
-                given[f"tokens {b}"], given[f"token_mask {b}"] = ids, np.ones_like(ids)
-        given["frame_mask"] = _mask([0 if m is None else -(-m.shape[2] // 2) for m in mels], self._stack)
-        given["token_mask"] = _mask([0 if t is None else t.shape[1] for t in tokens], 1)
-        return given
-
-    def _states(
-        self, name: str, batch: int, given: Sequence[Array | None], at: Mapping[str, int], multiple: int
-    ) -> int:
-        """Address of an encoder's states (B, longest, dim), zero where there is nothing, each run by itself."""
-        dim = self._dims["frames" if name == "audio" else "tokens"]
-        lengths = [0 if x is None else (-(-x.shape[2] // 2) if name == "audio" else x.shape[1]) for x in given]
-        longest = _mask(lengths, multiple).shape[1]
-        address = self._work.room(name, batch * longest * dim * 4)
-        self._device.clear(address, batch * longest * dim * 4)
-        for b, one in enumerate(given):
-            if one is None:
-                continue
-            inputs = (
-                {"mel": at[f"mel {b}"]} if name == "audio" else {n: at[f"{n} {b}"] for n in ("tokens", "token_mask")}
-            )
-            ((output, shape),) = self._engines[name].outputs(dict.fromkeys(inputs, one.shape)).items()
-            assert shape == (1, lengths[b], dim), (shape, lengths[b], dim)
-            self._run_into(address + b * longest * dim * 4, lengths[b] * dim * 4, name, inputs, output)
-        return address
-
-    def _run_into(self, target: int, size: int, name: str, inputs: Mapping[str, int], output: str) -> None:
-        """An encoder's states to an address, by way of an aligned one where that is not: engines write to no other."""
-        aligned = target % ALIGNMENT == 0
-        there = target if aligned else self._work.room("one", size)
-        self._engines[name].run({**inputs, output: there})
-        if not aligned:
-            self._device.copy(target, there, size)
-
-    def _write_context(self, views: Sequence[ContextView], places: Sequence[Place]) -> None:
-        """Whole context rings of those that lack them; another conversation's are cleared.
-
-        What is masked is multiplied by zero, which leaves nothing of another's turns, unless they were not numbers.
-        """
-        for view, place in zip(views, places):
-            rings = (view.memory.context_keys, view.memory.context_values)
-            if place.fresh:
-                for name in CONTEXT:
-                    size = rings[0].nbytes
-                    self._device.clear(self._context[name] + place.row * size, size)
-            if place.whole:
-                for name, held in zip(CONTEXT, rings):
-                    self._device.upload(self._context[name] + place.row * held.nbytes, held)
-                self._device.synchronize()
-
-    def _context_of(self, batch: int, places: Sequence[Place], at: Mapping[str, int]) -> dict[str, int]:
-        """Addresses of the context rings of a batch, the last committed turns in them; one conversation's lie ready."""
-        scope = self._scope
-        ring = scope.window * 2 * scope.d
-        values = {
-            "kept": at["context"], "rows": at["rows"], "places": at["places"], "keys": self._context["context_keys"],
-            "values": self._context["context_values"], "step_row": ring,
-        }  # fmt: skip
-        self._device.launch(self._keep, (batch, 1, 1), values)
-        if batch == 1:
-            return {name: there + places[0].row * ring * 4 for name, there in self._context.items()}
-        for name, there in self._context.items():
-            for b, place in enumerate(places):
-                self._device.copy(self._batch[name] + b * ring * 4, there + place.row * ring * 4, ring * 4)
-        return dict(self._batch)
-
-
-class Work:
-    """Memory for what lies between engines, by name; it grows where it must."""
-
-    def __init__(self, device: Device) -> None:
-        self._device, self._rooms = device, dict[str, tuple[int, int]]()
-
-    def room(self, name: str, size: int) -> int:
-        """Address of at least so many bytes."""
-        address, there = self._rooms.get(name, (0, 0))
-        if size > there:
-            address = self._device.allocate(2 * size)
-            self._rooms[name] = address, 2 * size
+    def _encode(
+        self, name: str, inputs: Mapping[str, Array], at: Mapping[str, int], shape: tuple[int, ...]
+    ) -> int:  # fmt: skip
+        """Address of an encoder's states in a shape (1, longest, dim), zero behind their end."""
+        encoder, address = self._engines[name], self._states[name]
+        outputs = encoder.outputs({part: array.shape for part, array in inputs.items()}) if inputs else {}
+        self._device.clear(address, int(np.prod(shape)) * 4)
+        for output in outputs:  # one
+            encoder.run({**{part: at[f"{name} {part}"] for part in inputs}, output: address})
         return address
 
 
@@ -231,22 +208,27 @@ def _spectrum(request: Request) -> Array | None:
     return request.mel[None]
 
 
-def _last_context(views: Sequence[ContextView], places: Sequence[Place]) -> Array:
-    """Context key and value of the turns that were committed last, (1, B, 2, 2, d), where a row lacks them."""
-    kept = np.zeros((1, len(views), 2, 2, views[0].memory.sizes.width), np.float32)
-    for b, (view, place) in enumerate(zip(views, places)):
-        if place.slot >= 0:
-            memory = view.memory
-            kept[0, b, :, 0], kept[0, b, :, 1] = memory.context_keys[place.slot], memory.context_values[place.slot]
-    return kept
+def _mask(length: int, multiple: int) -> Array:
+    """(1, longest) bool of what is real, padded to a multiple."""
+    longest = max(multiple, length + -length % multiple)
+    return np.arange(longest)[None] < length
 
 
-def _mask(lengths: Sequence[int], multiple: int) -> Array:
-    """(B, longest) bool of what is real, padded to a multiple."""
-    longest = max(multiple, max(lengths) + -max(lengths) % multiple)
-    return np.arange(longest) < np.array(lengths)[:, None]
+def engines_of(bundle: Bundle, device: Device, kernels: Path) -> dict[str, Engine]:
+    """Of encoders and utterance scope, from the cache or built now; the first time takes minutes.
 
+    Args:
+        bundle: verified.
+        device: that runs them.
+        kernels: folder of the plugin's kernels.
 
-def _kind(name: str, array: Array) -> Any:
-    """Spectra cross in float32 whatever they were computed in; all else as it is."""
-    return np.float32 if name.startswith("mel") else array.dtype
+    Raises:
+        BackendError: TensorRT is not installed, or an engine cannot be built.
+    """
+    trt = library("tensorrt")
+    made: dict[str, Engine] = {}
+    for name in (*STATES, "utterance"):
+        content = engine(bundle, name, kernels=kernels)
+        with device.here(f"while the {name} engine was loaded"):
+            made[name] = Engine(trt, content, device)
+    return made

@@ -1,33 +1,42 @@
 """Engines of a bundle, built where they are missing and kept in the user's cache folder.
 
+One code for TensorRT, which builds for the GPU it runs on, and TensorRT-RTX, which builds for any capability without a
+GPU. Engines are strongly typed: precision and Q/DQ are the graph's own.
+
 A file is named by the hash of all that an engine depends on: ONNX, precision, shapes, library and its version, plugin,
-compute capability. It carries its own hash: one that was cut short or altered is deleted and built again. Files come
-into place whole, so two processes that build at once do not meet.
+compute capability. It begins with its content's hash: one that was cut short or altered is deleted and built again.
+Files come into place whole, so two processes that build at once do not meet.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
-import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbaf_edge.backends.cuda.build import Progress, Shape, Shapes, build, gpu_here, library
+from hbaf_edge.backends.cuda.driver import Driver
 from hbaf_edge.backends.cuda.kernels import CUBINS
 from hbaf_edge.backends.cuda.plugin import IDENTITY, has_gate, register, with_plugin
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
 from hbaf_edge.files import write_atomically
 
-MAGIC = b"HBAFENG1"
-MAX_HEADER = 1 << 16
-MAX_ENGINE = 1 << 31
+LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+MEND = {
+    "tensorrt": "pip install 'hbaf-edge[tensorrt]' (it fetches NVIDIA's libraries; on a Jetson it comes with JetPack: "
+    "use its system Python or a venv with --system-site-packages)",
+    "rtx": "pip install 'hbaf-edge[rtx]' (desktop RTX cards, Linux and Windows)",
+}
 ENGINE_PRECISIONS = ("float32", "float16", "int8-tensorrt")
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # smallest, usual and largest of each input
 log = logging.getLogger("hbaf_edge")
 
 
@@ -77,7 +86,6 @@ def engine(
     capability: str | None = None,
     reach: Reach = Reach(),
     cache: Path | None = None,
-    progress: Progress | None = None,
     kernels: Path = CUBINS,
 ) -> bytes:
     """A graph's engine, from the cache or built now, which is said.
@@ -92,7 +100,6 @@ def engine(
         capability: such as "8.6"; None is the GPU that is there.
         reach: of what varies.
         cache: folder in place of the user's.
-        progress: of a build.
         kernels: folder of the plugin's.
 
     Raises:
@@ -108,10 +115,9 @@ def engine(
     sizes, content = shapes(bundle, graph, reach), bundle.graph(graph)
     plugin = has_gate(content) and library_name == "tensorrt"
     parts = {
-        "graph": graph,
         "onnx": hashlib.sha256(content).hexdigest(),
         "precision": precision,
-        "shapes": json.loads(json.dumps(sizes)),
+        "shapes": sizes,
         "library": f"{trt.__name__} {trt.__version__}",
         "plugin": IDENTITY if plugin else "none",
         "capability": capability or gpu_here(),
@@ -119,18 +125,109 @@ def engine(
     if plugin:
         model = bundle.manifest["model"]
         register(trt, model["heads"], model["width"] // model["heads"], model["window"], kernels)
-    folder = cache or cache_folder()
-    path = folder / f"{graph}-{_key(parts)}.engine"
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    path = (cache or cache_folder()) / f"{graph}-{key}.engine"
     found = read(path)
     if found is not None:
         return found
-    _say_why(folder, parts)
-    timing = folder / f"timing-{_key({k: parts[k] for k in ('library', 'capability')})}"
-    made = build(trt, with_plugin(content) if plugin else content, sizes, capability, read(timing) or b"", progress)
-    write(path, parts, made.engine)
-    if made.timing:
-        write(timing, {k: parts[k] for k in ("library", "capability")}, made.timing)
-    return made.engine
+    log.warning("building the %s engine for %s with %s", graph, parts["capability"], parts["library"])
+    made = build(trt, with_plugin(content) if plugin else content, sizes, capability)
+    write(path, made)
+    return made
+
+
+def library(name: str) -> Any:
+    """The module of "tensorrt" or "rtx".
+
+    Raises:
+        BackendError: it is not installed or does not load; says how to get it.
+    """
+    if name not in LIBRARIES:
+        raise BackendError(f"engine library {name!r} is unknown; there are {', '.join(map(repr, LIBRARIES))}")
+    try:
+        return importlib.import_module(LIBRARIES[name])
+    except (ImportError, OSError) as error:
+        raise BackendError(f"{LIBRARIES[name]} cannot be imported ({error}); {MEND[name]}") from error
+
+
+def gpu_here() -> str:
+    """Name and capability of the GPU that is there: an engine built for it may not run on another.
+
+    Raises:
+        BackendError: there is none.
+    """
+    try:
+        gpu = Driver()
+    except BackendError as error:
+        raise BackendError(f"{error}; without one, name a compute capability, which TensorRT-RTX builds for") from error
+    return f"{gpu.name} {gpu.capability / 10}"
+
+
+def build(trt: Any, graph: bytes, shapes: Shapes, capability: str | None = None) -> bytes:
+    """Build one engine.
+
+    Args:
+        trt: of `library`.
+        graph: ONNX.
+        shapes: of every input that varies.
+        capability: such as "8.6", for TensorRT-RTX; None is the GPU that is there.
+
+    Raises:
+        BackendError: the graph cannot be parsed or built, or the capability is unknown; with the library's own words.
+    """
+    name, errors = f"{trt.__name__} {trt.__version__}", ["no reason given"]
+    logger = _logger(trt, errors)
+    builder = trt.Builder(logger)
+    if builder is None:
+        raise BackendError(f"{name} makes no builder: {errors[-1]}")
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only mode there is from 11 on
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        found = "; ".join(str(parser.get_error(i).desc()) for i in range(min(3, parser.num_errors)))
+        raise BackendError(f"{name} cannot parse the graph: {found}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of a float32: results would leave those of the CPU
+    if capability is not None:
+        _aim(trt, config, capability)
+    profile = builder.create_optimization_profile()
+    for tensor, (least, usual, most) in shapes.items():
+        profile.set_shape(tensor, least, usual, most)
+    config.add_optimization_profile(profile)
+    made = builder.build_serialized_network(network, config)
+    if made is None:
+        raise BackendError(f"{name} cannot build the engine: {errors[-1]}")
+    return bytes(made)
+
+
+def _aim(trt: Any, config: Any, capability: str) -> None:
+    """Which GPU to build for."""
+    known = getattr(trt, "ComputeCapability", None)
+    if known is None:
+        raise BackendError(
+            f"{trt.__name__} builds for the GPU it runs on, not for capability {capability}; leave it out"
+        )
+    name = "SM" + capability.replace(".", "")
+    if not hasattr(known, name):
+        there = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(dir(known)) if n.startswith("SM"))
+        raise BackendError(f"{trt.__name__} {trt.__version__} knows no capability {capability!r}; it knows {there}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(known, name), 0)
+
+
+def _logger(trt: Any, errors: list[str]) -> Any:
+    """Appends a library's errors, the last of which is the reason of a None."""
+    severe = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in severe:
+                errors.append(message)
+
+    return Logger()
 
 
 def cache_folder() -> Path:
@@ -144,64 +241,24 @@ def cache_folder() -> Path:
     return base / "hbaf-edge" / "engines"
 
 
-def write(path: Path, parts: dict[str, Any], content: bytes) -> None:
-    """An engine and what it depends on, whole or not at all."""
-    header = {**parts, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    packed = json.dumps(header).encode()
-    _replace(path, MAGIC + struct.pack("<I", len(packed)) + packed + content)
+def write(path: Path, content: bytes) -> None:
+    """An engine behind its hash, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
 def read(path: Path) -> bytes | None:
     """What `write` wrote; None where there is nothing, or where it was damaged and had to be deleted."""
     try:
-        with path.open("rb") as file:
-            header = _header(file)
-            size = int(header["bytes"])
-            if not 0 < size <= MAX_ENGINE:
-                raise ValueError(f"{size} bytes")
-            content = file.read(size + 1)
-        if len(content) != size or hashlib.sha256(content).hexdigest() != header["sha256"]:
-            raise ValueError("its content is not what its header says")
+        whole = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
-        log.warning("the cached %s is damaged (%s); it is deleted and built again", path, error)
-        path.unlink(missing_ok=True)
-        return None
-    return content
-
-
-def _header(file: Any) -> dict[str, Any]:
-    """What stands before an engine."""
-    if file.read(len(MAGIC)) != MAGIC:
-        raise ValueError("no engine of ours")
-    (length,) = struct.unpack("<I", file.read(4))
-    if length > MAX_HEADER:
-        raise ValueError(f"a header of {length} bytes")
-    header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise TypeError("its header is no object")
-    return header
-
-
-def _say_why(folder: Path, parts: dict[str, Any]) -> None:
-    """Which of the things an engine depends on have changed since the last one of this graph for this GPU."""
-    older = (
-        sorted(folder.glob(f"{parts['graph']}-*.engine"), key=lambda p: p.stat().st_mtime) if folder.is_dir() else []
-    )
-    for path in reversed(older):
-        try:
-            with path.open("rb") as file:
-                was = _header(file)
-        except (OSError, ValueError, TypeError, struct.error):
-            continue
-        if was.get("capability") != parts["capability"]:
-            continue
-        changed = [f"{k} (was {was.get(k)})" for k in ("library", "precision", "plugin") if was.get(k) != parts[k]]
-        changed += [k for k in ("onnx", "shapes") if was.get(k) != parts[k]]
-        log.warning("building the %s engine again: other %s", parts["graph"], ", ".join(changed) or "settings")
-        return
-    log.info("building the %s engine for %s on %s", parts["graph"], parts["capability"], parts["library"])
+    digest, content = whole[:32], whole[32:]
+    if hashlib.sha256(content).digest() == digest:
+        return content
+    log.warning("the cached %s is damaged; it is deleted and built again", path)
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _sizes(dim: int | str, reach: Reach, stack: int) -> tuple[int, int, int]:
@@ -212,12 +269,3 @@ def _sizes(dim: int | str, reach: Reach, stack: int) -> tuple[int, int, int]:
     least, usual, most = reach.of(name, stack)
     times = int(factor or 1)
     return times * least, times * usual, times * most
-
-
-def _key(parts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)

@@ -9,13 +9,12 @@ TensorRT-RTX's own base classes. Argument order: kernels/node.py.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hbaf_edge.backends.cuda.build import gpu_here
+from hbaf_edge.backends.cuda.driver import Driver, Loaded
 from hbaf_edge.backends.cuda.kernels import CUBINS, Kernel, choose
 from hbaf_edge.errors import BackendError
 
@@ -24,7 +23,6 @@ IDENTITY = f"{NAMESPACE}::{NAME} {VERSION}"
 INPUTS, HALF = 20, 10  # query, q', keys, values, visible, bias and four weights of audio, then of text
 QUERY, KEYS, VISIBLE, BIAS = 0, 2, 4, 5
 QUERIES = 16  # of a program
-TYPES = {"P": ctypes.c_void_p, "i": ctypes.c_int}
 Shape = Sequence[int]
 
 
@@ -103,64 +101,34 @@ def register(trt: Any, heads: int, e: int, window: int, folder: Path = CUBINS) -
     """
     if not hasattr(trt, "IPluginV3"):
         raise BackendError(f"{trt.__name__} {trt.__version__} has no IPluginV3: 10.3 or later is needed")
-    creator = creator_of(trt, Launch(choose(KERNEL, _capability(), "float32", window, heads, e, folder)))
+    driver = Driver()
+    creator = creator_of(trt, Launch(driver, choose(KERNEL, driver.capability, "float32", window, heads, e, folder)))
     if not trt.get_plugin_registry().register_creator(creator, NAMESPACE):
         raise BackendError(f"{IDENTITY} is registered for a model of other sizes; run each model in its own process")
     return creator
 
 
 class Launch:
-    """The kernel through cuda-bindings, in whatever context and on whatever stream TensorRT is at.
+    """The kernel in whatever context and on whatever stream TensorRT is at."""
 
-    Raises:
-        BackendError: cuda-bindings is not installed.
-    """
-
-    def __init__(self, fitting: Sequence[Kernel]) -> None:
-        try:
-            from cuda.bindings import driver  # type: ignore[import-not-found,unused-ignore]
-        except ImportError as error:
-            raise BackendError(
-                f"the plugin launches through cuda-bindings ({error}): pip install cuda-bindings"
-            ) from error
-        self._driver, self._fitting, self._loaded = driver, tuple(fitting), dict[int, tuple[Kernel, Any]]()
+    def __init__(self, driver: Driver, fitting: Sequence[Kernel]) -> None:
+        self._driver, self._fitting, self._loaded = driver, tuple(fitting), dict[int, Loaded]()
 
     def __call__(self, shapes: Sequence[Shape], inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
-        kernel, function = self.loaded()
-        values = (*inputs, *sizes(shapes), *outputs, 0, 0)
-        types = tuple(TYPES[code] for _, code in kernel.arguments)
-        launched = self._driver.cuLaunchKernel(
-            function, *grid(shapes), kernel.threads, 1, 1, kernel.shared, stream, (values, types), 0
-        )
-        self._checked(launched)
+        values = (*inputs, *sizes(shapes), *outputs, 0, 0)  # the last two are Triton's scratch pointers
+        self._driver.launch(self.loaded(), grid(shapes), stream, values)
 
-    def loaded(self) -> tuple[Kernel, Any]:
+    def loaded(self) -> Loaded:
         """The first kernel that the driver takes, in the current context; called when TensorRT makes a context, since
         a stream that is being captured takes no module.
 
         Raises:
             BackendError: it takes none.
         """
-        context = int(self._checked(self._driver.cuCtxGetCurrent()))
+        context = int(self._driver.call("cuCtxGetCurrent"))
         if context not in self._loaded:
-            self._loaded[context] = self._load()
+            self._loaded[context] = self._driver.load(self._fitting)
         return self._loaded[context]
-
-    def _load(self) -> tuple[Kernel, Any]:
-        refused: list[str] = []
-        for kernel in self._fitting:
-            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
-            try:
-                module = self._checked(self._driver.cuModuleLoadData(content))
-                return kernel, self._checked(self._driver.cuModuleGetFunction(module, KERNEL.encode()))
-            except BackendError as error:
-                refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
-        raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
-
-    def _checked(self, returned: Sequence[Any]) -> Any:
-        if returned[0] != self._driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"the GPU refused {KERNEL} ({returned[0]})")
-        return returned[1] if len(returned) > 1 else None
 
 
 def creator_of(trt: Any, launch: Any) -> Any:
@@ -215,9 +183,3 @@ def creator_of(trt: Any, launch: Any) -> Any:
             return Gate()
 
     return Creator()
-
-
-def _capability() -> int:
-    """Of the GPU that is there, such as 87."""
-    major, minor = gpu_here().rsplit(" ", 1)[1].split(".")
-    return 10 * int(major) + int(minor)

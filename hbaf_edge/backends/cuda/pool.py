@@ -6,9 +6,9 @@ its version. So a GPU that fails loses no turn, and saving, forking and resettin
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from hbaf_edge.conversation import ContextView, Memory
 from hbaf_edge.errors import BackendError
@@ -32,13 +32,6 @@ class Place(NamedTuple):
     fresh: bool = False
 
 
-class _Row:
-    """Whose memory it copies, and of which version."""
-
-    def __init__(self, memory: Memory, version: int) -> None:
-        self.owner, self.version = weakref.ref(memory), version
-
-
 class Pool:
     """Rows for conversations; the one that was not used for longest gives way.
 
@@ -48,7 +41,8 @@ class Pool:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._rows: dict[int, _Row] = {}  # by row, the one used last at the end
+        # Row and version of each memory, the one used last at the end; a conversation that is gone leaves its row.
+        self._rows: WeakKeyDictionary[Memory, tuple[int, int]] = WeakKeyDictionary()
 
     def place(self, views: Sequence[ContextView]) -> list[Place]:
         """A row for each of several conversations, and what it lacks; `confirm` what was written, or `forget` it.
@@ -58,39 +52,36 @@ class Pool:
         """
         if len(views) > self.capacity:
             raise BackendError(f"{len(views)} turns came at once; the GPU keeps {self.capacity} conversations")
-        owners = {id(owner): row for row, held in self._rows.items() if (owner := held.owner()) is not None}
-        found = {id(view.memory): owners[id(view.memory)] for view in views if id(view.memory) in owners}
-        for row in found.values():
-            self._rows[row] = self._rows.pop(row)  # to the end: used last
-        return [self._old(v, found[id(v.memory)]) if id(v.memory) in found else self._new(v.memory) for v in views]
+        for memory in [view.memory for view in views if view.memory in self._rows]:
+            self._rows[memory] = self._rows.pop(memory)  # to the end: used last
+        return [self._place(view) for view in views]
 
-    def _old(self, view: ContextView, row: int) -> Place:
-        version, memory = self._rows[row].version, view.memory
-        if version == view.version:
-            return Place(row, False, -1)
-        if version == view.version - 1:  # one commit, or one revision, of the last turn
+    def _place(self, view: ContextView) -> Place:
+        memory = view.memory
+        if memory not in self._rows:
+            row = self._free()
+            self._rows[memory] = row, UNKNOWN
+            return Place(row, memory.count > 0, -1, memory.count == 0)
+        row, version = self._rows[memory]
+        lacking = view.version - version
+        if lacking == 1:  # one commit, or one revision, of the last turn
             return Place(row, False, (memory.count - 1) % memory.sizes.window)
-        return Place(row, True, -1)
-
-    def _new(self, memory: Memory) -> Place:
-        row = self._free()
-        self._rows[row] = _Row(memory, UNKNOWN)
-        return Place(row, memory.count > 0, -1, memory.count == 0)
+        return Place(row, lacking != 0, -1)
 
     def _free(self) -> int:
-        """A row that nobody has, or whose conversation is gone, or was not used for longest."""
+        """A row that nobody has, or the one that was not used for longest."""
+        taken = {row for row, _ in self._rows.values()}
         for row in range(self.capacity):
-            if row not in self._rows:
+            if row not in taken:
                 return row
-        gone = (row for row, held in self._rows.items() if held.owner() is None)
-        row = next(gone, next(iter(self._rows)))
-        del self._rows[row]
+        oldest, (row, _) = next(iter(self._rows.items()))
+        del self._rows[oldest]
         return row
 
     def confirm(self, views: Sequence[ContextView], places: Sequence[Place]) -> None:
         """The rows hold now what the views show, unless a memory changed while it was copied."""
         for view, place in zip(views, places):
-            self._rows[place.row].version = view.version if view.is_current else UNKNOWN
+            self._rows[view.memory] = place.row, view.version if view.is_current else UNKNOWN
 
     def forget(self) -> None:
         """Nobody knows what the rows hold."""

@@ -125,6 +125,7 @@ def test_tags_behind_an_mp3_are_no_lost_sound(tag, monkeypatch):
     data = encoded("MP3", "MPEG_LAYER_III")
     heard = load_audio(data + TAGS[tag])
     assert heard.seconds == pytest.approx(2.0, abs=0.15)
+    assert heard.warnings == ()
 
 
 @pytest.mark.parametrize("rest", [b"\xff" * 60_000, b" " * 60_000, b"<html>" * 10_000, bytes(range(256)) * 300])

@@ -12,9 +12,10 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from hbaf_edge.bench import command, scenes
+from hbaf_edge.bench import command, page, scenes
 from hbaf_edge.bench.document import Report, Section
 from hbaf_edge.bench.turns import Bench
+from hbaf_edge.errors import BackendError
 from tests.conftest import ROOT
 from tests.hbaf_edge.bench.test_report import SCHEMA
 from tests.hbaf_edge.test_cli import run
@@ -22,10 +23,9 @@ from tests.hbaf_edge.test_cli import run
 
 @pytest.fixture(scope="module")
 def measured(tiny, tmp_path_factory):
-    """Two bundles beside each other, a whole report."""
+    """A whole report."""
     out = tmp_path_factory.mktemp("report")
-    twice = ("--bundle", tiny.bundle) * 2
-    done = run("benchmark", "--quick", "--repeats", 11, "--threads", 1, *twice, "--report", out)
+    done = run("benchmark", "--quick", "--repeats", 11, "--threads", 1, "--bundle", tiny.bundle, "--report", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -35,17 +35,11 @@ def test_every_section_is_measured(measured):
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, SCHEMA)
     names = [s["name"] for s in found["sections"]]
-    expected = "stages reference_workload start bundles threads context lengths modalities together memory energy"
+    expected = "stages reference_workload start threads context lengths modalities together memory energy"
     assert names == expected.split()
     assert found["stopped"] == ""
     stages = next(s for s in found["sections"] if s["name"] == "stages")["measures"]
-    parts = (
-        "features",
-        "encoder: audio",
-        "encoder: text",
-        "fusion: utterance scope",
-        "fusion: dialogue scope and head",
-    )
+    parts = [scenes.STAGES[name] for name in ("features", "audio", "text", "utterance", "dialogue")]
     assert sum(stages[p]["p50"] for p in parts) == pytest.approx(stages["a turn"]["p50"], rel=0.25)
     assert {"stages.png", "context.png", "lengths.png", "together.png", "report.html"} <= set(os.listdir(out))
     for said in ("A turn, stage by stage", "Energy", f"report: {out / 'report.html'}"):
@@ -81,9 +75,7 @@ def test_interrupted_it_reports_what_it_has(tiny, tmp_path, told):
     command = [sys.executable, "-m", "hbaf_edge", "benchmark", "--bundle", str(tiny.bundle), "--threads", "1",
                "--repeats", "21", "--report", str(tmp_path)]  # fmt: skip
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in running.stdout:
-        if "A turn, stage by stage" in line:  # the first section is there
-            break
+    assert any("A turn, stage by stage" in line for line in running.stdout)  # the first section is there
     time.sleep(0.2)
     running.send_signal(told)
     rest = running.communicate(timeout=60)[0]
@@ -116,13 +108,10 @@ def test_a_section_that_fails_is_named_and_loses_no_other(tmp_path):
     assert command.finish(made, tmp_path, console) == 1
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    from hbaf_edge.bench import figures
-    from hbaf_edge.errors import BackendError
-
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(BackendError, match=r"pip install 'hbaf-edge\[bench\]'"):
-        figures.check()
+        page.check(tmp_path)
 
 
 def test_a_turn_that_is_measured_is_always_the_same_turn(tiny):

@@ -1,8 +1,10 @@
 """Readers of power on recorded trees of /sys: Jetsons of two generations, RAPL, and a machine that tells nothing."""
 
 import os
+import threading
 import time
 
+import numpy as np
 import pytest
 
 from hbaf_edge.bench import scenes
@@ -18,44 +20,31 @@ def tree(root, files):
     return root
 
 
+def monitor(folder, chip, **rails):
+    """The files of a power monitor. Each rail: its number, millivolts and milliamperes."""
+    files = {f"{folder}/name": chip}
+    for label, (number, volts, amperes) in rails.items():
+        files[f"{folder}/in{number}_label"] = label
+        files[f"{folder}/in{number}_input"] = volts
+        files[f"{folder}/curr{number}_input"] = amperes
+    return files
+
+
 # Of an Orin Nano with JetPack 6: one INA3221, whose second and third rails are counted in the first.
+PARTS = {"VDD_CPU_GPU_CV": (2, 5016, 344), "VDD_SOC": (3, 5016, 296), "sum of shunt voltages": (7, 0, 0)}
 ORIN_NANO = {
     "class/hwmon/hwmon0/name": "cpu_thermal",
-    "class/hwmon/hwmon1/name": "ina3221",
-    "class/hwmon/hwmon1/in1_label": "VDD_IN",
-    "class/hwmon/hwmon1/in1_input": 5024,
-    "class/hwmon/hwmon1/curr1_input": 1208,
-    "class/hwmon/hwmon1/in2_label": "VDD_CPU_GPU_CV",
-    "class/hwmon/hwmon1/in2_input": 5016,
-    "class/hwmon/hwmon1/curr2_input": 344,
-    "class/hwmon/hwmon1/in3_label": "VDD_SOC",
-    "class/hwmon/hwmon1/in3_input": 5016,
-    "class/hwmon/hwmon1/curr3_input": 296,
-    "class/hwmon/hwmon1/in7_label": "sum of shunt voltages",
+    **monitor("class/hwmon/hwmon1", "ina3221", VDD_IN=(1, 5024, 1208), **PARTS),
 }
+# Of a kernel that keeps the chip's files a folder deeper.
+OLD_KERNEL = monitor("class/hwmon/hwmon1/device", "ina3221x", POM_5V_IN=(0, 5000, 400))
 # Of an AGX Orin: no rail of the whole board; its module is fed by three, the third is not the total of anything.
-AGX_ORIN = {
-    "class/hwmon/hwmon3/name": "ina3221",
-    "class/hwmon/hwmon3/in1_label": "VDD_GPU_SOC",
-    "class/hwmon/hwmon3/in1_input": 20000,
-    "class/hwmon/hwmon3/curr1_input": 1000,
-    "class/hwmon/hwmon3/in2_label": "VDD_CPU_CV",
-    "class/hwmon/hwmon3/in2_input": 20000,
-    "class/hwmon/hwmon3/curr2_input": 500,
-    "class/hwmon/hwmon3/in3_label": "VIN_SYS_5V0",
-    "class/hwmon/hwmon3/in3_input": 5000,
-    "class/hwmon/hwmon3/curr3_input": 800,
-}
+AGX_ORIN = monitor("class/hwmon/hwmon3", "ina3221", VDD_GPU_SOC=(1, 20000, 1000), VDD_CPU_CV=(2, 20000, 500),
+                   VIN_SYS_5V0=(3, 5000, 800))  # fmt: skip
 # Of a Thor: the total is on another chip, which tells power besides.
 THOR = {
-    "class/hwmon/hwmon3/name": "ina3221",
-    "class/hwmon/hwmon3/in3_label": "VIN_SYS_5V0",
-    "class/hwmon/hwmon3/in3_input": 5000,
-    "class/hwmon/hwmon3/curr3_input": 800,
-    "class/hwmon/hwmon4/name": "ina238",
-    "class/hwmon/hwmon4/in1_label": "VIN",
-    "class/hwmon/hwmon4/in1_input": 19984,
-    "class/hwmon/hwmon4/curr1_input": 1,
+    **monitor("class/hwmon/hwmon3", "ina3221", VIN_SYS_5V0=(3, 5000, 800)),
+    **monitor("class/hwmon/hwmon4", "ina238", VIN=(1, 19984, 1)),
     "class/hwmon/hwmon4/power1_input": 31_500_000,
 }
 RAPL = {
@@ -77,6 +66,7 @@ RAPL = {
     ("files", "name", "watts"),
     [
         (ORIN_NANO, "rail VDD_IN (whole board)", 6.069),
+        (OLD_KERNEL, "rail POM_5V_IN (whole board)", 2.0),
         (AGX_ORIN, "rails VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0 (module)", 34.0),
         (THOR, "rail VIN (whole board)", 31.5),
     ],
@@ -90,8 +80,7 @@ def test_a_jetsons_total_is_read_and_nothing_counted_twice(tmp_path, files, name
 
 
 def test_rails_without_a_total_are_said_not_added(tmp_path):
-    files = {k: v for k, v in ORIN_NANO.items() if "1_" not in k.rsplit("/", 1)[1]}
-    found, refused = readers(tree(tmp_path, files))
+    found, refused = readers(tree(tmp_path, monitor("class/hwmon/hwmon1", "ina3221", **PARTS)))
     assert not found
     assert refused == [
         "jetson: rails are VDD_CPU_GPU_CV, VDD_SOC, sum of shunt voltages, none of which is a board's total"
@@ -102,13 +91,8 @@ def test_rapl_counts_packages_once_and_starts_again_at_its_limit(tmp_path):
     reader = rapl(tree(tmp_path, RAPL))
     assert reader.name == "RAPL, 2 packages (processor alone)"
 
-    def work():
-        tree(
-            tmp_path,
-            {"class/powercap/intel-rapl:0/energy_uj": 1_671_150, "class/powercap/intel-rapl:1/energy_uj": 6_000_000},
-        )
-
-    joules, seconds = reader.joules(work)
+    later = {"class/powercap/intel-rapl:0/energy_uj": 1_671_150, "class/powercap/intel-rapl:1/energy_uj": 6_000_000}
+    joules, seconds = reader.joules(lambda: tree(tmp_path, later))
     assert joules == pytest.approx(2.0 + 1.0)
     assert seconds < 1
 
@@ -144,8 +128,6 @@ def test_what_an_idle_machine_takes_is_subtracted():
 
 
 def test_what_drowns_in_noise_is_not_called_zero(tiny, monkeypatch):
-    import numpy as np
-
     rng = np.random.default_rng(0)
     monkeypatch.setattr(scenes, "readers", lambda: ([Sampled("noise", lambda: float(rng.normal(3, 1)))], ["card: no"]))
     found = scenes.energy(Bench([tiny.bundle], 1, "cpu", 6, quick=True))
@@ -157,8 +139,6 @@ def test_what_drowns_in_noise_is_not_called_zero(tiny, monkeypatch):
 
 
 def test_work_that_fails_leaves_no_thread_behind(tmp_path):
-    import threading
-
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         jetson(tree(tmp_path, ORIN_NANO)).joules(lambda: 1 / 0)

@@ -19,7 +19,7 @@ SCHEMA = json.loads((Path(document.__file__).parent / "schema.json").read_text()
 FIGURES = [
     {"kind": "stack", "title": "t", "parts": {"a": 3.0, "b": 0.1}},
     {"kind": "stack", "title": "t", "parts": {"a": 3.0, "b": 1.0, "c": 2.0}, "beside": ["b"]},
-    {"kind": "bars", "title": "t", "parts": {"a": 3.0, "b": 3000.0}, "log": True, "x_title": "ms"},
+    {"kind": "bars", "title": "t", "parts": {"a": 3.0, "b": 3000.0}, "x_title": "ms"},
     {"kind": "lines", "title": "t", "x": [1, 2], "lines": {"p50": [1.0, 2.0]}, "x_title": "x", "y_title": "y"},
     {"kind": "scatter", "title": "t", "x_title": "x", "y_title": "y", "front": ["b", "a"],
      "points": [{"name": n, "x": i + 1, "y": 2 * i, "group": "g", "label": n} for i, n in enumerate("ab")]},

@@ -1,25 +1,28 @@
 """A host in a GPU's place: memory of its own, and kernels in Triton's interpreter, launched by the shipped manifest.
 
 Everything of the runtime's GPU back ends but the driver's own calls runs on it: which kernel with which arguments on
-which addresses, in which order. A launch is packed as it would be for a card, so its names and alignment are checked.
+which addresses, in which order. Arguments are ordered as for a card, so their names and alignment are checked.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import struct
+import sys
+import types
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from hbaf_edge.backends.cuda.device import Loaded
+from hbaf_edge.backends.cuda.driver import Loaded
 from hbaf_edge.errors import BackendError
 from kernels.shipped import SHIPPED, Sizes
 
 FUNCTIONS = {k.name: k for k in SHIPPED}
+CONSTANTS = ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
+             "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")  # fmt: skip
 KINDS = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32, "*u8": torch.uint8}
 
 
@@ -64,9 +67,6 @@ class HostDevice:
         self.copies[1] += 1
         ctypes.memmove(host.ctypes.data, self._inside(source, host.nbytes), host.nbytes)
 
-    def copy(self, target, source, size):
-        ctypes.memmove(self._inside(target, size), self._inside(source, size), size)
-
     def clear(self, target, size):
         ctypes.memset(self._inside(target, size), 0, size)
 
@@ -79,10 +79,10 @@ class HostDevice:
     def launch(self, loaded, grid, values):
         if self.broken:
             raise MemoryError("a launch failed")
-        struct.pack(loaded.kernel.layout, *loaded.kernel.ordered(values))
+        loaded.kernel.ordered(values)
         shipped, dtype = loaded.function, getattr(torch, loaded.kernel.dtype)
-        types = shipped.types(dtype)
-        arguments = {n: self._tensor(v, KINDS[types[n]]) if types[n].startswith("*") else v for n, v in values.items()}
+        kinds = shipped.types(dtype)
+        arguments = {n: self._tensor(v, KINDS[kinds[n]]) if kinds[n].startswith("*") else v for n, v in values.items()}
         shipped.function[grid](**arguments, **shipped.constants(self.sizes, dtype))
         self.launches.append(loaded.kernel.name)
 
@@ -111,3 +111,31 @@ class HostDevice:
         _, whole = self._of(address)
         assert address + size <= whole.ctypes.data + len(whole), "beyond what was allocated"
         return address
+
+
+class Bindings:
+    """`cuda.bindings.driver` in a driver's place: every call succeeds but those in `failing`, and is written down."""
+
+    class CUresult:
+        CUDA_SUCCESS = 0
+
+    def __init__(self, monkeypatch, *failing):
+        self.failing, self.called = failing, []
+        monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+        monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(driver=self))
+
+    def __getattr__(self, name):
+        if name.startswith("CU"):
+            return types.SimpleNamespace(**{constant: constant for constant in CONSTANTS})
+
+        def call(*given):
+            self.called.append((name, *given))
+            major_or_minor = {CONSTANTS[0]: 9, CONSTANTS[1]: 0}.get(given[0] if given else None)
+            answer = {"cuDeviceGetName": b"Card\0", "cuDeviceGetAttribute": major_or_minor}.get(name, 7)
+            return (719 if name in self.failing else 0, answer)
+
+        return call
+
+    def count(self, name):
+        """How many calls of a function there were."""
+        return [called for called, *_ in self.called].count(name)

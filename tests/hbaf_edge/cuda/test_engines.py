@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import pytest
 from export.half import to_half
 from export.int8 import quantised, with_int8_weights
 from export.qdq import Recipe
-from hbaf_edge.backends.cuda import build as building
 from hbaf_edge.backends.cuda import engines
 from hbaf_edge.backends.cuda.engines import Reach, cache_folder, engine, read, shapes, write
 from hbaf_edge.bundle import GRAPHS, load_bundle
@@ -22,8 +20,6 @@ from tests.kernels.made import ROOT
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 SMALL = Reach(batch=(1, 1, 2), mel_frames=(8, 40, 80), tokens=(1, 8, 16))
-
-HALF_AND_INT8 = ("float16", "int8-tensorrt")
 
 
 @pytest.fixture
@@ -44,43 +40,35 @@ def test_every_graph_builds_in_every_precision(tiny, bundle, precision, graph, t
         request.getfixturevalue("small_counts")
         calibrated = request.getfixturevalue("calibrated")
         bundle = load_bundle(quantised(bundle, calibrated, Recipe("tensorrt"), tmp_path / "bundle"))
-    seen = []
-    made = engine(bundle, graph, "rtx", "8.6", SMALL, tmp_path / "cache", lambda *step: seen.append(step))
-    assert len(made) > 1000
-    assert seen  # progress was told
+    assert len(engine(bundle, graph, "rtx", "8.6", SMALL, tmp_path / "cache")) > 1000
 
 
 @pytest.mark.tensorrt
 @rtx
 def test_an_engine_is_built_once_and_again_when_something_changes(bundle, tmp_path, monkeypatch, caplog):
-    built, build = [], building.build
-    monkeypatch.setattr(engines, "build", lambda *a, **k: (built.append(a[4]), build(*a, **k))[1])
-    cache = tmp_path / "cache"
+    built, build, cache = [], engines.build, tmp_path / "cache"
+    monkeypatch.setattr(engines, "build", lambda *given: (built.append(given), build(*given))[1])
     first = engine(bundle, "dialogue", "rtx", "8.6", SMALL, cache)
     assert engine(bundle, "dialogue", "rtx", "8.6", SMALL, cache) == first
     assert len(built) == 1
-    with caplog.at_level(logging.WARNING):
-        engine(bundle, "dialogue", "rtx", "8.6", Reach(batch=(1, 2, 4)), cache)
-    assert "building the dialogue engine again: other shapes" in caplog.text
+    engine(bundle, "dialogue", "rtx", "8.6", Reach(batch=(1, 2, 4)), cache)
+    assert caplog.text.count("building the dialogue engine for 8.6 with tensorrt_rtx") == 2
     (path,) = (p for p in cache.glob("dialogue-*.engine") if read(p) == first)
     path.write_bytes(path.read_bytes()[:-7])
-    with caplog.at_level(logging.WARNING):
-        assert len(engine(bundle, "dialogue", "rtx", "8.6", SMALL, cache)) > 1000
+    assert len(engine(bundle, "dialogue", "rtx", "8.6", SMALL, cache)) > 1000
     assert "is damaged" in caplog.text
     assert len(built) == 3
-    assert not built[0]
-    assert built[1]  # what was learned while timing kernels is used again
     assert not list(cache.glob(".*"))
 
 
 @pytest.mark.tensorrt
 @rtx
 def test_what_the_library_cannot_do_is_said_in_its_words(bundle, tmp_path):
-    trt = building.library("rtx")
+    trt = engines.library("rtx")
     with pytest.raises(BackendError, match=r"knows no capability '9.9'; it knows .*8\.6"):
         engine(bundle, "dialogue", "rtx", "9.9", SMALL, tmp_path)
     with pytest.raises(BackendError, match="cannot parse the graph"):
-        building.build(trt, b"no onnx at all", {})
+        engines.build(trt, b"no onnx at all", {})
     backwards = Reach(batch=(4, 2, 1))
     with pytest.raises(BackendError, match=r"cannot build the engine: .+"):
         engine(bundle, "dialogue", "rtx", "8.6", backwards, tmp_path)
@@ -95,20 +83,20 @@ def test_a_cpu_bundle_and_a_missing_library_are_refused(bundle, tmp_path, reques
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"tensorrt cannot be imported .*hbaf-edge\[tensorrt\].*JetPack"):
         engine(bundle, "text", "tensorrt", None, SMALL, tmp_path)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(BackendError, match=r"no GPU to build for .*name a compute capability"):
-        building.gpu_here()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(BackendError, match=r"GPU cannot be reached .*name a compute capability"):
+        engines.gpu_here()
     with pytest.raises(BackendError, match="there are 'tensorrt', 'rtx'"):
-        building.library("cuda")
+        engines.library("cuda")
 
 
-def test_with_tensorrt_a_gate_is_the_plugin(bundle, tmp_path, monkeypatch, caplog):
+def test_with_tensorrt_a_gate_is_the_plugin(bundle, tmp_path, monkeypatch):
     """Registered before an engine is built or handed out to be loaded; the cache tells engines with it apart."""
     trt, registered, built = SimpleNamespace(__name__="tensorrt", __version__="10.3"), [], []
     monkeypatch.setattr(engines, "library", lambda name: trt)
     monkeypatch.setattr(engines, "gpu_here", lambda: "Card 9.0")
     monkeypatch.setattr(engines, "register", lambda *given: registered.append(given))
-    monkeypatch.setattr(engines, "build", lambda trt, graph, *_: built.append(graph) or building.Built(b"engine", b""))
+    monkeypatch.setattr(engines, "build", lambda trt, graph, *_: built.append(graph) or b"engine")
     for _ in range(2):
         assert engine(bundle, "utterance", cache=tmp_path) == b"engine"
     assert registered == [(trt, 2, 16, 5, engines.CUBINS)] * 2
@@ -119,9 +107,8 @@ def test_with_tensorrt_a_gate_is_the_plugin(bundle, tmp_path, monkeypatch, caplo
     assert len(registered) == 2, "an encoder has no gate"
     assert built[-1] == bundle.graph("audio")
     monkeypatch.setattr(engines, "IDENTITY", "hbaf_edge::BimodalAttentionGate 2")
-    with caplog.at_level(logging.WARNING):
-        engine(bundle, "utterance", cache=tmp_path)
-    assert "again: other plugin (was hbaf_edge::BimodalAttentionGate 1)" in caplog.text
+    engine(bundle, "utterance", cache=tmp_path)
+    assert len(built) == 3
 
 
 def test_shapes_follow_the_manifest(bundle):
@@ -133,19 +120,13 @@ def test_shapes_follow_the_manifest(bundle):
     assert set(found) == set(bundle.manifest["graphs"]["utterance"]["inputs"])
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "changed", "header", "magic", "huge", "empty"])
+@pytest.mark.parametrize("damage", [lambda x: x[:-1], lambda x: x + b"x", lambda x: b"?" + x[1:], lambda x: b""])
 def test_a_damaged_file_is_deleted(tmp_path, damage, caplog):
     path, content = tmp_path / "a.engine", b"engine" * 100
-    write(path, {"graph": "a"}, content)
+    write(path, content)
     assert read(path) == content
-    whole = path.read_bytes()
-    path.write_bytes({
-        "short": whole[:-1], "long": whole + b"x", "changed": whole[:-1] + b"?", "magic": b"?" + whole[1:],
-        "empty": b"",
-        "header": whole[:12] + b"[]" + whole[14:], "huge": whole[:8] + b"\xff\xff\xff\xff" + whole[12:],
-    }[damage])  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        assert read(path) is None
+    path.write_bytes(damage(path.read_bytes()))
+    assert read(path) is None
     assert "damaged" in caplog.text
     assert not path.exists()
     assert read(path) is None  # and nothing to say of what is not there
@@ -154,7 +135,7 @@ def test_a_damaged_file_is_deleted(tmp_path, damage, caplog):
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        write(tmp_path / "a.engine", {}, b"x")
+        write(tmp_path / "a.engine", b"x")
     assert not list(tmp_path.iterdir())
 
 

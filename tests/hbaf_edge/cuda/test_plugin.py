@@ -3,9 +3,7 @@
 import subprocess
 import sys
 import types
-from dataclasses import replace
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,21 +12,20 @@ from onnx import TensorProto, helper
 from export.gate_function import example, function
 from export.to_onnx import OPSET
 from hbaf_edge.backends.cuda import plugin
+from hbaf_edge.backends.cuda.driver import Driver
 from hbaf_edge.backends.cuda.kernels import choose
 from hbaf_edge.errors import BackendError
-from kernels import node
 from kernels.gate import DOMAIN, INPUTS, NAME
-from kernels.shipped import Sizes
-from tests.hbaf_edge.cuda.host import HostDevice
+from tests.hbaf_edge.cuda.host import Bindings
 from tests.kernels.made import ROOT
-from tests.kernels.test_node import inputs, reference
+from tests.kernels.test_node import inputs
 from training.config import ModelConfig
 
 KERNELS = [k for k in choose("gate_node", 90, "float32", 32, 4, 64) if k.form == "ptx"]
 
 
 def test_it_is_the_exported_nodes():
-    assert (DOMAIN, NAME, len(INPUTS), node.QUERIES) == (plugin.NAMESPACE, plugin.NAME, plugin.INPUTS, plugin.QUERIES)
+    assert (DOMAIN, NAME, len(INPUTS)) == (plugin.NAMESPACE, plugin.NAME, plugin.INPUTS)
     for i, name in enumerate(INPUTS):
         assert plugin.accepts(i, "BOOL", True) == name.endswith("visible")
         assert plugin.accepts(i, "FLOAT", True) != name.endswith("visible")
@@ -37,34 +34,12 @@ def test_it_is_the_exported_nodes():
     assert plugin.accepts(21, "FLOAT", True)
 
 
-@pytest.mark.parametrize("scope", ["utterance", "dialogue"])
-def test_sizes_are_what_the_kernel_takes(scope):
-    tensors = inputs(scope)
-    shapes = [tuple(x.shape) for x in tensors]
-    assert plugin.sizes(shapes) == node.sizes(dict(zip(INPUTS, shapes)))
+def test_another_nodes_inputs_are_refused():
+    shapes = [tuple(x.shape) for x in inputs("dialogue")]
     with pytest.raises(BackendError, match="has 20 inputs"):
         plugin.sizes(shapes[:-1])
     with pytest.raises(BackendError, match="of four axes"):
         plugin.sizes([shapes[0][:2], *shapes[1:]])
-
-
-@pytest.mark.parametrize("scope", ["utterance", "dialogue"])
-def test_launched_with_its_arguments_the_kernel_is_the_reference(scope):
-    """The shipped kernel's names, sizes and grid, on a host that interprets it."""
-    tensors = [x.cpu() for x in inputs(scope)]
-    device, shapes = HostDevice(Sizes(6, 2, 16)), [tuple(x.shape) for x in tensors]
-    addresses = []
-    for x in tensors:
-        host = np.ascontiguousarray(x.numpy())
-        addresses.append(device.allocate(host.nbytes))
-        device.upload(addresses[-1], host.view(np.uint8))
-    outputs = [tuple(tensors[i].shape) for i in (0, 10)]
-    addresses += [*plugin.sizes(shapes), *(device.allocate(int(np.prod(s)) * 4) for s in outputs)]
-    kernel = device.load(KERNELS)
-    names = [n for n, _ in kernel.kernel.arguments if not n.endswith("_scratch")]
-    device.launch(kernel, plugin.grid(shapes), dict(zip(names, addresses)))
-    for found, shape, expected in zip(addresses[-2:], outputs, reference(tensors, torch.float64)):
-        np.testing.assert_allclose(device.array(found, shape, np.float32), expected, atol=1e-5)
 
 
 def gate_alone(**attributes):
@@ -154,73 +129,36 @@ def test_tensorrts_own_classes_take_it():
     assert calls == [([(1, 4, 2, 64)] * 20, [1] * 20, [2, 3], 7)]
 
 
-def test_the_next_kernel_is_taken_where_the_driver_refuses_one(monkeypatch):
-    """An older driver: once a context, and before the first launch."""
-
-    class Driver:
-        class CUresult:
-            CUDA_SUCCESS = 0
-
-        launched, loads = (), 0
-
-        @staticmethod
-        def cuCtxGetCurrent():
-            return 0, 5
-
-        def cuModuleLoadData(self, content):
-            self.loads += 1
-            return (0, "module") if content == b"good" else (209, None)
-
-        @staticmethod
-        def cuModuleGetFunction(module, name):
-            return 0, (module, name)
-
-        def cuLaunchKernel(self, *given):
-            self.launched = given
-            return (0,)
-
-    driver = Driver()
-    monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(driver=driver))
-    cubins = [replace(KERNELS[0], form="cubin", content=content) for content in (b"bad", b"good")]
-    launch, shapes = plugin.Launch(cubins), [tuple(x.shape) for x in inputs("dialogue")]
+def test_it_is_loaded_once_a_context_and_launched_there(monkeypatch):
+    bindings = Bindings(monkeypatch)
+    launch, shapes = plugin.Launch(Driver(), KERNELS), [tuple(x.shape) for x in inputs("dialogue")]
     for _ in range(2):
-        assert launch.loaded()[0].content == b"good"
+        launch.loaded()  # before the first launch
         launch(shapes, range(20), (20, 21), 3)
-    assert driver.loads == 2
-    assert driver.launched[:4] == (("module", b"gate_node"), *plugin.grid(shapes))
-    values, kinds = driver.launched[-2]
+    assert bindings.count("cuModuleLoadData") == 1
+    _, _, *programs, threads, one, also_one, _, stream, (values, kinds), _ = bindings.called[-1]
+    assert (tuple(programs), threads, one, also_one, stream) == (plugin.grid(shapes), KERNELS[0].threads, 1, 1, 3)
     assert len(values) == len(kinds) == len(KERNELS[0].arguments)
-    with pytest.raises(BackendError, match="takes none of the kernels"):
-        plugin.Launch(cubins[:1]).loaded()
-
-
-def fake_tensorrt(taken):
-    class Registry:
-        def register_creator(self, creator, namespace):
-            taken.append((creator, namespace))
-            return len(taken) == 1
-
-    return types.new_class("trt", exec_body=lambda scope: scope.update(
-        __version__="10.3", IPluginV3=object, get_plugin_registry=lambda: Registry()))  # fmt: skip
 
 
 def test_it_is_registered_once_a_process(monkeypatch):
     taken, kernels = [], []
+    Bindings(monkeypatch)
     monkeypatch.setattr(plugin, "creator_of", lambda trt, launch: launch)
-    monkeypatch.setattr(plugin, "gpu_here", lambda: "Card 9.0")
-    monkeypatch.setattr(plugin, "Launch", lambda fitting: kernels.append(fitting) or "creator")
-    trt = fake_tensorrt(taken)
+    monkeypatch.setattr(plugin, "Launch", lambda driver, fitting: kernels.append(fitting) or "creator")
+
+    def register_creator(creator, namespace):
+        taken.append((creator, namespace))
+        return len(taken) == 1
+
+    registry = types.SimpleNamespace(register_creator=register_creator)
+    trt = types.ModuleType("trt")
+    trt.__version__, trt.IPluginV3, trt.get_plugin_registry = "10.3", object, lambda: registry
     assert [plugin.register(trt, 4, 64, 32) for _ in range(2)] == ["creator"] * 2
     assert taken == [("creator", "hbaf_edge")]
     assert [k.capability for k in kernels[0] if k.form == "cubin"] == [90]
     with pytest.raises(BackendError, match="registered for a model of other sizes"):
         plugin.register(trt, 4, 64, 32, plugin.CUBINS.parent / "cubins" / ".")
-    with pytest.raises(BackendError, match=r"10.1 has no IPluginV3: 10.3 or later"):
-        plugin.register(types.new_class("trt", exec_body=lambda scope: scope.update(__version__="10.1")), 4, 64, 32)
-
-
-def test_without_what_it_needs_it_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match="pip install cuda-bindings"):
-        plugin.Launch(KERNELS)
+    del trt.IPluginV3
+    with pytest.raises(BackendError, match=r"10.3 has no IPluginV3: 10.3 or later"):
+        plugin.register(trt, 4, 64, 16)
