@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders bench report guard gpu gpu-check model clean
+.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders docs bench report guard gpu gpu-check model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -51,6 +51,10 @@ types: .venv/test.done
 
 encoders: .venv/test.done
 	$(BIN)/python -m training.encoders
+
+# The site, in runs/site. README and each page of docs/ are checked by tests/test_docs.py.
+docs: .venv/test.done
+	$(BIN)/python -m mkdocs build --strict
 
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.first_look

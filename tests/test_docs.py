@@ -1,0 +1,153 @@
+"""README and the site: examples run, commands and links exist, generated parts are current, and the site builds."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+
+from hbaf_edge import HBAFRuntime
+from hbaf_edge.bundle import load_bundle
+from tests.conftest import EXAMPLES, ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CLIP = EXAMPLES / "turn4_anna.flac"
+SYSTEM = {"openssl", "sudo", "sha256sum", "torchrun", ".ci/run"}  # commands that are not this project's
+SKIPPED_WHEELS = ("onnxruntime_gpu-",)  # a file that the reader brings
+
+
+def blocks(page, language):
+    """Fenced code blocks of one language, indented ones too."""
+    text = page.read_text(encoding="utf-8")
+    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    return [match[2] for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE)]
+
+
+def module(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class Microphone:
+    """Feeds a clip in chunks to whoever sets `on_samples`."""
+
+    def __setattr__(self, name, callback):
+        assert name == "on_samples"
+        for chunk in soundfile.blocks(CLIP, 960, dtype="float32"):
+            callback(chunk)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("hello.wav", *soundfile.read(CLIP))
+    recogniser = SimpleNamespace(result=lambda: "I am so glad that you are here!")
+    namespace = {"HBAFRuntime": HBAFRuntime, "microphone": Microphone(), "recogniser": recogniser}
+    if page.stem == "calibration":
+        pytest.skip("its one block loads the bundle that the page's commands make")
+    for block in blocks(page, "python"):
+        exec(block, namespace)
+    assert capsys.readouterr().out.strip(), "an example shows its result"
+
+
+def commands():
+    """Every line of a shell block, with its page."""
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)}"[:80])
+
+
+@pytest.mark.parametrize("words", commands())
+def test_a_command_of_a_page_exists_with_its_options(words, help_of):
+    program, *arguments = words
+    if program == "pip":
+        check_extras(arguments)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {a for a in arguments if "=" not in a} <= set(targets)
+    elif program == "python":
+        assert arguments[0] == "-m" or (ROOT / arguments[0]).exists()
+        check_options(arguments[2:], help_of("-m", arguments[1]) if arguments[0] == "-m" else "")
+    elif program == "hbaf-edge":
+        check_options(arguments[1:], help_of("-m", "hbaf_edge", arguments[0]))
+    else:
+        assert program in SYSTEM
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    """The help text of a command, asked for once."""
+    texts = {}
+
+    def get(*command):
+        if command[1] in ("build", "mkdocs"):
+            return " ".join(command)
+        if command not in texts:
+            done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            texts[command] = done.stdout
+        return texts[command]
+
+    return get
+
+
+def check_options(arguments, text):
+    for option in (a for a in arguments if a.startswith("--")):
+        assert option in text, f"{option} is not an option"
+
+
+def check_extras(arguments):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for argument in arguments:
+        names = re.search(r"\[([\w,]+)\]", argument)
+        assert not names or set(names[1].split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_to_files_and_json_blocks_are_right(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for block in blocks(page, "json"):
+        for line in block.splitlines():
+            json.loads(line)
+
+
+def test_the_list_of_messages_is_current():
+    messages = module("messages")
+    assert messages.PAGE.read_text(encoding="utf-8") == messages.page(), "run python docs/messages.py"
+
+
+def test_the_picture_shows_the_bundle_that_ships():
+    image = pytest.importorskip("PIL.Image")
+    key = image.open(ROOT / "docs" / "how_it_works.png").info["Description"]
+    assert key == f"bundle {load_bundle().key}", "run python docs/how_it_works.py"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 140
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "site").rglob("index.html"))) >= 14
