@@ -1,3 +1,3 @@
-"""One question per script; results go to benchmarks/results."""
+"""Benchmarks: each script answers one question; results are in benchmarks/results."""
 
-import hbaf_edge  # noqa: F401 - first, since it turns ONNX Runtime's telemetry off
+import hbaf_edge  # noqa: F401 - imported first because it turns off ONNX Runtime's telemetry

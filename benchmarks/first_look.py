@@ -1,4 +1,4 @@
-"""What a newcomer meets: import, load, a turn's latency, memory, sizes, and `make demo` from a bare clone.
+"""Measure first use: import, load, a turn's latency, memory, and optionally installation and `make demo`.
 
 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look             # runtime figures
 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look --install   # also wheel, install size, make demo
@@ -17,10 +17,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import Repeats, ReportFolder, Save, Threads, conclude, run, verdict
+from benchmarks.report import AsJson, Repeats, ReportFolder, Save, Threads, measure_and_report, run, verdict
 from hbaf_edge.bench.document import Report, Section
-from hbaf_edge.bench.scenes import fresh_start, stages
-from hbaf_edge.bench.series import rounded, single
+from hbaf_edge.bench.sections import fresh_start, stages
+from hbaf_edge.bench.series import rounded, single_value
 from hbaf_edge.bench.turns import Bench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +40,13 @@ DEMO = (
 
 
 def demo_peak_mb(threads: int) -> float:
-    """MB that `hbaf-edge demo` needs at its peak."""
+    """Return the peak memory of `hbaf-edge demo` in MB."""
     output = subprocess.check_output([sys.executable, "-c", DEMO, str(threads)], cwd=ROOT, text=True)
     return float(output.splitlines()[-1])
 
 
 def installation() -> list[float]:
-    """MB of the wheel and of an environment that holds it alone, and seconds of `make demo` from a bare clone."""
+    """Return MB of the wheel, MB of its packages once installed, and seconds of `make demo` in a fresh clone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build = [sys.executable, "-m", "build", "--wheel", "-o", str(folder), str(ROOT)]
@@ -64,15 +64,15 @@ def installation() -> list[float]:
 
 
 def first_look(bench: Bench, with_install: bool) -> list[Section]:
-    """Fresh starts and a turn's stages, as `hbaf-edge benchmark` measures them, and what of all that has a goal."""
+    """Measure fresh starts and a turn's stages as `hbaf-edge benchmark` does, and compare them with the goals."""
     start, turn = fresh_start(bench), stages(bench)
     import_ms, load_ms = (series["p50"] for series in list(start.measures.values())[:2])
     turn_ms = turn.measures["a turn"]["p50"]
     values = [import_ms, load_ms, turn_ms, demo_peak_mb(bench.threads), *(installation() if with_install else [])]
     measured = dict(zip(GOALS, values))
     rows = [(name, rounded(value), verdict(value, "≤", GOALS[name])) for name, value in measured.items()]
-    measures = {name: single(value) for name, value in measured.items()}
-    goals = Section("first_look", "What a newcomer meets", ("what", "median or value", "goal"), rows, "", measures, "")
+    measures = {name: single_value(value) for name, value in measured.items()}
+    goals = Section("first_look", "First use", ("what", "median or value", "goal"), rows, "", measures, "")
     return [start, turn, goals]
 
 
@@ -82,10 +82,12 @@ def main(
     install: Annotated[bool, typer.Option("--install", help="also wheel, install size and make demo")] = False,
     report: ReportFolder = None,
     save: Save = False,
+    as_json: AsJson = False,
 ) -> int:
     bench = Bench([None], threads, "cpu", repeats)
-    new = Report("hbaf-edge: a first look", {"threads": threads, "repeats": repeats})
-    return conclude("first_look", new, [("first look", partial(first_look, bench, install))], save, report, bench)
+    new = Report("hbaf-edge: first use", {"threads": threads, "repeats": repeats})
+    sections = [("first use", partial(first_look, bench, install))]
+    return measure_and_report("first_look", new, sections, save, report, bench, as_json)
 
 
 if __name__ == "__main__":

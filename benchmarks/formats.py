@@ -1,9 +1,9 @@
-"""Which containers and codecs can be read? Each is written here from the example's speech, and read by the runtime.
+"""Check which containers and codecs the runtime reads: write the example's speech in each and read it back.
 
     python -m benchmarks.formats --save        # needs the extra `av`
 
-A pair counts as read where its length is right to within a fifth of a second and its log-mel spectrogram agrees with
-the original's (correlation, best of a few frames' shift, below the telephone band's 3.4 kHz).
+A pair counts as read if its duration is right to within 0.2 s and its log-mel spectrogram correlates with the original.
+The correlation uses the bins below 3.4 kHz (the telephone band) and the best shift of a few frames.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import av
 import numpy as np
 import soundfile
 
-from benchmarks.report import Save, conclude, run
+from benchmarks.report import AsJson, Save, measure_and_report, run
 from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from hbaf_edge.bench.document import Cell, Report, Section
-from hbaf_edge.bench.series import single
+from hbaf_edge.bench.series import single_value
 from hbaf_edge.bench.turns import speech
 from hbaf_edge.errors import InputError
 from hbaf_edge.mel import log_mel
 
 TELEPHONE_BINS = 58  # of 80 mel bins, those below 3.4 kHz
-LEAST_LIKENESS = 0.8
-SECONDS_OFF = 0.2  # codecs pad to whole frames and add their delay
+MIN_CORRELATION = 0.8
+MAX_SECONDS_OFF = 0.2  # codecs pad to whole frames and add a delay
+MAX_SHIFT = 12  # frames by which a codec's delay may shift the spectrogram
 
 
 class Pair(NamedTuple):
-    """A container, a codec in it, and how it is written: FFmpeg's muxer, or None for libsndfile.
+    """A container and a codec.
 
     Attributes:
-        container: libsndfile's format, or the name that people know it by.
+        container: libsndfile's format, or the common name of the container.
         codec: libsndfile's subtype, or FFmpeg's encoder.
-        muxer: FFmpeg's name, None where libsndfile writes it.
-        rate: Hz.
-        channels: one, or two where the encoder knows no mono.
+        muxer: FFmpeg's muxer, or None if libsndfile writes the file.
+        rate: sample rate in Hz.
+        channels: 1, or 2 for an encoder without mono.
     """
 
     container: str
@@ -66,7 +67,7 @@ PAIRS = (
 
 
 def encode(pair: Pair, samples: np.ndarray) -> bytes:
-    """The file: (samples,) float32 at `pair.rate` in that container and codec."""
+    """Encode (samples,) float32 at `pair.rate` to the bytes of a file."""
     file = io.BytesIO()
     if pair.muxer is None:
         soundfile.write(file, samples, pair.rate, format=pair.container, subtype=pair.codec)
@@ -75,7 +76,7 @@ def encode(pair: Pair, samples: np.ndarray) -> bytes:
     with av.open(file, "w", format=pair.muxer) as out:
         stream: Any = out.add_stream(pair.codec, rate=pair.rate, layout=layout, options={"strict": "experimental"})
         if pair.muxer == "asf":
-            stream.bit_rate = 64_000  # its encoders have no default
+            stream.bit_rate = 64_000  # WMA encoders have no default
         block = np.repeat(samples[None].astype(np.float32), pair.channels, axis=0)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
         frame.sample_rate, frame.pts = pair.rate, 0
@@ -86,29 +87,29 @@ def encode(pair: Pair, samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def likeness(decoded: np.ndarray, original: np.ndarray, most: int = 12) -> float:
-    """Correlation of two log-mel spectrograms, the best of up to so many frames' shift either way."""
+def correlation(decoded: np.ndarray, original: np.ndarray) -> float:
+    """Return the correlation of two log-mel spectrograms at the best shift of fewer than `MAX_SHIFT` frames."""
     a, b = log_mel(decoded)[:TELEPHONE_BINS], log_mel(original)[:TELEPHONE_BINS]
-    frames = min(a.shape[1], b.shape[1]) - most
-    pairs = [(a[:, i:], b) for i in range(most)] + [(a, b[:, i:]) for i in range(1, most)]
-    return max(float(np.corrcoef(x[:, :frames].ravel(), y[:, :frames].ravel())[0, 1]) for x, y in pairs)
+    frames = min(a.shape[1], b.shape[1]) - MAX_SHIFT
+    shifted = [(a[:, i:], b) for i in range(MAX_SHIFT)] + [(a, b[:, i:]) for i in range(1, MAX_SHIFT)]
+    return max(float(np.corrcoef(x[:, :frames].ravel(), y[:, :frames].ravel())[0, 1]) for x, y in shifted)
 
 
 def read_back(pair: Pair, clips: dict[int, np.ndarray]) -> dict[str, Any]:
-    """Write one pair and read it: "read", and "likeness", "seconds_off" and "warnings", or "error"."""
+    """Write a pair and read it: return "is_read" with "correlation", "seconds_off" and "warnings", or with "error"."""
     original = load_audio(clips[pair.rate], pair.rate)
     try:
         decoded = load_audio(encode(pair, clips[pair.rate]))
     except InputError as error:
-        return {"read": False, "error": str(error)}
-    alike = likeness(decoded.samples, original.samples)
-    off = decoded.seconds - original.seconds
-    is_read = alike >= LEAST_LIKENESS and abs(off) <= SECONDS_OFF and not decoded.warnings
-    return {"read": is_read, "likeness": alike, "seconds_off": off, "warnings": decoded.warnings}
+        return {"is_read": False, "error": str(error)}
+    r = correlation(decoded.samples, original.samples)
+    seconds_off = decoded.seconds - original.seconds
+    is_read = r >= MIN_CORRELATION and abs(seconds_off) <= MAX_SECONDS_OFF and not decoded.warnings
+    return {"is_read": is_read, "correlation": r, "seconds_off": seconds_off, "warnings": decoded.warnings}
 
 
-def example(rates: set[int]) -> dict[int, np.ndarray]:
-    """Three seconds of the example's speech at each rate."""
+def example_clips(rates: set[int]) -> dict[int, np.ndarray]:
+    """Return three seconds of the example's speech at each sample rate."""
     import soxr
 
     clip = speech(3.0)
@@ -116,24 +117,24 @@ def example(rates: set[int]) -> dict[int, np.ndarray]:
 
 
 def section() -> Section:
-    """All pairs."""
-    clips = example({pair.rate for pair in PAIRS})
+    """Read all pairs."""
+    clips = example_clips({pair.rate for pair in PAIRS})
     results = [read_back(pair, clips) for pair in PAIRS]
     rows: list[list[Cell]] = [
-        [pair.container, pair.codec, pair.rate, "yes" if r["read"] else "NO", r.get("likeness"), r.get("seconds_off"),
-         r.get("error") or "; ".join(r["warnings"])] for pair, r in zip(PAIRS, results)
+        [pair.container, pair.codec, pair.rate, "yes" if r["is_read"] else "NO", r.get("correlation"),
+         r.get("seconds_off"), r.get("error") or "; ".join(r["warnings"])] for pair, r in zip(PAIRS, results)
     ]  # fmt: skip
-    count = sum(r["read"] for r in results)
-    head = ("container", "codec", "Hz", "read", "likeness", "seconds off", "why not")
+    count = sum(r["is_read"] for r in results)
+    head = ("container", "codec", "Hz", "read", "correlation", "seconds off", "why not")
     return Section("formats", "Containers and codecs", head, rows, f"{count} of {len(PAIRS)} pairs are read.",
-                   {"pairs read": single(count)}, "pairs", "higher")  # fmt: skip
+                   {"pairs read": single_value(count)}, "pairs", "higher")  # fmt: skip
 
 
-def main(save: Save = False) -> int:
+def main(save: Save = False, as_json: AsJson = False) -> int:
     versions = {"libsndfile": soundfile.__libsndfile_version__, "soundfile": soundfile.__version__,
                 "av": av.__version__}  # fmt: skip
     report = Report("hbaf-edge: audio formats", versions)
-    return conclude("formats", report, [("containers and codecs", section)], save)
+    return measure_and_report("formats", report, [("containers and codecs", section)], save, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does a turn cost the same however long the conversation is, while it is spoken, and beside many others?
+"""Measure incremental inference: cost by conversation length, during live audio, and with many conversations.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental                   # about a minute
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental --long --save     # also threads and memory, about 8
 
-Sides are interleaved, and ratios are of medians. Fusion alone, and what recomputing earlier turns would cost instead,
-are measured by benchmarks/peers.py.
+Candidates are interleaved, and ratios are ratios of medians. benchmarks/peers.py measures only the fusion, and what
+recomputing earlier turns would cost.
 """
 
 from __future__ import annotations
@@ -21,74 +21,75 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.report import Repeats, ReportFolder, Save, conclude, run, verdict
+from benchmarks.report import AsJson, Repeats, ReportFolder, Save, measure_and_report, run, verdict
 from hbaf_edge import HBAFRuntime, LiveTurn
 from hbaf_edge.bench.document import PERCENTILES, Cell, Report, Section, measures_of, percentile_rows
-from hbaf_edge.bench.series import Series, by_stage, in_turn, ratio, rounded, single, timed
-from hbaf_edge.bench.turns import RATE, TEXT, Bench, past_turns, speech, turn_of
+from hbaf_edge.bench.series import Series, by_stage, interleave, ratio, rounded, single_value, time_ms
+from hbaf_edge.bench.turns import RATE, TEXT, Bench, conversation_with_turns, repeatable_turn, speech
 from hbaf_edge.stats import resident_mb
 
 LENGTHS = (1, 3, 5, 10, 20)  # seconds of speech
 CHUNK = RATE // 50  # samples of 20 ms
-WITH_GOAL = (*PERCENTILES, "goal")
+COLUMNS = (*PERCENTILES, "goal")
 
 
 def rows_with_goals(measured: dict[str, Series], goals: dict[str, float]) -> list[Sequence[Cell]]:
-    """A row of percentiles for each, and whether its median is at most its goal."""
+    """Return a row of percentiles for each series, with its goal for the median and whether the median meets it."""
     verdicts = [verdict(series.p50, "≤", goals.get(name)) for name, series in measured.items()]
-    return [(*row, verdict_) for row, verdict_ in zip(percentile_rows(measured), verdicts)]
+    return [(*row, goal) for row, goal in zip(percentile_rows(measured), verdicts)]
 
 
-def depth(bench: Bench) -> Section:
-    """The same turn as number 33 and as number 1,000."""
+def conversation_length(bench: Bench) -> Section:
+    """Time the same turn as number 33 and as number 1,000."""
     runtime = bench.runtime()
-    chats = {f"{turn:,}": past_turns(runtime, turn - 1, audio_every=4) for turn in (33, 1000)}
-    timings = in_turn(bench.repeats, {n: turn_of(runtime, past=chat) for n, chat in chats.items()}, bench.step)
+    pasts = {f"{turn:,}": conversation_with_turns(runtime, turn - 1, audio_every=4) for turn in (33, 1000)}
+    turns = {number: repeatable_turn(runtime, past=past) for number, past in pasts.items()}
+    timings = interleave(bench.repeats, turns, bench.step)
     titles = {"total": "whole", "dialogue": "dialogue scope"}
-    series = {f"turn {n}, {titles[stage]}": by_stage(timings[n])[stage] for n in chats for stage in titles}
+    series = {f"turn {n}, {titles[stage]}": by_stage(timings[n])[stage] for n in pasts for stage in titles}
     rows = rows_with_goals(series, {})
     for stage, title in titles.items():
-        early, late = ([timing[stage] for timing in timings[n]] for n in chats)
-        times = ratio(late, early)["p50"]
-        rows.append((f"turn 1,000 ÷ turn 33, {title}", times, *[None] * 4, verdict(times, "≤", 1.05)))
-    states = " and ".join(f"{chat.nbytes:,}" for chat in chats.values())
-    return Section("depth", "A turn by its number, ms", ("what", *WITH_GOAL), rows,
-                   f"The state of the two conversations is {states} bytes.", measures_of(series))  # fmt: skip
+        early, late = ([timing[stage] for timing in timings[n]] for n in pasts)
+        growth = ratio(late, early)["p50"]
+        rows.append((f"turn 1,000 ÷ turn 33, {title}", growth, *[None] * 4, verdict(growth, "≤", 1.05)))
+    sizes = " and ".join(f"{past.nbytes:,}" for past in pasts.values())
+    return Section("depth", "A turn by its number, ms", ("what", *COLUMNS), rows,
+                   f"The state of the two conversations is {sizes} bytes.", measures_of(series))  # fmt: skip
 
 
 def feed(turn: LiveTurn, audio: NDArray[np.float32], pause: float = 0.0) -> list[float]:
-    """Milliseconds that each chunk of 20 ms takes to feed, with a pause of so many seconds behind each."""
+    """Feed (samples,) in chunks of 20 ms, pause that many seconds after each, and return milliseconds per chunk."""
     times = []
     for start in range(0, len(audio), CHUNK):
-        times.append(timed(partial(turn.feed, audio[start : start + CHUNK], RATE)))
+        times.append(time_ms(partial(turn.feed, audio[start : start + CHUNK], RATE)))
         time.sleep(pause)
     return times
 
 
 def end_of_speech(bench: Bench) -> Section:
-    """From the last chunk to the result, the text at hand, by length of the utterance."""
+    """Time from the last chunk to the result, with the transcript available, by duration of the utterance."""
     runtime = bench.runtime()
-    chat = past_turns(runtime, 10)
+    past = conversation_with_turns(runtime, 10)
 
     def finish(seconds: float) -> float:
-        turn = runtime.begin(speaker="a", conversation=chat.fork())
+        turn = runtime.begin(speaker="a", conversation=past.fork())
         feed(turn, speech(seconds))
-        time.sleep(0.03)  # a chunk and a half: what was fed before has been processed by then
+        time.sleep(0.03)  # one and a half chunks, so that all earlier chunks have been processed
         return turn.finish(text=TEXT).timing["total"]
 
-    times = in_turn(bench.some(0.33, 11), {f"{s} s": partial(finish, s) for s in LENGTHS}, bench.step)
+    times = interleave(bench.share_of_repeats(0.33, 11), {f"{s} s": partial(finish, s) for s in LENGTHS}, bench.step)
     series = {name: Series.of(values) for name, values in times.items()}
-    return Section("end_of_speech", "End of speech to result, ms", ("fed as it is spoken", *WITH_GOAL),
+    return Section("end_of_speech", "End of speech to result, ms", ("live audio", *COLUMNS),
                    rows_with_goals(series, {"3 s": 30.0}), "", measures_of(series))  # fmt: skip
 
 
 def feeding(bench: Bench) -> Section:
-    """How long feeding 20 ms of audio holds up an audio callback: alone, and while another thread predicts."""
-    runtime, audio, is_over = bench.runtime(), speech(3.0), threading.Event()
+    """Time `feed` of 20 ms of audio, which an audio callback waits for: alone, and while another thread predicts."""
+    runtime, audio, stop = bench.runtime(), speech(3.0), threading.Event()
 
-    def listen() -> list[float]:
+    def feed_turns() -> list[float]:
         times = []
-        for _ in range(bench.some(0.05, 3)):
+        for _ in range(bench.share_of_repeats(0.05, 3)):
             turn = runtime.begin(speaker="a", conversation=runtime.conversation())
             times += feed(turn, audio, pause=0.01)
             turn.cancel()
@@ -96,73 +97,75 @@ def feeding(bench: Bench) -> Section:
         return times
 
     def predict() -> None:
-        turn = turn_of(runtime)
-        while not is_over.is_set():
+        turn = repeatable_turn(runtime)
+        while not stop.is_set():
             turn()
 
-    alone = Series.of(listen())
-    neighbour = threading.Thread(target=predict)
-    neighbour.start()
+    alone = Series.of(feed_turns())
+    predicting = threading.Thread(target=predict)
+    predicting.start()
     try:
-        series = {"alone": alone, "while another thread predicts": Series.of(listen())}
+        series = {"alone": alone, "while another thread predicts": Series.of(feed_turns())}
     finally:
-        is_over.set()
-        neighbour.join()
+        stop.set()
+        predicting.join()
     return Section("feeding", "Feeding 20 ms of audio, ms", ("what", *PERCENTILES), percentile_rows(series), "",
                    measures_of(series))  # fmt: skip
 
 
-def converse(runtime: HBAFRuntime, place: int, turns: int) -> list[str | None]:
-    """The labels of conversation number `place`: text, and in one turn of eight a second of audio."""
-    chat, labels = runtime.conversation(), []
+def predict_conversation(runtime: HBAFRuntime, number: int, turns: int) -> list[str | None]:
+    """Return the labels of conversation `number`: every turn has text, and every eighth one second of audio."""
+    conversation, labels = runtime.conversation(), []
     for n in range(turns):
-        audio: dict[str, Any] = {"audio": speech(1.0), "sample_rate": RATE} if (place + n) % 8 == 0 else {}
-        text = f"Conversation {place}, and then we went home {n} times."
-        labels.append(runtime.predict(text=text, speaker="ab"[n % 2], conversation=chat, **audio).label)
+        audio: dict[str, Any] = {"audio": speech(1.0), "sample_rate": RATE} if (number + n) % 8 == 0 else {}
+        text = f"Conversation {number}, and then we went home {n} times."
+        labels.append(runtime.predict(text=text, speaker="ab"[n % 2], conversation=conversation, **audio).label)
     return labels
 
 
+# Prints "ready", waits for a line on standard input, and prints the seconds that its conversations take.
 PROCESS = (
     "import time; from benchmarks.incremental import *; r = HBAFRuntime(threads=1); r.warmup(); print('ready'); "
     "import sys; sys.stdout.flush(); input(); t = time.perf_counter(); "
-    "[converse(r, p, {turns}) for p in range({first}, {last})]; print(time.perf_counter() - t)"
+    "[predict_conversation(r, n, {turns}) for n in range({first}, {last})]; print(time.perf_counter() - t)"
 )
 
 
 def threads(conversations: int = 16, turns: int = 200) -> Section:
-    """Conversations on as many threads of one runtime, against half of them in each of two processes."""
+    """Compare one thread per conversation on one runtime with half of the conversations in each of two processes."""
     runtime = HBAFRuntime(threads=1)
     runtime.warmup()
-    serial = [converse(runtime, place, turns) for place in range(conversations)]
+    serial_labels = [predict_conversation(runtime, number, turns) for number in range(conversations)]
     labels: dict[int, list[str | None]] = {}
 
-    def work(place: int) -> None:
-        labels[place] = converse(runtime, place, turns)
+    def work(number: int) -> None:
+        labels[number] = predict_conversation(runtime, number, turns)
 
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(conversations)]
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(conversations)]
     start = time.perf_counter()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    together = conversations * turns / (time.perf_counter() - start)
+    in_threads = conversations * turns / (time.perf_counter() - start)
     half = conversations // 2
     scripts = [PROCESS.format(turns=turns, first=first, last=first + half) for first in (0, half)]
-    apart = sum(half * turns / seconds for seconds in in_processes(scripts))
-    is_equal = [labels[place] for place in range(conversations)] == serial
+    in_processes = sum(half * turns / seconds for seconds in run_together(scripts))
+    is_equal = [labels[number] for number in range(conversations)] == serial_labels
+    speedup = in_threads / in_processes
     rows = [
-        (f"{conversations} threads on one runtime, turns/s", rounded(together), None),
-        ("two processes of one thread, turns/s", rounded(apart), None),
-        ("the first ÷ the second", rounded(together / apart), verdict(together / apart, "≥", 0.95)),
+        (f"{conversations} threads on one runtime, turns/s", rounded(in_threads), None),
+        ("two processes of one thread, turns/s", rounded(in_processes), None),
+        ("threads ÷ processes", rounded(speedup), verdict(speedup, "≥", 0.95)),
     ]
-    measures = {"one runtime": single(together), "two processes": single(apart)}
+    measures = {"one runtime": single_value(in_threads), "two processes": single_value(in_processes)}
     return Section("many_threads", "Many conversations at once", ("what", "value", "goal"), rows,
                    f"Labels equal those of one conversation after the other: {'yes' if is_equal else 'NO'}.",
                    measures, "turns/s", "higher")  # fmt: skip
 
 
-def in_processes(scripts: Sequence[str]) -> list[float]:
-    """Start a process for each script, let all begin together once they are ready, and read the number each prints."""
+def run_together(scripts: Sequence[str]) -> list[float]:
+    """Start a process for each script, release all of them once all are ready, and return the numbers they print."""
     pipe = subprocess.PIPE
     processes = [subprocess.Popen([sys.executable, "-c", s], stdin=pipe, stdout=pipe, text=True) for s in scripts]
     for process in processes:
@@ -176,40 +179,42 @@ def in_processes(scripts: Sequence[str]) -> list[float]:
 
 
 def memory(turns: int = 20_000, conversations: int = 200) -> Section:
-    """Resident MB once every conversation's window is full, and at the end.
+    """Measure resident memory when all windows are full, and at the end.
 
-    Until then memory grows by design: a new conversation's rings are touched slot by slot.
+    Memory grows until then, because a new conversation's ring buffers are touched one slot per turn.
     """
     runtime = HBAFRuntime(threads=2)
     runtime.warmup()
-    chats = [runtime.conversation() for _ in range(conversations)]
+    states = [runtime.conversation() for _ in range(conversations)]
     clips, sizes = [speech(seconds) for seconds in (0.5, 1.0, 2.0)], []
     for n in range(turns):
         audio: dict[str, Any] = {"audio": clips[n % 3], "sample_rate": RATE} if n % 16 == 0 else {}
-        runtime.observe(text=f"And then, {n}.", speaker="ab"[n % 2], conversation=chats[n % conversations], **audio)
+        runtime.observe(text=f"And then, {n}.", speaker="ab"[n % 2], conversation=states[n % conversations], **audio)
         if n in (2 * turns // 5, turns - 1):
             sizes.append(resident_mb() or 0.0)
     full, end = sizes
     rows = [("windows full", full, None), ("at the end", end, None),
-            ("added", rounded(end - full), verdict(end - full, "≤", 5))]  # fmt: skip
+            ("growth", rounded(end - full), verdict(end - full, "≤", 5))]  # fmt: skip
     return Section("long_memory", f"Resident memory over {turns:,} turns of {conversations} conversations, MB",
-                   ("what", "MB", "goal"), rows, "", {"at the end": single(end)}, "MB")  # fmt: skip
+                   ("what", "MB", "goal"), rows, "", {"at the end": single_value(end)}, "MB")  # fmt: skip
 
 
 def main(
     repeats: Repeats = 101,
-    is_long: Annotated[bool, typer.Option("--long", help="also 16 threads, and 20,000 turns")] = False,
+    is_long: Annotated[bool, typer.Option("--long", help="also measure 16 threads, and 20,000 turns")] = False,
     report: ReportFolder = None,
     save: Save = False,
+    as_json: AsJson = False,
 ) -> int:
     bench = Bench([None], 2, "cpu", repeats)
-    work: list[tuple[str, Callable[[], Section]]] = [
-        (scene.__name__.replace("_", " "), partial(scene, bench)) for scene in (depth, end_of_speech, feeding)
+    short = (conversation_length, end_of_speech, feeding)
+    sections: list[tuple[str, Callable[[], Section]]] = [
+        (section.__name__.replace("_", " "), partial(section, bench)) for section in short
     ]
     if is_long:
-        work += [("threads", threads), ("memory", memory)]
-    settings = {"threads": bench.threads, "repeats": repeats}
-    return conclude("incremental", Report("hbaf-edge: incremental inference", settings), work, save, report, bench)
+        sections += [("threads", threads), ("memory", memory)]
+    new = Report("hbaf-edge: incremental inference", {"threads": bench.threads, "repeats": repeats})
+    return measure_and_report("incremental", new, sections, save, report, bench, as_json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How fast are the fused kernels beside PyTorch's own ways to compute the same, on a GPU?
+"""Compare the fused kernels with PyTorch implementations of the same computation on a GPU.
 
 python -m benchmarks.kernels --quick       # under a minute on a machine with an NVIDIA GPU
-python -m benchmarks.kernels --save        # minutes: every size, and torch.compile beside the others
+python -m benchmarks.kernels --save        # minutes: every size, and torch.compile as well
 
-Step, layer and sequence, each as the kernel and as plain PyTorch; step and sequence also as two
+Step, layer and sequence are measured as kernel and as plain PyTorch; step and sequence also as two
 `scaled_dot_product_attention` and a gate, and as `torch.compile` of the reference (not with --quick). Every figure is a
-median, by device events and by replay of a CUDA graph, after a warm-up of fixed time. Inputs rotate over more memory
-than the L2 cache holds.
+median after a warm-up of fixed duration, once from device events and once from replays of a CUDA graph. Calls cycle
+through inputs that are larger than the L2 cache.
 """
 
 from __future__ import annotations
@@ -24,61 +24,62 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import Save, conclude, run
+from benchmarks.report import AsJson, Save, measure_and_report, run
 from hbaf_edge.bench.document import Cell, Report, Section
-from hbaf_edge.bench.series import rounded, single
+from hbaf_edge.bench.series import rounded, single_value
 from hbaf_edge.errors import BackendError
-from kernels.gate import SWITCH
-from kernels.layer import LayerWeights, layer, weights_of
-from kernels.reference import GateWeights, Memory, bimodal_attention_gate, weigh
+from kernels.gate import VARIABLE
+from kernels.layer import LayerWeights, layer, layer_weights
+from kernels.reference import GateWeights, Memory, bimodal_attention_gate, mix
 from kernels.ring import Ring, Step, StepWeights, distances, gate_inputs, step_reference, store_turn
 from training.config import ModelConfig
-from training.layers import FusionLayer, OrderBias, Slots
+from training.layers import FusionLayer, KeyValues, OrderBias
 
-E = 64  # width of a head; d is that many times the heads
+E = 64  # width of a head; the model's width d is E times the number of heads
 STEPS = [(b, 32, 256) for b in (1, 8, 64, 512, 4096)] + [(1, w, 256) for w in (8, 128)] + \
     [(1, 32, 128), (1, 32, 512), (64, 32, 128), (64, 32, 512)]  # fmt: skip
-LAYERS = [1, 64, 8, 512]  # conversations
+LAYERS = [1, 64, 8, 512]  # conversations in a batch
 SEQUENCES = {"32 dialogues of 64 turns": (32, 64, 64), "64 utterances, 150 frames on 64 tokens": (64, 150, 64)}
-# Bytes of inputs that take turns. An H200's L2 cache holds 50 MB; of a layer's two sets of weights, each way reads one.
-ROTATE = 192 << 20
-WARM_UP_S = 0.3  # of every measurement: an idle card raises its clocks within that
-WAYS = ("kernel", "plain", "attention twice", "compiled")
+# Size of all inputs together. An H200's L2 cache has 50 MB. LayerInputs has the weights twice, and each implementation
+# reads only one copy.
+ROTATED_BYTES = 192 << 20
+WARM_UP_S = 0.3  # an idle GPU raises its clock rate within this time
+IMPLEMENTATIONS = ("kernel", "plain", "attention twice", "compiled")
 
 
 class Case(NamedTuple):
-    """One size of one computation.
+    """One size of a computation.
 
     Attributes:
-        name: of the row.
-        make: returns the inputs of a call.
-        ways: to compute it, by name.
-        size: bytes that a call has to move; None where they are not counted.
+        name: name of the row.
+        make: returns inputs for a call.
+        implementations: functions that compute it, by name.
+        size: bytes that a call must read and write; None if they are not counted.
     """
 
     name: str
     make: Callable[[], Any]
-    ways: dict[str, Callable[..., Tensor]]
+    implementations: dict[str, Callable[..., Tensor]]
     size: int | None = None
 
 
 def step_bytes(batch: int, window: int, d: int, size: int = 2) -> int:
-    """Bytes that a step has to move: what is visible of rings once, queries, keys, values and answers, weights once.
+    """Return the bytes that a step must move: visible slots of the rings, queries, keys, values, outputs and weights.
 
     >>> step_bytes(1, 32, 256) // 1000
     207
     """
-    ring = 2 * 2 * (window - 1) * d * size  # the slot that has left the window is not read
+    ring = 2 * 2 * (window - 1) * d * size  # the slot that the new turn overwrites is not read
     turn = (4 + 4 + 4 + 2) * d * size + window + 9
     weights = 2 * (2 * E * d + 2 * d + d + d // E) * size + 2 * (d // E) * window * 3 * 4
     return batch * (ring + turn) + weights
 
 
-def made_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> tuple[Step, Ring, StepWeights]:
-    """One turn of each of `batch` conversations with full rings."""
+def random_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> tuple[Step, Ring, StepWeights]:
+    """Return one turn for each of `batch` conversations, full rings and random weights."""
     heads = d // E
     r = partial(torch.randn, dtype=dtype, device=device)
-    given = Step(
+    step = Step(
         r(batch, 2, 2, heads, E), r(batch, 2, 2, heads, E),
         torch.arange(batch, dtype=torch.int32, device=device),
         torch.full((batch,), 100, dtype=torch.int32, device=device),
@@ -89,98 +90,101 @@ def made_step(batch: int, window: int, d: int, dtype: torch.dtype, device: str) 
         torch.randn(2, heads, window, 3, device=device), r(2, heads, 2 * E), r(2, heads), r(2, heads, E, 2 * E),
         r(2, heads, E),
     )  # fmt: skip
-    return given, Ring(r(batch, window, 2, heads, E), r(batch, window, 2, heads, E)), weights
+    return step, Ring(r(batch, window, 2, heads, E), r(batch, window, 2, heads, E)), weights
 
 
-class Layer(NamedTuple):
-    """What both ways take."""
+class LayerInputs(NamedTuple):
+    """Inputs of the layer for the kernels (weights) and for PyTorch (fusion, order)."""
 
     states: Tensor
-    given: Step
+    step: Step
     ring: Ring
     weights: LayerWeights
     fusion: FusionLayer
     order: OrderBias
 
 
-def made_layer(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> Layer:
-    """One turn of each of `batch` conversations with full rings, and a random layer."""
-    given, ring, _ = made_step(batch, window, d, dtype, device)
+def random_layer(batch: int, window: int, d: int, dtype: torch.dtype, device: str) -> LayerInputs:
+    """Return one turn for each of `batch` conversations, full rings and a random layer."""
+    step, ring, _ = random_step(batch, window, d, dtype, device)
     config = ModelConfig(width=d, heads=d // E, window=window, dropout=0.0)
     fusion, order = FusionLayer(config).eval().to(device, dtype), OrderBias(config).to(device)
     states = torch.randn(batch, 2, d, dtype=dtype, device=device)
-    return Layer(states, given, ring, weights_of(fusion, order, dtype), fusion, order)
+    return LayerInputs(states, step, ring, layer_weights(fusion, order, dtype), fusion, order)
 
 
-def by_kernels(made: Layer) -> Tensor:
-    """In three launches."""
-    return layer(*made[:4], store=True)
+def layer_by_kernels(inputs: LayerInputs) -> Tensor:
+    """Run the layer in three kernel launches."""
+    return layer(inputs.states, inputs.step, inputs.ring, inputs.weights, store=True)
 
 
 @contextmanager
 def reference_gate() -> Iterator[None]:
-    """The gate without its kernel, which on a GPU the modules of training take by themselves."""
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "reference"
+    """Use the reference gate while the context is open; on a GPU, training's modules use the kernel by default."""
+    previous = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "reference"
     try:
         yield
     finally:
-        del os.environ[SWITCH]
-        if before is not None:
-            os.environ[SWITCH] = before
+        del os.environ[VARIABLE]
+        if previous is not None:
+            os.environ[VARIABLE] = previous
 
 
 @torch.no_grad()
 @reference_gate()
-def in_torch(made: Layer) -> Tensor:
-    """Rings gathered and joined with the new turn's keys and values, then the layer itself."""
-    states, given, ring, _, fusion, order = made
-    rows, place = given.rows.long(), (given.turn % ring.keys.shape[1]).long()
-    far, inside = distances(given.turn, ring.keys.shape[1])
-    distance = torch.cat([far, torch.zeros_like(far[:, :1])], 1)[:, None]
-    marks = torch.cat([given.slots * inside, given.now[:, None]], 1).long()
-    news = [fusion.remember(states[:, None, m], m) for m in range(2)]
-    slots = [
-        Slots(*(torch.cat([held[rows, :, m].flatten(2), new], 1) for held, new in zip(ring, news[m]))) for m in range(2)
-    ]
+def layer_in_pytorch(inputs: LayerInputs) -> Tensor:
+    """Gather the rings, append the new turn's keys and values, and run training's layer."""
+    states, step, ring, _, fusion, order = inputs
+    rows, slot = step.rows.long(), (step.turn % ring.keys.shape[1]).long()
+    past, is_inside = distances(step.turn, ring.keys.shape[1])
+    distance = torch.cat([past, torch.zeros_like(past[:, :1])], 1)[:, None]
+    # Mark of a slot: 1 if audio is present, + 2 if text is present, + 4 times the relation of the speakers.
+    marks = torch.cat([step.slots * is_inside, step.now[:, None]], 1).long()
+    new = [fusion.keys_values(states[:, None, m], m) for m in range(2)]
+    memories = [KeyValues(*(torch.cat([buffer[rows, :, m].flatten(2), x], 1) for buffer, x in zip(ring, new[m])))
+                for m in range(2)]  # fmt: skip
     visible = [(marks >> m & 1).bool()[:, None] for m in range(2)]
     audio, text = (bias.to(states.dtype) for bias in order(distance, (marks >> 2)[:, None]))
-    both = fusion((states[:, None, 0], states[:, None, 1]), slots, visible, (audio, text))
+    outputs = fusion((states[:, None, 0], states[:, None, 1]), memories, visible, (audio, text))
     for m in range(2):
-        for held, new in zip(ring, news[m]):
-            held[rows, place, m] = new[:, 0].unflatten(-1, held.shape[-2:])
-    return torch.stack([x[:, 0] for x in both], 1)
+        for buffer, x in zip(ring, new[m]):
+            buffer[rows, slot, m] = x[:, 0].unflatten(-1, buffer.shape[-2:])
+    return torch.stack([x[:, 0] for x in outputs], 1)
 
 
-def sequence_twice(query: Tensor, cross: Tensor, own: Memory, other: Memory, weights: GateWeights) -> Tensor:
-    """A modality's gate over a sequence through two `scaled_dot_product_attention`."""
-    answers, seen = [], []
-    for asked, memory in ((query, own), (cross, other)):
+def sequence_by_two_attentions(
+    query: Tensor, cross: Tensor, own: Memory, other: Memory, weights: GateWeights
+) -> Tensor:
+    """Compute a modality's gate over a sequence with two `scaled_dot_product_attention`."""
+    outputs, has_visible = [], []
+    for queries, memory in ((query, own), (cross, other)):
         visible = memory.visible[:, None]
         mask = visible if memory.bias is None else memory.bias.masked_fill(~visible, float("-inf"))
-        answer = functional.scaled_dot_product_attention(asked, memory.keys, memory.values, attn_mask=mask)
-        seen.append(visible.any(-1, keepdim=True))
-        answers.append(torch.where(seen[-1], answer.nan_to_num(), 0.0))
-    return weigh(answers[0], answers[1], cross, seen[0], seen[1], weights)
+        output = functional.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
+        has_visible.append(visible.any(-1, keepdim=True))
+        outputs.append(torch.where(has_visible[-1], output.nan_to_num(), 0.0))
+    return mix(outputs[0], outputs[1], cross, has_visible[0], has_visible[1], weights)
 
 
-def attention_twice(given: Step, ring: Ring, weights: StepWeights) -> Tensor:
-    """The step through four `scaled_dot_product_attention`, each modality on either memory, and the gate."""
-    asked, memories, gates = gate_inputs(given, ring, weights)
-    found = [sequence_twice(*asked[m], memories[m], memories[1 - m], gates[m])[:, :, 0] for m in range(2)]
-    store_turn(given, ring)
-    return torch.stack(found, 1)
+def step_by_two_attentions(step: Step, ring: Ring, weights: StepWeights) -> Tensor:
+    """Compute the step with four `scaled_dot_product_attention` (each modality on each memory) and the gate."""
+    queries, memories, gates = gate_inputs(step, ring, weights)
+    outputs = [sequence_by_two_attentions(*queries[m], memories[m], memories[1 - m], gates[m])[:, :, 0]
+               for m in range(2)]  # fmt: skip
+    store_turn(step, ring)
+    return torch.stack(outputs, 1)
 
 
-def made_sequence(batch: int, queries: int, slots: int, dtype: torch.dtype, device: str, d: int = 256) -> list[Any]:
-    """Turns on turns with a causal window and a bias, or frames on tokens with neither."""
+def random_sequence(batch: int, queries: int, slots: int, dtype: torch.dtype, device: str, d: int = 256) -> list[Any]:
+    """Return gate inputs: turns on turns with a causal window and a bias, or frames on tokens with neither."""
     heads = d // E
     r = partial(torch.randn, dtype=dtype, device=device)
     memories = []
     for count in (queries, slots):
         if queries == slots:
-            far = torch.arange(queries, device=device)[:, None] - torch.arange(count, device=device)
-            visible = ((far >= 0) & (far < 32)).expand(batch, -1, -1)
+            distance = torch.arange(queries, device=device)[:, None] - torch.arange(count, device=device)
+            visible = ((distance >= 0) & (distance < 32)).expand(batch, -1, -1)
             bias = r(batch, heads, queries, count)
         else:
             visible, bias = torch.ones(batch, 1, count, dtype=torch.bool, device=device), None
@@ -189,17 +193,17 @@ def made_sequence(batch: int, queries: int, slots: int, dtype: torch.dtype, devi
     return [r(batch, heads, queries, E), r(batch, heads, queries, E), *memories, weights]
 
 
-def ways_of(
+def implementations(
     kernel: Callable[..., Tensor], plain: Callable[..., Tensor], twice: Callable[..., Tensor], quick: bool
 ) -> dict[str, Any]:
-    """Every way to compute the same, by name; `torch.compile` takes minutes and is left out of a quick run."""
+    """Return the implementations by name; a quick run leaves out `torch.compile`, which takes minutes."""
     if quick:
-        return dict(zip(WAYS, (kernel, plain, twice)))
-    return dict(zip(WAYS, (kernel, plain, twice, torch.compile(plain))))
+        return dict(zip(IMPLEMENTATIONS, (kernel, plain, twice)))
+    return dict(zip(IMPLEMENTATIONS, (kernel, plain, twice, torch.compile(plain))))
 
 
 def tensors_of(inputs: Any) -> Iterator[Tensor]:
-    """All tensors of nested inputs, a module's parameters too."""
+    """Yield all tensors of nested inputs, including the parameters of modules."""
     if isinstance(inputs, Tensor):
         yield inputs
     elif isinstance(inputs, torch.nn.Module):
@@ -209,15 +213,15 @@ def tensors_of(inputs: Any) -> Iterator[Tensor]:
             yield from tensors_of(part)
 
 
-def rotated(make: Callable[[], Any]) -> list[Any]:
-    """As many inputs as it takes until no cache holds those of the last round, at least two."""
+def rotating_inputs(make: Callable[[], Any]) -> list[Any]:
+    """Return so many inputs that they exceed the L2 cache, at least two. Calls cycle through them."""
     first = make()
     size = sum(x.nbytes for x in tensors_of(first))
-    return [first, *(make() for _ in range(max(1, ROTATE // size)))]
+    return [first, *(make() for _ in range(max(1, ROTATED_BYTES // size)))]
 
 
 def event_us(work: Callable[[], Any]) -> float:
-    """Microseconds on the device."""
+    """Return the microseconds that the work takes on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
@@ -226,65 +230,65 @@ def event_us(work: Callable[[], Any]) -> float:
     return 1e3 * start.elapsed_time(end)
 
 
-def timed(work: Callable[..., Tensor], inputs: list[Any], repeats: int) -> tuple[float, float]:
-    """Median microseconds of a call by device events, and of one in a replayed graph; inputs take turns."""
-    until, rounds = time.perf_counter() + WARM_UP_S, 0
-    while rounds < 6 or time.perf_counter() < until:
+def measure_us(work: Callable[..., Tensor], inputs: list[Any], repeats: int) -> tuple[float, float]:
+    """Return median microseconds of a call, from device events and from replays of a CUDA graph."""
+    warm_up_end, rounds = time.perf_counter() + WARM_UP_S, 0
+    while rounds < 6 or time.perf_counter() < warm_up_end:
         work(*inputs[rounds % 2])
         rounds += 1
     torch.cuda.synchronize()
     events = [event_us(partial(work, *inputs[n % len(inputs)])) for n in range(repeats)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for given in inputs:
-            work(*given)
-    replayed = [event_us(graph.replay) / len(inputs) for _ in range(max(5, repeats // len(inputs)))]
-    return statistics.median(events), statistics.median(replayed)
+        for arguments in inputs:
+            work(*arguments)
+    replays = [event_us(graph.replay) / len(inputs) for _ in range(max(5, repeats // len(inputs)))]
+    return statistics.median(events), statistics.median(replays)
 
 
 def bandwidth() -> float:
-    """This card's GB/s: a large copy, bytes read and written counted."""
+    """Return the GB/s of a large copy on this GPU, counting bytes read and written."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    copied_us, _ = timed(lambda a, b: b.copy_(a), [(source, target)], 20)
-    return 2 * source.numel() / copied_us / 1e3
+    copy_us, _ = measure_us(lambda a, b: b.copy_(a), [(source, target)], 20)
+    return 2 * source.numel() / copy_us / 1e3
 
 
 def cases(quick: bool) -> dict[str, list[Case]]:
-    """All sizes of step, layer and sequence; two of each in a quick run."""
+    """Return all sizes of step, layer and sequence, or two of each for a quick run."""
     from kernels.sequence import gate
     from kernels.step import step
 
-    few = slice(2 if quick else None)
-    by_step = ways_of(partial(step, store=True), partial(step_reference, store=True), attention_twice, quick)
-    by_layer = {"kernel": by_kernels, "plain": in_torch}
-    by_sequence = ways_of(gate, bimodal_attention_gate, sequence_twice, quick)
-    half = torch.float16
+    count, half = slice(2 if quick else None), torch.float16
+    kernel, reference = partial(step, store=True), partial(step_reference, store=True)
+    of_step = implementations(kernel, reference, step_by_two_attentions, quick)
+    of_layer = {"kernel": layer_by_kernels, "plain": layer_in_pytorch}
+    of_sequence = implementations(gate, bimodal_attention_gate, sequence_by_two_attentions, quick)
 
-    def layer_inputs(batch: int) -> tuple[Layer]:
-        return (made_layer(batch, 32, 256, half, "cuda"),)
+    def layer_inputs(batch: int) -> tuple[LayerInputs]:
+        return (random_layer(batch, 32, 256, half, "cuda"),)
 
     return {
-        "step": [Case(f"{b} × {w} × {d}", partial(made_step, b, w, d, half, "cuda"), by_step, step_bytes(b, w, d))
-                 for b, w, d in STEPS[few]],
-        "layer": [Case(f"{b} × 32 × 256", partial(layer_inputs, b), by_layer) for b in LAYERS[few]],
-        "sequence": [Case(name, partial(made_sequence, *shape, half, "cuda"), by_sequence)
+        "step": [Case(f"{b} × {w} × {d}", partial(random_step, b, w, d, half, "cuda"), of_step, step_bytes(b, w, d))
+                 for b, w, d in STEPS[count]],
+        "layer": [Case(f"{b} × 32 × 256", partial(layer_inputs, b), of_layer) for b in LAYERS[count]],
+        "sequence": [Case(name, partial(random_sequence, *shape, half, "cuda"), of_sequence)
                      for name, shape in SEQUENCES.items()],
     }  # fmt: skip
 
 
 def section(kind: str, of_kind: Sequence[Case], repeats: int) -> Section:
-    """A row for each size: microseconds of each way by events and by graph, and the kernel's share of the bandwidth."""
+    """Measure every size: microseconds of each implementation, and the share of the bandwidth that the kernel uses."""
     limit, rows, measures = bandwidth(), list[list[Cell]](), dict[str, Mapping[str, Any]]()
     for case in of_kind:
         torch.compiler.reset()
-        inputs = rotated(case.make)
-        times = {name: timed(way, inputs, repeats) for name, way in case.ways.items()}
-        both = [times.get(way, (None, None)) for way in WAYS]
+        inputs = rotating_inputs(case.make)
+        times = {name: measure_us(work, inputs, repeats) for name, work in case.implementations.items()}
+        pairs = [times.get(name, (None, None)) for name in IMPLEMENTATIONS]
         share = case.size and case.size / times["kernel"][1] / 1e3 / limit
-        rows.append([case.name, *(rounded(us) for pair in both for us in pair), rounded(share)])
-        measures |= {f"{case.name}, {name}": single(graph_us) for name, (_, graph_us) in times.items()}
-    head = ("size", *(f"{way}, {by}" for way in WAYS for by in ("events", "graph")), "share of bandwidth")
+        rows.append([case.name, *(rounded(us) for pair in pairs for us in pair), rounded(share)])
+        measures |= {f"{case.name}, {name}": single_value(graph_us) for name, (_, graph_us) in times.items()}
+    head = ("size", *(f"{name}, {by}" for name in IMPLEMENTATIONS for by in ("events", "graph")), "share of bandwidth")
     text = f"float16. A size is conversations × window × d. A large copy moves {limit:,.0f} GB/s."
     return Section(kind, f"{kind.capitalize()} on {torch.cuda.get_device_name()}, µs", head, rows, text, measures, "µs")
 
@@ -292,12 +296,14 @@ def section(kind: str, of_kind: Sequence[Case], repeats: int) -> Section:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="two sizes, few repeats, no torch.compile")] = False,
     save: Save = False,
+    as_json: AsJson = False,
 ) -> int:
     if not torch.cuda.is_available():
-        raise BackendError("PyTorch sees no NVIDIA GPU here; the kernels are measured on one")
+        raise BackendError("this benchmark needs an NVIDIA GPU that PyTorch can use; there is none here")
     repeats = 30 if quick else 200
-    work = [(kind, partial(section, kind, of_kind, repeats)) for kind, of_kind in cases(quick).items()]
-    return conclude("kernels", Report("hbaf-edge: kernels", {"repeats": repeats, "quick": quick}), work, save)
+    sections = [(kind, partial(section, kind, of_kind, repeats)) for kind, of_kind in cases(quick).items()]
+    report = Report("hbaf-edge: kernels", {"repeats": repeats, "quick": quick})
+    return measure_and_report("kernels", report, sections, save, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""MLPerf's own load generator drives the runtime: one user, a device with several sensors, a server, a batch.
+"""Measure the runtime with MLPerf LoadGen.
 
     python -m benchmarks.loadgen --save                     # about four minutes
 
-A query is one turn of the example conversation, on a fork of the conversation as it stood before that turn. LoadGen
-draws turns, keeps time and judges. Runs are shorter than MLPerf's rules ask (seconds in place of ten minutes), so these
-are LoadGen's figures, not an MLPerf result. INVALID runs stay in the table, with LoadGen's reason.
+A query is one turn of the example conversation, on a fork of the conversation before that turn. LoadGen chooses the
+queries, measures time and decides whether a run is valid. Runs are shorter than MLPerf's rules require (seconds instead
+of ten minutes), so these are not MLPerf results. INVALID runs are listed with LoadGen's reason.
 
-SingleStream   one turn after the other: 90th percentile of its latency
-MultiStream    eight turns of eight conversations at once: 99th percentile
-Server         turns arrive at random (Poisson): the most a second with 99 % of them within the target
-Offline        all at hand: turns a second
-Accuracy       every turn once: the labels LoadGen logged, against predicting the conversations in order
+SingleStream   one turn after the other: 90th percentile of latency
+MultiStream    eight turns of eight conversations at a time: 99th percentile of latency
+Server         turns arrive at random (Poisson): highest rate at which 99 % of them meet the latency target
+Offline        all turns are available at the start: turns per second
+Accuracy       every turn once: share of labels that equal those of predicting the conversation in order
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from benchmarks.report import ReportFolder, Save, Threads, conclude, run
+from benchmarks.report import AsJson, ReportFolder, Save, Threads, measure_and_report, run
 from hbaf_edge import BackendError, Conversation, HBAFRuntime
 from hbaf_edge.bench import page
 from hbaf_edge.bench.document import Cell, Report, Section
-from hbaf_edge.bench.series import rounded, single
+from hbaf_edge.bench.series import rounded, single_value
 from hbaf_edge.cli import EXAMPLE, read_dialogue
 
-TOGETHER = 8  # turns of a MultiStream query
+STREAMS = 8  # turns of a MultiStream query
 BATCH = 16  # turns of an Offline call
-TARGET_MS = 100.0  # latency that 99 % of a Server's turns have to keep
-TRIES = 6  # of the search for a Server's rate
-NEEDED = 662  # queries before LoadGen trusts a 99th percentile
+TARGET_MS = 100.0  # latency that 99 % of the turns of a Server run must meet
+SEARCH_STEPS = 6  # Server runs that search for the highest rate
+MIN_QUERIES = 662  # LoadGen needs that many for a 99th percentile
 
 
 class Query(NamedTuple):
-    """A turn to be predicted.
+    """A turn.
 
     Attributes:
-        inputs: `predict`'s arguments but the conversation.
-        past: the conversation before it.
-        label: in order, by the same runtime.
+        inputs: arguments of `predict`, except the conversation.
+        past: the conversation before the turn.
+        label: the label that the same runtime predicts when the conversation is predicted in order.
     """
 
     inputs: dict[str, Any]
@@ -56,43 +56,43 @@ class Query(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What LoadGen says of a run.
+    """LoadGen's result of a run.
 
     Attributes:
-        valid: whether it counts.
-        reason: LoadGen's lines about it.
-        figures: of its detailed log, by key.
-        answers: an accuracy run's answers, by query.
+        is_valid: whether LoadGen accepts the run.
+        reason: LoadGen's explanation of an invalid run.
+        figures: values of LoadGen's detailed log, by key.
+        labels: index of the label of each query; only in an accuracy run.
     """
 
-    valid: bool
+    is_valid: bool
     reason: str
     figures: dict[str, Any]
-    answers: dict[int, int]
+    labels: dict[int, int]
 
     @property
     def text(self) -> str:
-        """LoadGen's verdict."""
-        return "VALID" if self.valid else f"INVALID: {self.reason}"
+        """LoadGen's verdict, with its reason if the run is invalid."""
+        return "VALID" if self.is_valid else f"INVALID: {self.reason}"
 
 
-def recorded(runtime: HBAFRuntime) -> list[Query]:
-    """Turns of the example conversation."""
-    chat, queries = runtime.conversation(), []
+def example_queries(runtime: HBAFRuntime) -> list[Query]:
+    """Return the turns of the example conversation."""
+    conversation, queries = runtime.conversation(), []
     for turn in read_dialogue(EXAMPLE):
-        inputs, past = {name: turn[name] for name in ("audio", "text", "speaker")}, chat.fork()
-        queries.append(Query(inputs, past, runtime.predict(conversation=chat, **inputs).label))
+        inputs, past = {name: turn[name] for name in ("audio", "text", "speaker")}, conversation.fork()
+        queries.append(Query(inputs, past, runtime.predict(conversation=conversation, **inputs).label))
     return queries
 
 
 class System(NamedTuple):
-    """The system under test: workers, each of which takes a batch of turns at a time.
+    """The system under test: worker threads that predict batches of turns.
 
     Attributes:
-        runtime: that predicts.
-        queries: by LoadGen's index.
-        workers: threads.
-        batch: turns of a call at most.
+        runtime: the runtime.
+        queries: queries by LoadGen's index.
+        workers: number of threads.
+        batch: largest number of turns in a call.
     """
 
     runtime: HBAFRuntime
@@ -101,27 +101,27 @@ class System(NamedTuple):
     batch: int
 
     def predict(self, indices: Sequence[int]) -> list[str | None]:
-        """Labels of a batch of queries, each on a fork of its conversation."""
+        """Return the labels of a batch of queries, each on a fork of its conversation."""
         queries = [self.queries[index] for index in indices]
         turns: list[Any] = [{"conversation": query.past.fork(), **query.inputs} for query in queries]
         results = [self.runtime.predict(**turns[0])] if len(turns) == 1 else self.runtime.predict_batch(turns)
         return [p.label for p in results]
 
-    def answer(self, identities: Sequence[int], labels: Sequence[str | None]) -> None:
-        """Give LoadGen the index of each label, -1 where there is none."""
+    def respond(self, ids: Sequence[int], labels: Sequence[str | None]) -> None:
+        """Pass the index of each label to LoadGen; -1 stands for a failed turn."""
         import mlperf_loadgen as lg
 
         indices = np.array([self.runtime.labels.index(label) if label else -1 for label in labels], np.int32)
-        at = indices.ctypes.data
-        lg.QuerySamplesComplete([lg.QuerySampleResponse(k, at + 4 * i, 4) for i, k in enumerate(identities)])
+        address = indices.ctypes.data  # LoadGen copies 4 bytes per response from here
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(k, address + 4 * i, 4) for i, k in enumerate(ids)])
 
 
 @contextmanager
-def under_test(system: System) -> Iterator[tuple[Any, Any]]:
-    """LoadGen's handles of a system and its samples.
+def loadgen_handles(system: System) -> Iterator[tuple[Any, Any]]:
+    """Yield LoadGen's handles of the system under test and of its sample library.
 
     Raises:
-        Exception: of the first turn that failed, once the run is over.
+        Exception: the error of the first failed turn, when the run is over.
     """
     import mlperf_loadgen as lg
 
@@ -131,9 +131,9 @@ def under_test(system: System) -> Iterator[tuple[Any, Any]]:
         labels: list[str | None] = [None] * len(pairs)
         try:
             labels = system.predict([index for _, index in pairs])
-        except Exception as error:  # LoadGen waits for every answer; the error is raised when the run is over
+        except Exception as error:  # LoadGen waits for every response, so the error is raised when the run is over
             errors.append(error)
-        system.answer([identity for identity, _ in pairs], labels)
+        system.respond([query_id for query_id, _ in pairs], labels)
 
     def issue(samples: Any) -> None:
         pairs = [(s.id, s.index) for s in samples]
@@ -156,13 +156,13 @@ def under_test(system: System) -> Iterator[tuple[Any, Any]]:
 
 
 def measure(system: System, scenario: str, seconds: float, **fields: Any) -> Outcome:
-    """One run of LoadGen.
+    """Run LoadGen once.
 
     Args:
-        system: under test.
-        scenario: of LoadGen, such as "SingleStream".
-        seconds: at least so long.
-        fields: of LoadGen's TestSettings.
+        system: system under test.
+        scenario: LoadGen's scenario, such as "SingleStream".
+        seconds: minimum duration.
+        fields: fields of LoadGen's TestSettings.
     """
     import mlperf_loadgen as lg
 
@@ -175,43 +175,47 @@ def measure(system: System, scenario: str, seconds: float, **fields: Any) -> Out
     with tempfile.TemporaryDirectory() as folder:
         out.outdir, out.copy_summary_to_stdout = folder, False
         log.log_output, log.enable_trace = out, False
-        with under_test(system) as (sut, samples):
+        with loadgen_handles(system) as (sut, samples):
             lg.StartTestWithLogSettings(sut, samples, settings, log, "")
-        return outcome(Path(folder))
+        return read_outcome(Path(folder))
 
 
-def outcome(folder: Path) -> Outcome:
-    """Of the logs that a run left; what LoadGen found wrong is passed on word by word."""
+def read_outcome(folder: Path) -> Outcome:
+    """Read the logs of a run. The reason of an invalid run is copied from LoadGen's summary."""
     lines = (folder / "mlperf_log_detail.txt").read_text(errors="replace").splitlines()
-    logged = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines if line.startswith(":::MLLOG")]
-    figures = {entry["key"]: entry["value"] for entry in logged}
+    entries = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines if line.startswith(":::MLLOG")]
+    figures = {entry["key"]: entry["value"] for entry in entries}
     summary = (folder / "mlperf_log_summary.txt").read_text(errors="replace")
     block = summary.partition("Result is :")[2].partition("\n\n")[0].splitlines()
-    valid = figures.get("result_validity") == "VALID"
-    bad = [line.strip(" *") for line in block[1:] if valid is False and "Yes" not in line]
-    entries = json.loads((folder / "mlperf_log_accuracy.json").read_text() or "[]")
-    answers = {e["qsl_idx"]: int(np.frombuffer(bytes.fromhex(e["data"]), np.int32)[0]) for e in entries}
-    return Outcome(valid, "; ".join(filter(None, bad)), figures, answers)
+    is_valid = figures.get("result_validity") == "VALID"
+    reasons = [line.strip(" *") for line in block[1:] if not is_valid and "Yes" not in line]
+    responses = json.loads((folder / "mlperf_log_accuracy.json").read_text() or "[]")
+    labels = {r["qsl_idx"]: int(np.frombuffer(bytes.fromhex(r["data"]), np.int32)[0]) for r in responses}
+    return Outcome(is_valid, "; ".join(filter(None, reasons)), figures, labels)
 
 
 def accuracy(system: System) -> float:
-    """Share of turns whose label, as LoadGen logged it, is the one of the conversation in order."""
+    """Return the share of turns whose label in LoadGen's log equals that of predicting the conversation in order."""
     import mlperf_loadgen as lg
 
     queries, labels = system.queries, system.runtime.labels
-    logged = measure(system, "Offline", 0, mode=lg.TestMode.AccuracyOnly).answers
+    logged = measure(system, "Offline", 0, mode=lg.TestMode.AccuracyOnly).labels
     if set(logged) != set(range(len(queries))):
         raise BackendError(f"LoadGen logged {len(logged)} of {len(queries)} turns")
     return float(np.mean([labels[logged[i]] == q.label for i, q in enumerate(queries)]))
 
 
-def most_a_second(server: Callable[[float], Outcome], start: float) -> tuple[float, Outcome]:
-    """The highest rate at which a Server run is VALID, by halving; the last valid run, or the last if none was."""
+def highest_valid_rate(run_server: Callable[[float], Outcome], start: float) -> tuple[float, Outcome]:
+    """Find the highest rate at which a Server run is valid, by bisection between 0 and 1.5 × `start`.
+
+    Returns:
+        The rate (0.0 if no run is valid), and the last valid run, or the last run if none is valid.
+    """
     low, high, best, last = 0.0, 1.5 * start, None, None
-    for _ in range(TRIES):
+    for _ in range(SEARCH_STEPS):
         rate = (low + high) / 2
-        last = server(rate)
-        if last.valid:
+        last = run_server(rate)
+        if last.is_valid:
             low, best = rate, last
         else:
             high = rate
@@ -220,59 +224,59 @@ def most_a_second(server: Callable[[float], Outcome], start: float) -> tuple[flo
 
 
 def section(threads: int, seconds: float) -> Section:
-    """All scenarios: a figure of each, and LoadGen's verdict."""
-    one, several = HBAFRuntime(threads=threads), HBAFRuntime(threads=1)
-    queries = recorded(one)
+    """Run all scenarios; return a table of their figures and LoadGen's verdicts."""
+    parallel, serial = HBAFRuntime(threads=threads), HBAFRuntime(threads=1)
+    queries = example_queries(parallel)
     count, rows = len(queries), list[Sequence[Cell]]()
     measures: dict[str, Any] = {}
 
-    def note(scenario: str, what: str, value: float, unit: str, outcome_: Outcome) -> None:
-        asked = outcome_.figures["result_query_count"]
-        rows.append((scenario, what, rounded(value), unit, asked, outcome_.text))
-        measures[f"{scenario}, {unit}"] = {**single(value), "better": "lower" if unit == "ms" else "higher"}
+    def add(scenario: str, what: str, value: float, unit: str, outcome: Outcome) -> None:
+        rows.append((scenario, what, rounded(value), unit, outcome.figures["result_query_count"], outcome.text))
+        measures[f"{scenario}, {unit}"] = {**single_value(value), "better": "lower" if unit == "ms" else "higher"}
 
-    alone = measure(System(one, queries, 1, 1), "SingleStream", seconds)
-    p90 = alone.figures["result_90.00_percentile_latency_ns"] / 1e6
-    note("SingleStream", "90th percentile", p90, "ms", alone)
-    multi = measure(System(one, queries, 1, TOGETHER), "MultiStream", seconds,
-                    multi_stream_samples_per_query=TOGETHER, min_query_count=NEEDED)  # fmt: skip
-    worst = multi.figures["result_99.00_percentile_per_query_latency_ns"] / 1e6
-    note("MultiStream", f"99th percentile of {TOGETHER} turns", worst, "ms", multi)
-    expected = 1e3 * threads / p90  # turns a second
-    offline = measure(System(several, queries, threads, BATCH), "Offline", seconds, offline_expected_qps=3 * expected)
+    single = measure(System(parallel, queries, 1, 1), "SingleStream", seconds)
+    p90 = single.figures["result_90.00_percentile_latency_ns"] / 1e6
+    add("SingleStream", "90th percentile", p90, "ms", single)
+    multi = measure(System(parallel, queries, 1, STREAMS), "MultiStream", seconds,
+                    multi_stream_samples_per_query=STREAMS, min_query_count=MIN_QUERIES)  # fmt: skip
+    p99 = multi.figures["result_99.00_percentile_per_query_latency_ns"] / 1e6
+    add("MultiStream", f"99th percentile of {STREAMS} turns", p99, "ms", multi)
+    expected = 1e3 * threads / p90  # turns per second
+    offline = measure(System(serial, queries, threads, BATCH), "Offline", seconds, offline_expected_qps=3 * expected)
     rate = offline.figures["result_samples_per_second"]
-    note("Offline", f"{threads} workers, {BATCH} turns a call", rate, "turns/s", offline)
+    add("Offline", f"{threads} workers, {BATCH} turns per call", rate, "turns/s", offline)
 
-    def server(qps: float) -> Outcome:
-        return measure(System(several, queries, threads, 1), "Server", seconds, server_target_qps=qps,
-                       server_target_latency_ns=int(TARGET_MS * 1e6), min_query_count=NEEDED)  # fmt: skip
+    def run_server(qps: float) -> Outcome:
+        return measure(System(serial, queries, threads, 1), "Server", seconds, server_target_qps=qps,
+                       server_target_latency_ns=int(TARGET_MS * 1e6), min_query_count=MIN_QUERIES)  # fmt: skip
 
-    most, outcome_ = most_a_second(server, expected)
-    note("Server", f"99 % within {TARGET_MS:g} ms", most, "turns/s", outcome_)
-    share = 100 * accuracy(System(several, queries, threads, BATCH))
+    rate, server = highest_valid_rate(run_server, expected)
+    add("Server", f"99 % within {TARGET_MS:g} ms", rate, "turns/s", server)
+    share = 100 * accuracy(System(serial, queries, threads, BATCH))
     rows.append(("Accuracy", "labels as in order", rounded(share), "%", count, None))
-    measures["Accuracy, %"] = {**single(share), "better": "higher"}
+    measures["Accuracy, %"] = {**single_value(share), "better": "higher"}
     text = (
-        f"{count} turns of the example conversation, {threads} threads, at least {seconds:g} s a run: shorter than "
-        "MLPerf's rules ask, so these are no MLPerf results."
+        f"{count} turns of the example conversation, {threads} threads, at least {seconds:g} s per run. MLPerf's rules "
+        "require longer runs, so these are not MLPerf results."
     )
-    head = ("scenario", "what", "value", "unit", "queries", "LoadGen says")
+    head = ("scenario", "what", "value", "unit", "queries", "LoadGen's verdict")
     return Section("loadgen", "MLPerf LoadGen", head, rows, text, measures, "")
 
 
 def main(
     threads: Threads = 2,
-    seconds: Annotated[float, typer.Option(help="of a run at least")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="minimum duration of a run")] = 10.0,
     report: ReportFolder = None,
     save: Save = False,
+    as_json: AsJson = False,
 ) -> int:
-    # LoadGen's threads do not survive an exception in between: an interruption ends the process at once.
+    # LoadGen's threads do not survive a Python exception, so Ctrl-C must end the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if report is not None:
-        page.check(report)
-    measured = section(threads, seconds)
+        page.check_folder(report)
+    result = section(threads, seconds)
     new = Report("hbaf-edge under MLPerf LoadGen", {"threads": threads, "seconds": seconds})
-    return conclude("loadgen", new, [("LoadGen", lambda: measured)], save, report)
+    return measure_and_report("loadgen", new, [("LoadGen", lambda: result)], save, report, as_json=as_json)
 
 
 if __name__ == "__main__":

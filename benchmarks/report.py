@@ -1,7 +1,7 @@
-"""What every benchmark shares: the options of its command line, and how it ends.
+"""Options that all benchmarks share, and the end of a run: tables, JSON, a report page and saved results.
 
-A benchmark is a list of sections (hbaf_edge/bench). It prints their tables and then one line of JSON; `--report DIR`
-writes a page, pictures, Markdown and JSON instead, and `--save` puts the JSON of a whole run among the results.
+A benchmark is a list of sections (hbaf_edge/bench). It prints one table for each. `--json` prints one line of JSON
+instead, `--report DIR` also writes a page with pictures, and `--save` stores the JSON of a complete run.
 """
 
 from __future__ import annotations
@@ -22,64 +22,68 @@ from hbaf_edge.bench.turns import Bench
 from hbaf_edge.errors import HBAFError
 
 RESULTS = Path(__file__).parent / "results"
-UNUSABLE = 2  # exit code where nothing could be started, as hbaf-edge has it
+EXIT_UNUSABLE = 2  # exit code if nothing could be measured; `hbaf-edge` uses the same code
 
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of an operator")]
-Repeats = Annotated[int, typer.Option(min=1, help="samples of each side")]
-Save = Annotated[bool, typer.Option("--save", help="to benchmarks/results/NAME.json")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads per operator")]
+Repeats = Annotated[int, typer.Option(min=1, help="samples of each candidate")]
+Save = Annotated[bool, typer.Option("--save", help="write benchmarks/results/NAME.json")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one line of JSON instead of tables")]
 ReportFolder = Annotated[Path | None, typer.Option("--report", help="folder for a page, pictures, Markdown and JSON")]
 
 
 def run(main: Callable[..., int | None], description: str | None) -> None:
-    """Run a benchmark's command line, made of the signature of `main`, which returns the exit code.
+    """Run a benchmark's command line.
 
     Args:
-        main: the command.
-        description: its help, of which lines stay as they are.
+        main: the command; its signature defines the options and it returns the exit code.
+        description: help text. Its line breaks are preserved.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     paragraphs = (description or "").strip().split("\n\n")
 
     @app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))
     @functools.wraps(main)
-    def one_line_errors(*args: Any, **kwargs: Any) -> None:
+    def with_one_line_errors(*args: Any, **kwargs: Any) -> None:
         try:
             code = main(*args, **kwargs)
         except HBAFError as error:
             print(f"error: {error}", file=sys.stderr)
-            code = UNUSABLE
+            code = EXIT_UNUSABLE
         raise typer.Exit(code or 0)
 
     app()
 
 
-def conclude(name: str, report: Report, work: Iterable[tuple[str, Callable[[], command.Measured]]], save: bool = False,
-             folder: Path | None = None, bench: Bench | None = None) -> int:  # fmt: skip
-    """Measure the sections, show and write them, and return the exit code.
+def measure_and_report(
+    name: str, report: Report, sections: Iterable[tuple[str, Callable[[], command.SectionResult]]],
+    save: bool = False, folder: Path | None = None, bench: Bench | None = None, as_json: bool = False,
+) -> int:  # fmt: skip
+    """Measure the sections, print and write them, and return the exit code.
 
     Args:
-        name: of the file in benchmarks/results.
-        report: to be filled.
-        work: what is measured, and how.
-        save: write that file, unless the run is incomplete.
-        folder: of a whole report; None for one line of JSON.
-        bench: whose steps move the progress bar.
+        name: file name, without suffix, in benchmarks/results.
+        report: an empty report, which is filled.
+        sections: name and function of each section.
+        save: write that file if the run is complete.
+        folder: where the report page is written; None for no page.
+        bench: moves the progress bar with each of its steps.
+        as_json: print one line of JSON instead of tables.
     """
     if folder is not None:
-        page.check(folder)
-    console = Console()
-    command.measure(report, work, bench, console, folder)
+        page.check_folder(folder)
+    console = Console(quiet=as_json)
+    command.measure_sections(report, sections, bench, console, folder)
     code = command.finish(report, folder, console)
     if save and not code:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    if folder is None or save:
+    if as_json:
         print(json.dumps(report.to_json()))
     return code
 
 
 def verdict(value: float, sign: str, goal: float | None) -> str | None:
-    """A goal and whether it is met; None without a goal.
+    """Return the goal and whether the value meets it, or None without a goal.
 
     >>> verdict(0.9, "≤", 1.05), verdict(15.0, "≥", 20), verdict(1.0, "≥", None)
     ('≤ 1.05: yes', '≥ 20: NO', None)

@@ -1,3 +1,3 @@
-"""From a checkpoint to a bundle. Every verb is `python -m export.VERB`: it reads files, writes files, checks itself."""
+"""From a checkpoint to a bundle. Each step is a command, `python -m export.STEP`, that checks its own result."""
 
-import training  # noqa: F401 - first, since it makes transformers importable beside a CPU torch
+import training  # noqa: F401 - import first: it makes transformers importable with a CPU build of torch

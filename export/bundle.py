@@ -1,8 +1,8 @@
-"""The bundle that ships: scores of every precision in its card, a signature, and one `.hbaf` file.
+"""Finish a bundle: put the scores of every precision into its card, sign it, and write one `.hbaf` file.
 
     python -m export.bundle runs/mine/int8 --parity runs/mine/parity.json --sign private.pem --zip --out runs/bundle
 
-A bundle is written beside its place, loaded once by the runtime's own verifying loader, then moved there whole.
+A bundle is written to a hidden folder, loaded and run once, and only then renamed (export/atomic_replace.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from export import metadata
-from export.place import check_place, replacing, workplace
+from export.atomic_replace import check_output, replace_atomically, work_folder
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
@@ -27,7 +27,7 @@ from hbaf_edge.errors import InputError
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.sign import SIGNATURE, sign
 from training import encoders
-from training.command import cli
+from training.command import cli, emit
 from training.config import ModelConfig
 
 LICENCE_FILE = "LICENSE-WEIGHTS"
@@ -43,12 +43,12 @@ TERMS = {
 OPEN = {
     "id": "CC-BY-SA-4.0",
     "commercial": True,
-    "why": "trained on DailyTalk (CC BY-SA 4.0), EmoGator (Apache-2.0) and AMI (CC BY 4.0) alone",
+    "why": "trained only on DailyTalk (CC BY-SA 4.0), EmoGator (Apache-2.0) and AMI (CC BY 4.0)",
 }
 OWN = {
     "id": "LicenseRef-own-data",
     "commercial": False,
-    "why": "trained on data whose licence this project does not know; whoever owns them decides (see data)",
+    "why": "trained on data whose licence this project does not know; their owner decides (see data)",
 }
 OPEN_CORPORA = ("dailytalk", "emogator", "plain")
 DATA: dict[str, dict[str, Any]] = {
@@ -60,17 +60,17 @@ DATA: dict[str, dict[str, Any]] = {
     "plain": {
         "name": "AMI (training meetings), synthetic voices and noise",
         "licence": "CC-BY-4.0",
-        "use": "audio that says nothing: partner of any text, and taken for neutral by itself",
+        "use": "audio without an expression: paired with any text, and labelled neutral on its own",
         "open": True,
     },
 }
-# Pairs of words and clips of one label make the level of such a score mean nothing, and its changes much.
+# These conversations pair texts with clips of the same label, so only differences between scores are meaningful.
 PRECISIONS = "Every precision against PyTorch in float32 (on one set of conversations: compare the rows)"
 LIMITS = [
-    "English words; acted audio: no natural audio-text pairs were at hand, so text and clips of equal label from "
-    "different corpora were paired in training, and no score on such pairs is claimed.",
-    "The voice was learned from acted speech and is unreliable on natural speech (python -m benchmarks.natural shows "
-    "how much): prefer the words where there are any.",
+    "English text and acted speech. No natural pairs of audio and text were available, so training paired texts and "
+    "clips of the same label from different corpora. No score on such pairs is claimed.",
+    "Audio was learned from acted speech and is unreliable on natural speech (python -m benchmarks.natural shows by "
+    "how much): prefer text where there is any.",
     "Not evaluated on children, on people with speech impairments, or on any language but English.",
     "An estimate of the emotion expressed, not of what a person feels; not for work or school (EU AI Act, Art. 5) "
     "except for medical or safety reasons.",
@@ -80,30 +80,36 @@ LIMITS = [
 def write_bundle(
     onnx_folder: Path, out: Path, config: ModelConfig, about: dict[str, Any], key: Path | None = None
 ) -> Path:
-    """Put a bundle together from the four graphs of `onnx_folder`, replacing what is there once the new one has loaded.
+    """Write a bundle from four ONNX files. An existing bundle is replaced after the new one was loaded and run.
 
-    `about` holds the manifest's fields that describe it: name, precision, temperatures, licence, data, scores …;
-    with `key`, an Ed25519 private key, it is signed.
+    Args:
+        onnx_folder: one ONNX file per graph, and tokenizer.json if it is not the text encoder's own.
+        out: folder of the bundle; InputError if it holds anything else.
+        config: sizes and labels of the model.
+        about: descriptive fields of the manifest: name, precision, temperatures, licence, data, scores …
+        key: Ed25519 private key to sign with.
     """
     graphs = {graph: onnx_folder / f"{graph}.onnx" for graph in GRAPHS}
     entries = {graph: metadata.entries_of(onnx.load(path)) for graph, path in graphs.items()}
     metadata.check_one_model(entries, config.labels, about["precision"])
-    with replacing(out) as work:
-        _fill(work, graphs, config, about, key)
-        HBAFRuntime(work, threads=1).predict(text="A bundle that cannot do this is none.")
+    with replace_atomically(out) as folder:
+        _write_files(folder, graphs, config, about, key)
+        HBAFRuntime(folder, threads=1).predict(text="Can this bundle predict?")
     return out
 
 
-def _fill(work: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[str, Any], key: Path | None) -> None:
-    """Graphs, tokeniser, licence, card, manifest and signature."""
+def _write_files(
+    folder: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[str, Any], key: Path | None
+) -> None:
+    """Write graphs, tokenizer, licence, card, manifest and signature."""
     onnx_folder = graphs["text"].parent
     for path in graphs.values():
-        shutil.copy(path, work)
+        shutil.copy(path, folder)
     tokenizer = onnx_folder / "tokenizer.json"
-    shutil.copy(tokenizer if tokenizer.exists() else encoders.folder("text") / "tokenizer.json", work)
+    shutil.copy(tokenizer if tokenizer.exists() else encoders.folder("text") / "tokenizer.json", folder)
     if not about["licence"].get("commercial"):
-        (work / LICENCE_FILE).write_text(_licence_text(about))
-    (work / "MODEL_CARD.md").write_text(model_card(about, config.labels))
+        (folder / LICENCE_FILE).write_text(_licence_text(about))
+    (folder / "MODEL_CARD.md").write_text(model_card(about, config.labels))
     manifest = {
         **about,
         "format": FORMAT,
@@ -115,23 +121,23 @@ def _fill(work: Path, graphs: dict[str, Path], config: ModelConfig, about: dict[
         "dialogue_layers": config.dialogue_layers,
         "stack": config.stack,
         "model": config.to_json(),
-        "graphs": {graph: _signature(work / f"{graph}.onnx") for graph in GRAPHS},
+        "graphs": {graph: _signature(folder / f"{graph}.onnx") for graph in GRAPHS},
     }
-    contents = {path.name: path.read_bytes() for path in sorted(work.iterdir())}
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     manifest["files"] = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
     }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     if key is not None:
-        (work / SIGNATURE).write_bytes(sign((work / "manifest.json").read_bytes(), key))
+        (folder / SIGNATURE).write_bytes(sign((folder / "manifest.json").read_bytes(), key))
 
 
-def rewritten(
+def rewrite_bundle(
     bundle: Bundle, graphs: Mapping[str, bytes], out: Path, about: dict[str, Any], key: Path | None = None
 ) -> Path:
-    """A bundle again with these graphs, and with `about` in place of what its manifest said of them."""
-    with workplace(out) as folder:
+    """Write a copy of a bundle with other graphs, and with `about` merged into its manifest."""
+    with work_folder(out) as folder:
         for graph, content in graphs.items():
             (folder / f"{graph}.onnx").write_bytes(content)
         (folder / "tokenizer.json").write_bytes(bundle.files["tokenizer.json"])
@@ -140,7 +146,7 @@ def rewritten(
 
 
 def zip_bundle(bundle: Path, target: Path) -> Path:
-    """The folder as one `.hbaf` file; the zip too is verified by loading it, and replaces an older one whole."""
+    """Write a bundle folder as one `.hbaf` file. An existing file is replaced after the new one was loaded."""
     partial = target.with_name(target.name + ".partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -154,6 +160,7 @@ def zip_bundle(bundle: Path, target: Path) -> Path:
 
 
 def _signature(path: Path) -> dict[str, Any]:
+    """File name, inputs and outputs of a graph, for the manifest."""
     graph = onnx.load(path).graph
 
     def describe(values: Any) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def _licence_text(about: dict[str, Any]) -> str:
         f"The weights in this folder ({about['name']}) are licensed under {terms}",
         "",
         f"They may NOT be used commercially: {licence['why']}.",
-        "The code of hbaf-edge is Apache-2.0; a model trained on other data is free of this restriction.",
+        "The code of hbaf-edge is Apache-2.0; a model trained on other data does not have this restriction.",
         "",
         "Trained on:",
         *(f"- {d['name']}: {d['licence']} ({d['use']})" for d in about.get("data", [])),
@@ -187,7 +194,7 @@ def _licence_text(about: dict[str, Any]) -> str:
 
 
 def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
-    """Markdown from the manifest's descriptive fields.
+    """The model card in Markdown, from the descriptive fields of the manifest.
 
     >>> about = {"name": "m", "precision": "float32", "licence": {"id": "MIT", "commercial": True, "why": "example"}}
     >>> print(model_card(about, ("joy", "fear")).splitlines()[0])
@@ -203,8 +210,8 @@ def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
         _section(
             "Built on", [f"{kind}: {e['model']} ({e['licence']})" for kind, e in about.get("encoders", {}).items()]
         ),
-        _section("Scores, through the runtime that ships", _scores(about.get("scores", {}))),
-        _section(PRECISIONS, [_step(s) for s in about.get("parity", [])]),
+        _section("Scores, measured with the runtime", _scores(about.get("scores", {}))),
+        _section(PRECISIONS, [_parity_line(row) for row in about.get("parity", [])]),
         _section("Limits", about.get("limits", [])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -214,18 +221,18 @@ def _section(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", *(f"- {line}" for line in lines)]) if lines else ""
 
 
-def _step(step: dict[str, Any]) -> str:
+def _parity_line(row: dict[str, Any]) -> str:
     """One precision of a parity chain."""
-    f1 = "" if step["weighted_f1"] is None else f", weighted F1 {step['weighted_f1']:.4f} ({-step['f1_drop']:+.4f})"
+    f1 = "" if row["weighted_f1"] is None else f", weighted F1 {row['weighted_f1']:.4f} ({-row['f1_drop']:+.4f})"
     return (
-        f"{step['name']}: {step['flip_rate']:.2%} of the labels differ, cosine of the fused vector "
-        f"{step['cosine_mean']:.4f}{f1}, {step['megabytes']:.1f} MB"
-        + (f"; **breaks its limits**: {'; '.join(step['broken'])}" if step["broken"] else "")
+        f"{row['name']}: {row['flip_rate']:.2%} of the labels differ, cosine of the embedding "
+        f"{row['cosine_mean']:.4f}{f1}, {row['megabytes']:.1f} MB"
+        + (f"; **exceeds its limits**: {'; '.join(row['broken'])}" if row["broken"] else "")
     )
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
-    """A line per held-out set with its recalls, and the distance from float32."""
+    """One line per test set with the recall of each label, and the difference from float32."""
     lines = []
     for name, s in scores.items():
         if "weighted_f1" not in s:
@@ -239,73 +246,79 @@ def _scores(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def finished(source: Path, out: Path, name: str | None = None, parity: Path | None = None, key: Path | None = None,
-             zipped: bool = False) -> Path:  # fmt: skip
-    """A bundle again, with its card complete and signed; the folder's path, or the zip's."""
+def finish_bundle(source: Path, out: Path, name: str | None = None, parity: Path | None = None,
+                  key: Path | None = None, zipped: bool = False) -> Path:  # fmt: skip
+    """Write a copy of a bundle with a complete card and a signature.
+
+    Returns the new folder, or with `zipped` the `.hbaf` file. The parameters are those of the command, see `main`.
+
+    Raises:
+        InputError: `out` or the file would replace something else, or `parity` does not belong to this bundle.
+    """
     zip_path = out.with_name(out.resolve().name + ".hbaf")
     if zipped and zip_path.is_dir():
-        raise InputError(f"{zip_path} is a folder, and the zip would stand there; nothing was replaced: move it away")
-    check_place(out)  # the bundle may be there, put aside by a run that was killed
+        raise InputError(f"{zip_path} is a folder, but --zip writes a file of that name; nothing was replaced: move it")
+    check_output(out)  # first, since a killed run may have left the source in the hidden folder next to `out`
     bundle = load_bundle(source)
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
-        about["parity"] = _parity(parity, bundle)
-    rewritten(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about, key)
+        about["parity"] = _parity_rows(parity, bundle)
+    rewrite_bundle(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about, key)
     return zip_bundle(out, zip_path) if zipped else out
 
 
-def _parity(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
-    """The rows of a parity chain that a card shows; one of them must be of this very bundle."""
-    shown = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
+def _parity_rows(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
+    """The rows of a parity chain, reduced to what a card shows. One of them must be of this bundle."""
+    columns = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
     try:
         steps = json.loads(path.read_text())["steps"]
-        known = {step["key"] for step in steps}
-        rows = [{key: step[key] for key in shown} for step in steps]
+        keys = {step["key"] for step in steps}
+        rows = [{column: step[column] for column in columns} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no result of python -m export.verify --save ({error})") from None
-    if bundle.key not in known:
-        raise InputError(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on it")
+        raise InputError(f"{path} is not a result of python -m export.verify --save ({error})") from None
+    if bundle.key not in keys:
+        raise InputError(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on this bundle")
     return rows
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:
-    """The manifest's descriptive part for a checkpoint: its licence follows from every corpus its weights have seen."""
+    """The descriptive fields of the manifest for a checkpoint. The licence follows from all its training corpora."""
     if "temperatures" not in about:
         raise InputError("the checkpoint has no temperatures yet; run: python -m training.evaluate CHECKPOINT")
-    seen = about.get("corpora", ["unknown"])
-    used = {"text": encoders.SOURCES["text"], "audio": encoders.SOURCES[config.audio_encoder]}
+    names = about.get("corpora", ["unknown"])
+    sources = {"text": encoders.SOURCES["text"], "audio": encoders.SOURCES[config.audio_encoder]}
     return {
         "name": name,
         "precision": precision,
-        "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: training/MODEL.md",
+        "description": "HBAF (arXiv 2503.06405), completed where the paper is silent: docs/model.md",
         "temperatures": about["temperatures"],
         "encoders": {
             kind: {"model": s.model, "licence": s.licence, "packages": list(s.packages), "sha256": s.sha256}
-            for kind, s in used.items()
+            for kind, s in sources.items()
         },
-        "corpora": seen,
-        "data": data_of(seen),
-        "licence": licence_of(seen),
+        "corpora": names,
+        "data": data_of(names),
+        "licence": licence_of(names),
         "limits": LIMITS,
         "training": about["train"],
     }
 
 
-def licence_of(seen: Sequence[str]) -> dict[str, Any]:
-    """The strictest terms of the corpora that the weights learned from, in this run or before it.
+def licence_of(names: Sequence[str]) -> dict[str, Any]:
+    """The strictest licence among the corpora that the weights were trained on, in this run or earlier.
 
     >>> licence_of(["dailytalk", "emogator"])["commercial"], licence_of(["emogator", "tess", "manifest"])["id"]
     (True, 'CC-BY-NC-SA-4.0')
     """
-    if set(seen) <= set(OPEN_CORPORA):
+    if set(names) <= set(OPEN_CORPORA):
         return OPEN
-    return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess"} & set(seen) else OWN
+    return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess"} & set(names) else OWN
 
 
-def data_of(seen: Sequence[str]) -> list[dict[str, Any]]:
-    """The manifest's list of training data."""
+def data_of(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The training corpora as the manifest lists them."""
     own = {"licence": "not known to this project", "use": "training", "open": False}
-    return [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in seen]
+    return [DATA.get(name.removesuffix("-8"), {"name": name, **own}) for name in names]
 
 
 def main(
@@ -316,18 +329,20 @@ def main(
     parity: Path | None = None,
     sign: Path | None = None,
     zip: bool = False,
+    json_output: bool = False,
 ) -> None:
-    """Bundle.
+    """Finish a bundle.
 
     Args:
-        bundle: of export.to_onnx, half or quantize.
-        out: the finished bundle's folder.
-        name: in place of the bundle's own.
+        bundle: of export.to_onnx, float16 or quantize.
+        out: folder of the finished bundle.
+        name: replaces the bundle's name.
         parity: JSON of export.verify --save, for the model card.
         sign: Ed25519 private key, PEM (hbaf_edge/sign.py).
-        zip: write one .hbaf file beside the folder as well.
+        zip: also write OUT.hbaf, the bundle as one file.
     """
-    print(finished(bundle, out, name, parity, sign, zip))
+    path = finish_bundle(bundle, out, name, parity, sign, zip)
+    emit({"out": str(path)}, json_output, str(path))
 
 
 if __name__ == "__main__":

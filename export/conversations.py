@@ -1,7 +1,8 @@
-"""The conversations that calibration, sensitivity and parity run on: long and short ones, either modality missing.
+"""Conversations for calibration, sensitivity and parity: long and short ones, with audio, text or both in a turn.
 
-A checkpoint's own corpus where its turns have both modalities; for the default recipe dialogues of words with clips of
-the same label, as it was trained (training/pairs.py). Calibrate on train, choose on dev, read test once.
+They come from the corpus that the checkpoint was trained on. If its turns have only text (the default recipe), each
+turn gets a clip of the same label, as in training (training/pairs.py). Calibrate on train, choose on dev, and read
+test once.
 """
 
 from __future__ import annotations
@@ -18,87 +19,95 @@ from hbaf_edge.audio import SAMPLE_RATE, load_audio
 from hbaf_edge.errors import HBAFError
 from hbaf_edge.text import normalise_text
 from training import corpora
-from training.batches import join
+from training.batches import join_dialogues
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import UNLABELLED, CorpusError, Dialogue, Utterance
-from training.evaluate import own_corpus, settings
-from training.pairs import Partner
+from training.evaluate import scoring_config, scoring_corpus
+from training.pairs import PartnerSampler
 
-BOTH, WORDS = 0.5, 0.25  # shares of turns that show both modalities, and words alone; the others sound alone
-LONG = 80  # turns: half of the conversations are joined from dialogues until they have up to so many
+BOTH_SHARE, TEXT_SHARE = 0.5, 0.25  # shares of turns with both modalities and with text only; the rest is audio only
+LONG = 80  # turns: half of the conversations are dialogues joined to up to this length
 
 
 def conversations(
     manifest: dict[str, Any], split: str, turns: int, on: str | None = None, seed: int = 0
 ) -> list[Dialogue]:
-    """About so many turns of a split (train, dev or test), in conversations of 1 to 80 and more turns.
+    """Conversations of 1 to more than 80 turns, with about `turns` turns in total.
 
-    The data are those that the bundle's manifest says it was trained on, or the corpus `on` (`training.corpora`).
+    Args:
+        manifest: of a bundle; it says which data the model was trained on.
+        split: train, dev or test.
+        turns: number of turns in total, about.
+        on: corpus to use instead of the model's own (`training.corpora`).
+        seed: of the order and of the modalities.
 
     Raises:
-        CorpusError: the split has no turn to run.
+        CorpusError: no turn of the split can be used.
     """
-    config = settings({"train": manifest.get("training", {})})
+    config = scoring_config({"train": manifest.get("training", {})})
     rng = random.Random(seed)
-    dialogues = _with_clips(config, split, rng) if config.pair and on is None else _own(config, manifest, split, on)
-    shown = [d for d in (_shown(d, rng) for d in dialogues) if d.turns]
-    if not shown:
-        raise CorpusError(f"{on or config.corpus} has no turn with words or sound in its {split} split")
-    found: list[Dialogue] = []
+    if config.pair and on is None:
+        dialogues = _dialogues_with_clips(config, split, rng)
+    else:
+        dialogues = _recipe_dialogues(config, manifest, split, on)
+    dialogues = [d for d in (_drop_modalities(d, rng) for d in dialogues) if d.turns]
+    if not dialogues:
+        raise CorpusError(f"{on or config.corpus} has no turn with audio or text in its {split} split")
+    result: list[Dialogue] = []
     count = 0
-    for talk in _long_and_short(shown, rng):
-        heard = tuple(u for u in map(_heard, talk.turns) if u is not None)
-        if heard:
-            found.append(replace(talk, name=f"conversation {len(found)}", turns=heard))
-            count += len(heard)
+    for dialogue in _mix_lengths(dialogues, rng):
+        utterances = tuple(u for u in map(drop_unusable, dialogue.turns) if u is not None)
+        if utterances:
+            result.append(replace(dialogue, name=f"conversation {len(result)}", turns=utterances))
+            count += len(utterances)
         if count >= turns:
             break
-    return found
+    return result
 
 
-def talk(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Prediction]:
-    """The predictions of a dialogue, turn by turn, in a conversation of its own."""
-    chat = runtime.conversation()
-    found = []
+def predict_dialogue(runtime: HBAFRuntime, dialogue: Dialogue) -> list[Prediction]:
+    """Predict a dialogue turn by turn, in a new conversation."""
+    conversation = runtime.conversation()
+    predictions = []
     for u in dialogue.turns:
-        sound = load_audio(u.audio).samples if u.audio else None
-        rate = SAMPLE_RATE if sound is not None else None
-        found.append(
-            runtime.predict(sound, text=u.text or None, speaker=u.speaker, conversation=chat, sample_rate=rate)
+        audio = load_audio(u.audio).samples if u.audio else None
+        rate = SAMPLE_RATE if audio is not None else None
+        predictions.append(
+            runtime.predict(audio, text=u.text or None, speaker=u.speaker, conversation=conversation, sample_rate=rate)
         )
-    return found
+    return predictions
 
 
 def first_turns(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
-    """As many turns in all, the last conversation cut short."""
-    found: list[Dialogue] = []
-    for d in dialogues:
+    """The first `count` turns in total; the last dialogue is cut short."""
+    result: list[Dialogue] = []
+    for dialogue in dialogues:
         if count > 0:
-            found.append(replace(d, turns=d.turns[:count]))
-            count -= len(d.turns)
-    return found
+            result.append(replace(dialogue, turns=dialogue.turns[:count]))
+            count -= len(dialogue.turns)
+    return result
 
 
 def digest(dialogues: Sequence[Dialogue]) -> str:
-    """SHA-256 of all that is said and heard in them, by content and in order."""
-    found = hashlib.sha256()
-    sounds: dict[str, bytes] = {}
-    for d in dialogues:
-        for u in d.turns:
-            if u.audio and str(u.audio) not in sounds:
-                sounds[str(u.audio)] = hashlib.sha256(u.audio.read_bytes()).digest()
-            found.update(repr((d.name, u.text, u.speaker, u.label)).encode())
-            found.update(sounds[str(u.audio)] if u.audio else b"-")
-    return found.hexdigest()
+    """SHA-256 of all names, texts, speakers, labels and audio files, in order."""
+    sha256 = hashlib.sha256()
+    audio_hashes: dict[str, bytes] = {}
+    for dialogue in dialogues:
+        for u in dialogue.turns:
+            if u.audio and str(u.audio) not in audio_hashes:
+                audio_hashes[str(u.audio)] = hashlib.sha256(u.audio.read_bytes()).digest()
+            sha256.update(repr((dialogue.name, u.text, u.speaker, u.label)).encode())
+            sha256.update(audio_hashes[str(u.audio)] if u.audio else b"-")
+    return sha256.hexdigest()
 
 
 def counts(dialogues: Sequence[Dialogue]) -> dict[str, int]:
-    """How many conversations and turns, the longest, and how many turns show what."""
-    turns = [u for d in dialogues for u in d.turns]
+    """Number of conversations and turns, length of the longest, and number of turns with each modality."""
+    turns = [u for dialogue in dialogues for u in dialogue.turns]
     return {
         "conversations": len(dialogues),
         "turns": len(turns),
-        "longest": max(len(d.turns) for d in dialogues),
+        "longest": max(len(dialogue.turns) for dialogue in dialogues),
         "both": sum(bool(u.text and u.audio) for u in turns),
         "words_alone": sum(u.audio is None for u in turns),
         "sound_alone": sum(not u.text for u in turns),
@@ -106,58 +115,61 @@ def counts(dialogues: Sequence[Dialogue]) -> dict[str, int]:
     }
 
 
-def _own(config: TrainConfig, manifest: dict[str, Any], split: str, on: str | None) -> list[Dialogue]:
-    corpus = own_corpus(config, ModelConfig.from_json(manifest["model"]), on)
-    assert corpus is not None  # a paired recipe comes here only with a corpus of the user's
+def _recipe_dialogues(config: TrainConfig, manifest: dict[str, Any], split: str, on: str | None) -> list[Dialogue]:
+    corpus = scoring_corpus(config, ModelConfig.from_json(manifest["model"]), on)
+    assert corpus is not None  # a paired recipe comes here only with a corpus given as `on`
     return corpus.split(split)
 
 
-def _with_clips(config: TrainConfig, split: str, rng: random.Random) -> list[Dialogue]:
-    """Dialogues of words whose turns get a clip of their label, where there is one."""
+def _dialogues_with_clips(config: TrainConfig, split: str, rng: random.Random) -> list[Dialogue]:
+    """The dialogues of the text corpus; each turn gets a clip of its label if there is one."""
     clips = [
         d.turns[0] for name in config.pairs.clips for d in corpora.load(name).split(split) if d.turns[0].audio
     ]  # fmt: skip
-    partner = Partner(clips, [])
-    return [
-        replace(d, turns=tuple(
-            replace(u, audio=partner.pick(u.label, rng).audio) if u.label in partner.by_label else u for u in d.turns
-        ))
-        for d in corpora.load(config.corpus).split(split)
-    ]  # fmt: skip
+    partners = PartnerSampler(clips, [])
+
+    def with_clip(u: Utterance) -> Utterance:
+        return replace(u, audio=partners.matched(u.label, rng).audio) if u.label in partners.by_label else u
+
+    return [replace(d, turns=tuple(map(with_clip, d.turns))) for d in corpora.load(config.corpus).split(split)]
 
 
-def _shown(dialogue: Dialogue, rng: random.Random) -> Dialogue:
-    """Of turns that have both modalities some lose one; those with nothing are left out."""
+def _drop_modalities(dialogue: Dialogue, rng: random.Random) -> Dialogue:
+    """Drop audio or text from a random part of the turns that have both, and remove turns that have neither."""
     turns = []
     for u in dialogue.turns:
-        kind = rng.random()
-        if u.text and u.audio and kind >= BOTH:
-            u = replace(u, audio=None) if kind < BOTH + WORDS else replace(u, text="")
+        draw = rng.random()
+        if u.text and u.audio and draw >= BOTH_SHARE:
+            u = replace(u, audio=None) if draw < BOTH_SHARE + TEXT_SHARE else replace(u, text="")
         if u.text or u.audio:
             turns.append(u)
     return replace(dialogue, turns=tuple(turns))
 
 
-def _heard(u: Utterance) -> Utterance | None:
-    """A turn without what the runtime would hear or read nothing in; None where nothing is left."""
+def drop_unusable(u: Utterance) -> Utterance | None:
+    """The utterance without silent or too short audio and without empty text; None if nothing remains.
+
+    Raises:
+        CorpusError: the audio file cannot be decoded.
+    """
     try:
-        sound = load_audio(u.audio) if u.audio is not None else None
+        clip = load_audio(u.audio) if u.audio is not None else None
     except HBAFError as error:
         raise CorpusError(
-            f"{u.audio}: {error}; mend it or take it out of the data (python -m training.check lists such clips)"
+            f"{u.audio}: {error}; repair it or remove it from the data (python -m training.check lists such clips)"
         ) from error
-    audio = u.audio if sound is not None and not (sound.is_silent or sound.is_too_short) else None
+    audio = u.audio if clip is not None and not (clip.is_silent or clip.is_too_short) else None
     text = u.text if normalise_text(u.text) else ""
     return replace(u, audio=audio, text=text) if text or audio else None
 
 
-def _long_and_short(dialogues: Sequence[Dialogue], rng: random.Random) -> Iterator[Dialogue]:
-    """By turns a dialogue as it is and several joined; speakers of different dialogues differ."""
+def _mix_lengths(dialogues: Sequence[Dialogue], rng: random.Random) -> Iterator[Dialogue]:
+    """Alternate between single dialogues and several joined ones; speakers of different dialogues stay different."""
     half = len(dialogues) // 2
     order = rng.sample(list(dialogues), len(dialogues))
     joined = (
         Dialogue("", dialogues[0].split, tuple(replace(u, speaker=speaker) for u, speaker in history))
-        for history in join(order[half:], rng, LONG)
+        for history in join_dialogues(order[half:], rng, LONG)
     )
     for short in order[:half] or order:
         yield short

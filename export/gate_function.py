@@ -1,7 +1,7 @@
-"""The body of the gate's node: an ONNX function of standard operators, made from the reference by the exporter itself.
+"""The ONNX function of the gate node: standard operators, exported from the reference implementation.
 
-Each file gets the body of its own scope, with as many queries as that scope asks; names, inputs and meaning are the
-same (kernels/gate.py). Gates stay float32 in every precision.
+A runtime that knows the node runs its own kernel (kernels/gate.py); any other runtime runs the function. Each file
+holds the function of its own scope, with that scope's number of queries. Gates stay float32 in every precision.
 """
 
 from __future__ import annotations
@@ -19,66 +19,66 @@ from kernels.reference import GateWeights, Memory
 from kernels.reference import both_gates as reference
 from training.config import ModelConfig
 
-if TYPE_CHECKING:  # tests on a GPU take `example` where the package onnx is not installed
+if TYPE_CHECKING:  # GPU tests use `example_inputs` on machines without the package onnx
     from onnx import FunctionProto, ModelProto
 
 BATCH = Dim("batch", min=1, max=4096)
 
 
-class Body(nn.Module):
-    """The reference with the node's inputs, in the node's order."""
+class ReferenceGate(nn.Module):
+    """The reference implementation with the inputs of the node, in the node's order: all of audio, then all of text."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         half = len(gate.INPUTS) // 2
-        sides = [inputs[:half], inputs[half:]]
+        modalities = [inputs[:half], inputs[half:]]
         return tuple(
             reference(
-                [(s[0], s[1]) for s in sides],
-                [Memory(*s[2:6]) for s in sides],
-                [GateWeights(*s[6:]) for s in sides],
+                [(m[0], m[1]) for m in modalities],
+                [Memory(*m[2:6]) for m in modalities],
+                [GateWeights(*m[6:]) for m in modalities],
             )
         )
 
 
 def add_function(model: ModelProto, scope: str, config: ModelConfig, opset: int) -> None:
-    """Give the model of a scope that holds the node its function."""
+    """Add the function to a model that holds the gate node; leave other models unchanged."""
     from onnx import helper
 
     if not any(node.op_type == gate.NAME for node in model.graph.node):
         return
-    model.functions.append(function(*example(scope, config), opset))
+    model.functions.append(build_function(*example_inputs(scope, config), opset))
     if gate.DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(gate.DOMAIN, gate.VERSION))
 
 
-def example(scope: str, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, Any]]]:
-    """A tensor for each of the node's inputs as a scope gives them, and which axes vary.
+def example_inputs(scope: str, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, Any]]]:
+    """An example tensor and the dynamic axes for each input of the node.
 
-    Utterance scope: as many queries as there are frames or tokens, no bias. Dialogue scope: one query, W + 1 slots.
+    Utterance scope: one query per frame or token, no bias. Dialogue scope: one query, W + 1 keys.
     """
     heads, e = config.heads, config.width // config.heads
     tensors: list[Tensor] = []
-    dims: list[dict[int, Any]] = []
+    axes: list[dict[int, Any]] = []
     for length in ("frames", "tokens"):
         if scope == "utterance":
             count, slots = (3, 4) if length == "frames" else (7, 8)
-            asks, remembers = ({0: BATCH, 2: Dim(f"{length}{n}", min=1, max=512)} for n in (1, 2))
-            bias, bias_varies = torch.zeros(1, 1, 1, 1), {}
+            query_axes, key_axes = ({0: BATCH, 2: Dim(f"{length}{n}", min=1, max=512)} for n in (1, 2))
+            bias, bias_axes = torch.zeros(1, 1, 1, 1), {}
         else:
             count, slots = 1, config.window + 1
-            asks = remembers = bias_varies = {0: BATCH}
+            query_axes = key_axes = bias_axes = {0: BATCH}
             bias = torch.zeros(2, heads, 1, slots)
         query, key = torch.randn(2, heads, count, e), torch.randn(2, heads, slots, e)
         visible = torch.ones(2, 1, slots, dtype=torch.bool)
         tensors += [query, query.clone(), key, key.clone(), visible, bias]
-        dims += [asks] * 2 + [remembers] * 3 + [bias_varies]
+        axes += [query_axes] * 2 + [key_axes] * 3 + [bias_axes]
         tensors += [torch.zeros(heads, 2 * e), torch.zeros(heads), torch.zeros(heads, e, 2 * e), torch.zeros(heads, e)]
-        dims += [{}] * len(gate.WEIGHTS)
-    return tensors, dims
+        axes += [{}] * len(gate.WEIGHTS)
+    return tensors, axes
 
 
-def traced(module: nn.Module, outputs: Sequence[str], opset: int, **settings: Any) -> ModelProto:
-    """What PyTorch's exporter makes of a module, without stack traces: no use at run time, and they name paths."""
+def export_module(module: nn.Module, outputs: Sequence[str], opset: int, **settings: Any) -> ModelProto:
+    """Export a module with PyTorch's exporter, and remove the stack traces, which name paths of this machine."""
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -92,14 +92,14 @@ def traced(module: nn.Module, outputs: Sequence[str], opset: int, **settings: An
     return proto
 
 
-def function(examples: list[Tensor], dims: list[dict[int, Any]], opset: int) -> FunctionProto:
-    """The exported reference as a function; constants that the exporter stored beside the graph become nodes of it."""
+def build_function(examples: list[Tensor], axes: list[dict[int, Any]], opset: int) -> FunctionProto:
+    """Export the reference as an ONNX function. Functions have no initializers, so those become Constant nodes."""
     from onnx import helper
 
-    settings = {"args": tuple(examples), "dynamic_shapes": (tuple(dims),), "input_names": list(gate.INPUTS)}
-    graph = traced(Body(), gate.OUTPUTS, opset, **settings).graph
+    settings = {"args": tuple(examples), "dynamic_shapes": (tuple(axes),), "input_names": list(gate.INPUTS)}
+    graph = export_module(ReferenceGate(), gate.OUTPUTS, opset, **settings).graph
     constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
-    made: FunctionProto = helper.make_function(
+    result: FunctionProto = helper.make_function(
         gate.DOMAIN,
         gate.NAME,
         list(gate.INPUTS),
@@ -107,4 +107,4 @@ def function(examples: list[Tensor], dims: list[dict[int, Any]], opset: int) -> 
         [*constants, *graph.node],
         [helper.make_opsetid("", opset)],
     )
-    return made
+    return result

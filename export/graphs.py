@@ -1,8 +1,10 @@
-"""The four graphs of a bundle as modules, made of the very parts that training trains.
+"""The four graphs of a bundle as modules. They use the layers of the trained model.
 
-audio and text run once per utterance; utterance and dialogue also take what the conversation's rings hold, so that a
-turn costs the same however many came before it. Names and shapes here are those of the bundle (training/MODEL.md,
-"Graphs"); B conversations, W slots, d width, L dialogue layers.
+The audio and text graphs encode one utterance. The utterance and dialogue graphs also read the keys and values of
+earlier turns from the conversation's ring buffers, so a turn costs the same after any number of earlier turns.
+
+Names and shapes are those of the bundle (docs/model.md, "Graphs"): B conversations, W ring slots, d width,
+L dialogue layers, F stacked frames, T tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from torch.export import Dim
 
 from hbaf_edge.errors import InputError
 from training.encoders import audio_states, text_states
-from training.layers import AUDIO, TEXT, FusionLayer, Slots
+from training.layers import AUDIO, TEXT, FusionLayer, KeyValues
 from training.model import HBAF, Window
 
 
 class AudioGraph(nn.Module):
-    """mel (B, 80, frames) -> frames (B, ceil(frames / 2), dim): the encoder's layers, summed as learned."""
+    """mel (B, 80, frames) -> frames (B, ceil(frames / 2), dim), the weighted sum of the encoder's layers."""
 
     def __init__(self, encoder: nn.Module, model: HBAF) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class AudioGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """tokens, token_mask (B, T) int64 -> states (B, T, dim)."""
+    """tokens, token_mask (B, T) int64 -> states (B, T, dim), the weighted sum of the encoder's layers."""
 
     def __init__(self, encoder: Any, model: HBAF) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class TextGraph(nn.Module):
 
 
 class UtteranceGraph(nn.Module):
-    """Uni-modal representation with contextual content, and the utterance scope.
+    """Unimodal representations with context from earlier turns, and the utterance scope.
 
     frames (B, 4F, dim), frame_mask (B, 4F) bool, tokens (B, T, dim), token_mask (B, T) bool, context_keys and
     context_values (B, W, 2, d), visible (B, W, 2) bool, distance and relation (B, W) int64
@@ -69,11 +71,13 @@ class UtteranceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         model = self.model
         frame_states, stacked_mask, token_states, means = model.represent_mixed(frames, frame_mask, tokens, token_mask)
-        remembered = model.context.remember(means)
-        window = _window(visible, distance, relation)
-        past = model.context.recall(means[:, None, AUDIO], Slots(context_keys, context_values), window.visible, window)
+        new = model.context.keys_values(means)
+        window = _ring_window(visible, distance, relation)
+        past = model.context.attend_to_past(
+            means[:, None, AUDIO], KeyValues(context_keys, context_values), window.visible, window
+        )
         codes = model.fuse_utterance(frame_states + past, stacked_mask, token_states, token_mask)
-        return codes, remembered.keys, remembered.values
+        return codes, new.keys, new.values
 
 
 class DialogueGraph(nn.Module):
@@ -100,50 +104,55 @@ class DialogueGraph(nn.Module):
         own_relation: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model = self.model
-        # The turn itself stands behind the ring's slots, at distance 0.
+        # The new turn comes after the W ring slots, at distance 0. Example with W = 3 and two earlier turns, in slots
+        # 0 and 1: distance [2, 1, *] becomes [2, 1, *, 0], and visible [T, T, F] becomes [T, T, F, present].
         distance = torch.cat([distance, torch.zeros_like(own_relation)], 1)[:, None]
         relation = torch.cat([relation, own_relation], 1)[:, None]
-        seen = torch.cat([visible, present[:, None]], 1)
+        visible = torch.cat([visible, present[:, None]], 1)
         new_keys, new_values = [], []
         state = codes[:, None, AUDIO], codes[:, None, TEXT]
         for index, (layer, bias) in enumerate(zip(model.dialogue_scope, model.bias)):
             assert isinstance(layer, FusionLayer)
-            new = [layer.remember(x, m) for m, x in enumerate(state)]
-            slots = [
-                Slots(
+            new = [layer.keys_values(x, m) for m, x in enumerate(state)]
+            keys_values = [
+                KeyValues(
                     torch.cat([keys[:, index, :, m], new[m].keys], 1),
                     torch.cat([values[:, index, :, m], new[m].values], 1),
                 )
                 for m in (AUDIO, TEXT)
             ]
-            state = layer(state, slots, [seen[:, None, :, m] for m in (AUDIO, TEXT)], bias(distance, relation))
+            state = layer(state, keys_values, [visible[:, None, :, m] for m in (AUDIO, TEXT)], bias(distance, relation))
             new_keys.append(torch.cat([n.keys for n in new], 1))
             new_values.append(torch.cat([n.values for n in new], 1))
         embedding = torch.cat([x[:, 0] for x in state], 1)
         return model.head(embedding), embedding, torch.stack(new_keys, 1), torch.stack(new_values, 1)
 
 
-def _window(visible: Tensor, distance: Tensor, relation: Tensor) -> Window:
-    """A ring as a window of one query: its slots already know what is inside of W and present."""
-    seen = visible.any(-1)[:, None]
-    return Window(seen, distance[:, None], relation[:, None], visible, rows=distance)
+def _ring_window(visible: Tensor, distance: Tensor, relation: Tensor) -> Window:
+    """The ring buffer as a window with one query; `visible` already excludes empty slots and absent modalities."""
+    has_turn = visible.any(-1)[:, None]
+    return Window(has_turn, distance[:, None], relation[:, None], visible, rows=distance)  # rows is not read here
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module ready for export: example inputs by name, names of outputs, and which axes vary beside the batch."""
+    """A module to export, with example inputs by name, output names, and dynamic axes other than the batch."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: Sequence[str]
-    varying: dict[str, dict[int, Any]]
+    dynamic_axes: dict[str, dict[int, Any]]
 
 
 def graphs(model: HBAF, audio: nn.Module, text: nn.Module) -> dict[str, Graph]:
-    """The four graphs with example inputs; every batch, frame and token axis varies, the window does not."""
+    """The four graphs with example inputs. Batch, frame and token axes are dynamic; the window is fixed.
+
+    Raises:
+        InputError: the model is an ablation without an incremental form.
+    """
     c = model.config
     if not (c.fusion and c.causal):
-        raise InputError("a model without fusion or with future context is for ablations; it has no incremental form")
+        raise InputError("a model without fusion or with future context is an ablation; it has no incremental form")
     ring = {
         "visible": torch.ones(2, c.window, 2, dtype=torch.bool),
         "distance": torch.arange(c.window, 0, -1).expand(2, -1).contiguous(),

@@ -1,7 +1,7 @@
-"""What a tensor's values were, in bounded memory, and the range that an INT8 grid should cover.
+"""A histogram of a tensor's values in constant memory, and the range that an INT8 grid should cover.
 
-A histogram doubles its reach when a larger value comes (two bins become one, nothing is lost), so data can be seen in
-pieces, in any number. All methods read the same histogram.
+When a value outside of the histogram comes, its range doubles: two bins become one and no count is lost. Data can
+therefore be added in any number of pieces. All calibration methods read the same histogram.
 """
 
 from __future__ import annotations
@@ -11,45 +11,45 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 4096  # over −reach … reach
+BINS = 4096  # over −limit … limit
 Method = Literal["minmax", "percentile", "mse"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
-KEPT = 0.9999  # of the values, by the percentile method
+PERCENTILE_SHARE = 0.9999  # share of the values that the percentile method covers
 LEVELS = 255
-FACTORS = [0.2 + 0.02 * n for n in range(41)]  # of an end of the range, among which least squares chooses
+FACTORS = [0.2 + 0.02 * n for n in range(41)]  # candidate factors by which the mse method shrinks an end
 
 
 class Histogram:
-    """Counts over −reach … reach, the exact extremes, and those and the mean of every channel.
+    """Counts of values over −limit … limit, exact extremes, and extremes and mean of every channel.
 
     Args:
-        by_channel: whether the last axis is channels, always as many.
+        by_channel: whether to keep statistics of each channel; channels are the last axis, with a constant size.
 
-    >>> seen = Histogram()
+    >>> histogram = Histogram()
     >>> for _ in range(3):
-    ...     seen.add(np.linspace(-1, 4, 5001, dtype=np.float32))
-    >>> seen.count, seen.low, seen.high, [round(x, 2) for x in seen.range("percentile")]
+    ...     histogram.add(np.linspace(-1, 4, 5001, dtype=np.float32))
+    >>> histogram.count, histogram.low, histogram.high, [round(x, 2) for x in histogram.range("percentile")]
     (15003, -1.0, 4.0, [-1.0, 4.0])
     """
 
     def __init__(self, by_channel: bool = False) -> None:
         self.counts = np.zeros(BINS, np.int64)
-        self.reach = 2.0**-10
+        self.limit = 2.0**-10
         self.low, self.high = np.inf, -np.inf
         self.by_channel = by_channel
         self.rows = 0
-        self._channels: NDArray[np.float64] | None = None  # low, high and sum of each
+        self._channels: NDArray[np.float64] | None = None  # low, high and sum of each channel
 
     @property
     def count(self) -> int:
-        """Values seen."""
+        """Number of values added so far."""
         return int(self.counts.sum())
 
     def add(self, values: NDArray[Any]) -> None:
         """Count values of any shape.
 
         Raises:
-            ValueError: some are NaN or infinite.
+            ValueError: a value is NaN or infinite.
         """
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
@@ -57,10 +57,10 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         if self.by_channel:
             self._add_channels(values.reshape(-1, values.shape[-1]))
-        while self.reach < max(-low, high):
-            self._double()
-        places = ((values.ravel() + self.reach) * (BINS / (2 * self.reach))).astype(np.int32)
-        self.counts += np.bincount(np.minimum(places, BINS - 1, out=places), minlength=BINS)
+        while self.limit < max(-low, high):
+            self._double_limit()
+        bins = ((values.ravel() + self.limit) * (BINS / (2 * self.limit))).astype(np.int32)
+        self.counts += np.bincount(np.minimum(bins, BINS - 1, out=bins), minlength=BINS)
 
     def _add_channels(self, rows: NDArray[Any]) -> None:
         new = np.stack([rows.min(0), rows.max(0), rows.sum(0, dtype=np.float64)])
@@ -70,47 +70,49 @@ class Histogram:
         self.rows += len(rows)
 
     def channels(self) -> dict[str, list[float]]:
-        """Smallest, largest and mean value of each channel, to seven digits."""
+        """Smallest, largest and mean value of each channel, rounded to seven digits."""
         assert self._channels is not None
         low, high, total = self._channels
-        found = {"low": low, "high": high, "mean": total / self.rows}
-        return {name: [float(f"{x:.7g}") for x in values] for name, values in found.items()}
+        stats = {"low": low, "high": high, "mean": total / self.rows}
+        return {name: [float(f"{x:.7g}") for x in values] for name, values in stats.items()}
 
     def range(self, method: Method) -> tuple[float, float]:
-        """Smallest and largest value worth a step of the grid; always within what was seen, and around zero."""
+        """The range (low, high) that the INT8 grid should cover. It contains zero and no more than the values seen."""
         if not self.count:
             return 0.0, 0.0
-        ends = {"minmax": lambda: (self.low, self.high), "percentile": self._percentile, "mse": self._mse}
-        low, high = ends[method]()
+        ranges = {"minmax": lambda: (self.low, self.high), "percentile": self._percentile, "mse": self._mse}
+        low, high = ranges[method]()
         return min(max(low, self.low), 0.0), max(min(high, self.high), 0.0)
 
-    def _double(self) -> None:
+    def _double_limit(self) -> None:
+        # Bins 2i and 2i + 1 become bin BINS / 4 + i: the old range is the middle half of the new one.
         pairs = self.counts.reshape(-1, 2).sum(1)
         self.counts = np.zeros_like(self.counts)
         self.counts[BINS // 4 : 3 * BINS // 4] = pairs
-        self.reach *= 2
+        self.limit *= 2
 
-    def _middles(self) -> NDArray[np.floating[Any]]:
-        return (np.arange(BINS) + 0.5) * (2 * self.reach / BINS) - self.reach
+    def _bin_centres(self) -> NDArray[np.floating[Any]]:
+        return (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
 
     def _percentile(self) -> tuple[float, float]:
-        """Without so many values at either end."""
-        cut = (1 - KEPT) / 2 * self.count
-        passed, middles = np.cumsum(self.counts), self._middles()
-        ends = np.searchsorted(passed, np.array([cut, self.count - cut]))
-        return float(middles[ends[0]]), float(middles[min(int(ends[1]), BINS - 1)])
+        """The range of the middle values; half of the values to leave out are cut off at either end."""
+        cut = (1 - PERCENTILE_SHARE) / 2 * self.count
+        cumulative, centres = np.cumsum(self.counts), self._bin_centres()
+        ends = np.searchsorted(cumulative, np.array([cut, self.count - cut]))
+        return float(centres[ends[0]]), float(centres[min(int(ends[1]), BINS - 1)])
 
     def _mse(self) -> tuple[float, float]:
-        """The range on whose grid rounding and cutting off cost least, squared, each end shrunk by itself in turn."""
+        """The range of least squared error. The two ends are shrunk in turn, twice."""
         low, high = self.low, self.high
         for _ in range(2):
-            high *= FACTORS[int(np.argmin([self._cost(low, high * f) for f in FACTORS]))]
-            low *= FACTORS[int(np.argmin([self._cost(low * f, high) for f in FACTORS]))]
+            high *= FACTORS[int(np.argmin([self._squared_error(low, high * f) for f in FACTORS]))]
+            low *= FACTORS[int(np.argmin([self._squared_error(low * f, high) for f in FACTORS]))]
         return low, high
 
-    def _cost(self, low: float, high: float) -> float:
+    def _squared_error(self, low: float, high: float) -> float:
+        """Squared error of clipping to a range plus that of rounding to a uniform grid, step² / 12 per value."""
         low, high = min(low, 0.0), max(high, 0.0)
-        middles = self._middles()
+        centres = self._bin_centres()
         step = max(high - low, 1e-12) / LEVELS
-        off = middles - np.clip(middles, low, high)
-        return float((self.counts * (off**2 + step**2 / 12)).sum())
+        clipped = centres - np.clip(centres, low, high)
+        return float((self.counts * (clipped**2 + step**2 / 12)).sum())

@@ -1,9 +1,18 @@
-"""Q/DQ into a float32 graph, in one of two profiles, from ranges that calibration found.
+"""Insert QuantizeLinear and DequantizeLinear (Q/DQ) nodes into a float32 graph, with the ranges from calibration.
 
-`cpu`: activations unsigned with a zero point, weights signed per channel, in 7 bits where the CPU has no VNNI (its
-products of 8 bits would saturate); only MatMul. `tensorrt`: activations and weights signed and symmetric, biases float,
-MatMul and Conv. The embedding table is stored in INT8 and its rows multiplied out when they are looked up; so are, on
-load, the weights of what no profile computes in INT8. Blocks that are kept float are stored so.
+A product in INT8 becomes
+
+    x -> QuantizeLinear -> DequantizeLinear -> x_rounded ─┐
+    W_int8, W_scale ------> DequantizeLinear -> W ────────┴─> MatMul
+
+and the runtime replaces the pattern by one INT8 kernel. There are two profiles:
+
+- `cpu`: activations are unsigned with a zero point, weights signed per channel; MatMul only. Weights have 7 bits with
+  `reduce_range`, because CPUs without VNNI add pairs of 8-bit products in 16 bits, which can saturate.
+- `tensorrt`: activations and weights are signed and symmetric, biases are float32; MatMul and Conv.
+
+All other large weights are only stored in INT8. The embedding table is converted to float32 row by row at lookup, the
+others when the model is loaded. Blocks that are kept in float32 are also stored in float32.
 """
 
 from __future__ import annotations
@@ -18,8 +27,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.histogram import Method
-from export.linears import SMALLEST, Linear, Wiring, block_of, linears
-from export.migrate import Channels, correct_bias, migrate
+from export.quantizable_matmuls import SMALLEST, GraphIndex, QuantizableMatmul, block_of, quantizable_matmuls
+from export.smoothquant import ChannelStats, correct_bias, smoothquant
 
 Profile = Literal["cpu", "tensorrt"]
 Ranges = Mapping[str, tuple[float, float]]
@@ -27,113 +36,130 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a float32 bundle becomes an INT8 one."""
+    """How a float32 bundle is converted to INT8."""
 
-    profile: Profile = "cpu"  # what runs it: ONNX Runtime on a CPU, or TensorRT
-    method: Method = "percentile"  # of the calibration's ranges, for inputs that are not migrated
-    narrow: bool = False  # 7-bit weights: a CPU without VNNI then needs no exact, slower kernels
-    migration: float = 0.85  # how much of the encoders' uneven scale goes into the weights, 0 to 1
-    float_blocks: tuple[str, ...] = ()  # computed and stored in float32
+    profile: Profile = "cpu"  # for ONNX Runtime on a CPU, or for TensorRT
+    method: Method = "percentile"  # range of the activations that SmoothQuant does not change
+    reduce_range: bool = False  # 7-bit weights, for CPUs without VNNI
+    smoothquant: float = 0.85  # share of the encoders' activation scale to move into the weights, 0 to 1
+    float_blocks: tuple[str, ...] = ()  # blocks to compute and store in float32
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as manifests and reports store it."""
+        return {"profile": self.profile, "method": self.method, "narrow": self.reduce_range,
+                "migration": self.smoothquant, "float_blocks": self.float_blocks}  # fmt: skip
 
 
-def insert(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channels: Mapping[str, Channels]
-           ) -> ModelProto:  # fmt: skip
+def insert_qdq(
+    graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges, channels: Mapping[str, ChannelStats]
+) -> ModelProto:
     """A copy of a float32 graph whose products with constant weights are computed in INT8.
 
-    Inputs whose scale is migrated reach from their smallest to their largest channel, the others take their `ranges`. A
-    weight whose input has no range is only stored in INT8. Inputs without `channels` are rounded as they are.
+    Args:
+        graph: audio, text, utterance or dialogue.
+        model: float32 graph.
+        recipe: profile and options.
+        ranges: (low, high) by `QuantizableMatmul.key`. Without a range, a weight is only stored in INT8. Activations
+            that SmoothQuant divides use the range from their smallest to their largest channel instead.
+        channels: channel statistics by the same key. Activations without them are not divided.
     """
     result = ModelProto()
     result.CopyFrom(model)
-    chosen = chosen_linears(graph, model, recipe, ranges)
-    known = {one.weight for one in linears(graph, model) if one.key in ranges}
-    kept = known - {one.weight for one in chosen}
-    kept |= {t.name for t in model.graph.initializer if block_of(graph, t.name) in recipe.float_blocks}
-    moved = migrate(result, chosen, channels, recipe.migration) if recipe.migration else {}
+    selected = selected_matmuls(graph, model, recipe, ranges)
+    calibrated = {matmul.weight for matmul in quantizable_matmuls(graph, model) if matmul.key in ranges}
+    float_weights = calibrated - {matmul.weight for matmul in selected}
+    float_weights |= {t.name for t in model.graph.initializer if block_of(graph, t.name) in recipe.float_blocks}
+    smoothed = smoothquant(result, selected, channels, recipe.smoothquant) if recipe.smoothquant else {}
     nodes = {n.name: n for n in result.graph.node}
-    before: list[NodeProto] = []
+    qdq_nodes: list[NodeProto] = []
     rounded: set[str] = set()
-    for one in chosen:
-        name, seen = moved.get(one.activation, (one.activation, channels.get(one.key)))
-        if name not in rounded:
+    for matmul in selected:
+        name, stats = smoothed.get(matmul.activation, (matmul.activation, channels.get(matmul.key)))
+        if name not in rounded:  # one Q/DQ pair for all products of an activation
             rounded.add(name)
-            reach = (float(seen.low.min()), float(seen.high.max())) if one.activation in moved and seen else None
-            before += _round(result, name, reach or ranges[one.key], recipe.profile)
-        nodes[one.node].input[0] = f"{name}_rounded"
-        before += _weight(result, one, recipe, seen)
-    store_weights(result, recipe.profile, kept)
-    set_nodes(result, [*before, *result.graph.node])
+            value_range = ranges[matmul.key]
+            if matmul.activation in smoothed and stats is not None:
+                value_range = float(stats.low.min()), float(stats.high.max())
+            qdq_nodes += _round_activation(result, name, value_range, recipe.profile)
+        nodes[matmul.node].input[0] = f"{name}_rounded"
+        qdq_nodes += _quantise_weight(result, matmul, recipe, stats)
+    store_weights(result, recipe.profile, float_weights)
+    set_nodes(result, [*qdq_nodes, *result.graph.node])
     onnx.checker.check_model(result, full_check=True)
     return result
 
 
-def chosen_linears(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges) -> list[Linear]:
-    """The products of a graph that a recipe computes in INT8: on a CPU no Conv, which ONNX Runtime would do slowly."""
-    kept = recipe.float_blocks
-    found = [one for one in linears(graph, model) if one.key in ranges and one.block not in kept]
-    return [one for one in found if recipe.profile == "tensorrt" or one.axis == 1]
+def selected_matmuls(graph: str, model: ModelProto, recipe: Recipe, ranges: Ranges) -> list[QuantizableMatmul]:
+    """The products of a graph that a recipe computes in INT8; no Conv on a CPU, where INT8 convolutions are slow."""
+    candidates = [matmul for matmul in quantizable_matmuls(graph, model)
+                  if matmul.key in ranges and matmul.block not in recipe.float_blocks]  # fmt: skip
+    return [matmul for matmul in candidates if recipe.profile == "tensorrt" or matmul.axis == 1]
 
 
-def _weight(model: ModelProto, one: Linear, recipe: Recipe, seen: Channels | None) -> list[NodeProto]:
-    """A product's weight in INT8 behind a DequantizeLinear, its bias corrected for what rounding takes away."""
-    if any(t.name == f"{one.weight}_int8" for t in model.graph.initializer):
-        return []  # two products share it
-    weight = _take(model, one.weight)
-    integers, scale = to_int8(weight, one.axis, 63 if recipe.narrow and recipe.profile == "cpu" else 127)
-    _store(model, one.weight, integers, scale)
-    if seen is not None and one.axis == 1:
-        correct_bias(model, one, weight - integers * scale, seen.mean)
-    return [_dequantised(one.weight, one.axis)]
+def _quantise_weight(
+    model: ModelProto, matmul: QuantizableMatmul, recipe: Recipe, stats: ChannelStats | None
+) -> list[NodeProto]:
+    """Store a product's weight in INT8 with a DequantizeLinear node, and correct the bias for the rounding error."""
+    if any(t.name == f"{matmul.weight}_int8" for t in model.graph.initializer):
+        return []  # another product with the same weight came first
+    weight = _pop_initializer(model, matmul.weight)
+    integers, scale = to_int8(weight, matmul.axis, 63 if recipe.reduce_range and recipe.profile == "cpu" else 127)
+    _add_int8_initializer(model, matmul.weight, integers, scale)
+    if stats is not None and matmul.axis == 1:
+        correct_bias(model, matmul, weight - integers * scale, stats.mean)
+    return [_dequantize_node(matmul.weight, matmul.axis)]
 
 
-def _dequantised(name: str, axis: int) -> NodeProto:
-    """A stored weight again in float32."""
+def _dequantize_node(name: str, axis: int) -> NodeProto:
     return helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=axis)
 
 
-def store_weights(model: ModelProto, profile: Profile, kept: Collection[str] = ()) -> None:
-    """Large weights but for those kept as INT8 · scale, in place; folded on load, on a CPU of a table row by row.
+def store_weights(model: ModelProto, profile: Profile, float_weights: Collection[str] = ()) -> None:
+    """Store the large weights in INT8 with a scale per channel, in place, except for `float_weights`.
 
-    TensorRT takes INT8 constants behind DequantizeLinear alone; ONNX Runtime would multiply those out at every turn.
+    For TensorRT, a DequantizeLinear node follows each INT8 constant, as TensorRT requires. For ONNX Runtime it is
+    Cast and Mul: these are folded when the model is loaded, whereas DequantizeLinear would run in every turn.
     """
-    users = Wiring(model).readers
+    consumers = GraphIndex(model).consumers
     for tensor in list(model.graph.initializer):
-        axis = stored_axis(tensor, users.get(tensor.name, []))
-        if axis is None or tensor.name in kept:
+        axis = storage_axis(tensor, consumers.get(tensor.name, []))
+        if axis is None or tensor.name in float_weights:
             continue
         name = tensor.name
-        integers, scale = to_int8(_take(model, name), axis)
-        multiplied = profile == "cpu" and users[name][0].op_type != "Gather"
-        _store(model, name, integers, np.expand_dims(scale, _others(integers, axis)) if multiplied else scale)
-        if multiplied:
+        integers, scale = to_int8(_pop_initializer(model, name), axis)
+        is_folded = profile == "cpu" and consumers[name][0].op_type != "Gather"
+        _add_int8_initializer(
+            model, name, integers, np.expand_dims(scale, _other_axes(integers, axis)) if is_folded else scale
+        )
+        if is_folded:
             model.graph.node.extend([
                 helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=TensorProto.FLOAT),
                 helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]),
             ])  # fmt: skip
         elif profile == "cpu":
-            _scale_rows(model.graph, name, users[name])
+            _scale_rows(model.graph, name, consumers[name])
         else:
-            model.graph.node.append(_dequantised(name, axis))
+            model.graph.node.append(_dequantize_node(name, axis))
 
 
 def to_int8(weight: NDArray[np.float32], axis: int, limit: int = 127) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric per-channel rounding to −limit..limit along `axis`; the scale is (channels,).
+    """Round symmetrically to −limit..limit with one scale (channels,) per index of `axis`.
 
     >>> integers, scale = to_int8(np.array([[1.0, -2.0], [0.5, 0.25]], np.float32), axis=0)
     >>> integers.tolist()
     [[64, -127], [127, 64]]
     """
-    scale = np.maximum(np.abs(weight).max(axis=_others(weight, axis), keepdims=True), 1e-12) / limit
+    scale = np.maximum(np.abs(weight).max(axis=_other_axes(weight, axis), keepdims=True), 1e-12) / limit
     return np.rint(weight / scale).astype(np.int8), scale.ravel().astype(np.float32)
 
 
-def _others(weight: NDArray[Any], axis: int) -> tuple[int, ...]:
-    """All axes but one."""
+def _other_axes(weight: NDArray[Any], axis: int) -> tuple[int, ...]:
+    """All axes of an array except for one."""
     return tuple(i for i in range(weight.ndim) if i != axis)
 
 
 def grid(low: float, high: float, profile: Profile) -> tuple[float, int]:
-    """Scale and zero point that cover a range, which is made to hold zero.
+    """Scale and zero point of the INT8 grid that covers a range and zero.
 
     >>> grid(-1.0, 3.0, "cpu"), grid(-1.0, 3.0, "tensorrt")
     ((0.01568627450980392, 64), (0.023622047244094488, 0))
@@ -145,94 +171,98 @@ def grid(low: float, high: float, profile: Profile) -> tuple[float, int]:
     return scale, int(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def stored_axis(tensor: TensorProto, users: list[NodeProto]) -> int | None:
-    """Which axis holds the output channels, or None where the tensor stays in float32."""
-    if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < SMALLEST or not users:
+def storage_axis(tensor: TensorProto, consumers: list[NodeProto]) -> int | None:
+    """Axis of the output channels of a weight that can be stored in INT8; None if it stays in float32."""
+    dims = len(tensor.dims)
+    if tensor.data_type != TensorProto.FLOAT or dims < 2 or np.prod(tensor.dims) < SMALLEST or not consumers:
         return None
-    kinds = {node.op_type for node in users}
-    if kinds == {"Gather"} and all(node.input[0] == tensor.name and not _attribute(node, "axis") for node in users):
-        return 0 if len(tensor.dims) == 2 else None
-    if kinds == {"MatMul"} and len(tensor.dims) == 2 and all(node.input[1] == tensor.name for node in users):
+    op_types = {node.op_type for node in consumers}
+    if op_types == {"Gather"} and all(n.input[0] == tensor.name and not _attribute(n, "axis") for n in consumers):
+        return 0 if dims == 2 else None
+    if op_types == {"MatMul"} and dims == 2 and all(node.input[1] == tensor.name for node in consumers):
         return 1
-    if kinds == {"Gemm"} and all(node.input[1] == tensor.name for node in users):
-        transposed = {_attribute(node, "transB") for node in users}
+    if op_types == {"Gemm"} and all(node.input[1] == tensor.name for node in consumers):
+        transposed = {_attribute(node, "transB") for node in consumers}
         return {0: 1, 1: 0}[transposed.pop()] if len(transposed) == 1 else None
-    if kinds == {"Transpose"}:  # a linear layer's (out, in), transposed in the graph
-        return 0 if len(tensor.dims) == 2 else None
-    return 0 if kinds == {"Conv"} and len(tensor.dims) <= 3 else None
+    if op_types == {"Transpose"}:  # a linear layer's (out, in), transposed in the graph
+        return 0 if dims == 2 else None
+    return 0 if op_types == {"Conv"} and dims <= 3 else None
 
 
 def set_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Give a graph these nodes alone, sorted."""
-    placed = sort(list(nodes))
+    """Replace all nodes of a graph by these, sorted topologically."""
+    ordered = sort_nodes(list(nodes))
     del model.graph.node[:]
-    model.graph.node.extend(placed)
+    model.graph.node.extend(ordered)
 
 
-def sort(nodes: list[NodeProto]) -> list[NodeProto]:
-    """In an order in which every input is made before it is read; otherwise as they stand."""
-    makers = {name: i for i, node in enumerate(nodes) for name in node.output}
-    placed: list[NodeProto] = []
-    state = [0] * len(nodes)
+def sort_nodes(nodes: list[NodeProto]) -> list[NodeProto]:
+    """Sort nodes so that each input is produced before it is read; otherwise keep their order."""
+    producers = {name: i for i, node in enumerate(nodes) for name in node.output}
+    ordered: list[NodeProto] = []
+    is_done = [False] * len(nodes)
     for start in range(len(nodes)):
         stack = [start]
-        while stack:
+        while stack:  # depth first; a graph can be deeper than Python's recursion limit
             i = stack[-1]
-            waiting = [makers[n] for n in nodes[i].input if n in makers and state[makers[n]] == 0 and makers[n] != i]
-            if state[i] == 0 and waiting:
-                stack.extend(waiting)
+            sources = [producers[name] for name in nodes[i].input if name in producers]
+            missing = [source for source in sources if not is_done[source] and source != i]
+            if not is_done[i] and missing:
+                stack.extend(missing)
                 continue
             stack.pop()
-            if state[i] == 0:
-                state[i] = 1
-                placed.append(nodes[i])
-    return placed
+            if not is_done[i]:
+                is_done[i] = True
+                ordered.append(nodes[i])
+    return ordered
 
 
-def _round(model: ModelProto, name: str, range_: tuple[float, float], profile: Profile) -> list[NodeProto]:
-    """name -> Q -> DQ -> name_rounded."""
-    scale, zero = grid(*range_, profile)
-    kind = np.uint8 if profile == "cpu" else np.int8
+def _round_activation(
+    model: ModelProto, name: str, value_range: tuple[float, float], profile: Profile
+) -> list[NodeProto]:
+    """Nodes name -> QuantizeLinear -> DequantizeLinear -> name_rounded; scale and zero point become initializers."""
+    scale, zero = grid(*value_range, profile)
+    dtype = np.uint8 if profile == "cpu" else np.int8
     model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), f"{name}_step"))
-    model.graph.initializer.append(numpy_helper.from_array(kind(zero), f"{name}_zero"))
-    by = [f"{name}_step", f"{name}_zero"]
+    model.graph.initializer.append(numpy_helper.from_array(dtype(zero), f"{name}_zero"))
+    parameters = [f"{name}_step", f"{name}_zero"]
     return [
-        helper.make_node("QuantizeLinear", [name, *by], [f"{name}_integers"]),
-        helper.make_node("DequantizeLinear", [f"{name}_integers", *by], [f"{name}_rounded"]),
+        helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}_integers"]),
+        helper.make_node("DequantizeLinear", [f"{name}_integers", *parameters], [f"{name}_rounded"]),
     ]
 
 
-def _take(model: ModelProto, name: str) -> NDArray[np.float32]:
-    """Remove an initializer; what it held."""
+def _pop_initializer(model: ModelProto, name: str) -> NDArray[np.float32]:
+    """Remove an initializer and return its value."""
     tensor = next(t for t in model.graph.initializer if t.name == name)
     value: NDArray[np.float32] = numpy_helper.to_array(tensor)
     model.graph.initializer.remove(tensor)
     return value
 
 
-def _store(model: ModelProto, name: str, integers: NDArray[np.int8], scale: NDArray[np.float32]) -> None:
+def _add_int8_initializer(model: ModelProto, name: str, integers: NDArray[np.int8], scale: NDArray[np.float32]) -> None:
     model.graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int8"))
     model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
 
 
 def _attribute(node: NodeProto, name: str) -> int:
-    """An integer attribute, 0 where it is not given."""
+    """An integer attribute of a node; 0 if it is not set."""
     return next((a.i for a in node.attribute if a.name == name), 0)
 
 
-def _scale_rows(graph: onnx.GraphProto, table: str, users: list[NodeProto]) -> None:
-    """Gather(table, ids) -> Cast(Gather(int8 rows, ids)) · Gather(scales, ids)."""
-    for number, node in enumerate(users):
-        ids, out, base = node.input[1], node.output[0], f"{table}_{number}"
-        made = [
-            helper.make_node("Gather", [f"{table}_int8", ids], [f"{base}_rows"], axis=0),
-            helper.make_node("Cast", [f"{base}_rows"], [f"{base}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Gather", [f"{table}_scale", ids], [f"{base}_scales"], axis=0),
-            helper.make_node("Unsqueeze", [f"{base}_scales", f"{base}_last"], [f"{base}_column"]),
-            helper.make_node("Mul", [f"{base}_float", f"{base}_column"], [out]),
+def _scale_rows(graph: onnx.GraphProto, table: str, lookups: list[NodeProto]) -> None:
+    """Replace Gather(table, ids) by Cast(Gather(int8 rows, ids)) · Gather(scales, ids)."""
+    for number, node in enumerate(lookups):
+        ids, output, prefix = node.input[1], node.output[0], f"{table}_{number}"
+        nodes = [
+            helper.make_node("Gather", [f"{table}_int8", ids], [f"{prefix}_rows"], axis=0),
+            helper.make_node("Cast", [f"{prefix}_rows"], [f"{prefix}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{table}_scale", ids], [f"{prefix}_scales"], axis=0),
+            helper.make_node("Unsqueeze", [f"{prefix}_scales", f"{prefix}_last"], [f"{prefix}_column"]),
+            helper.make_node("Mul", [f"{prefix}_float", f"{prefix}_column"], [output]),
         ]
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{base}_last"))
-        place = list(graph.node).index(node)
-        del graph.node[place]
-        for new in reversed(made):
-            graph.node.insert(place, new)
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{prefix}_last"))
+        position = list(graph.node).index(node)
+        del graph.node[position]
+        for new in reversed(nodes):
+            graph.node.insert(position, new)

@@ -1,16 +1,15 @@
-"""Every step of an export against PyTorch: turn by turn in the runtime against the whole causal pass in float32.
+"""Compare every bundle of an export with PyTorch: the runtime turn by turn, PyTorch in one float32 pass per dialogue.
 
     python -m export.verify runs/mine runs/mine/float32                      # on conversations of the example's clips
     python -m export.verify runs/mine runs/mine/float32 runs/mine/float16 runs/mine/int8 --split test
 
-Differences, label flips, cosines of the fused vector and of every residual sum, weighted F1 by label, latency and size;
-exits non-zero where a step breaks the limits of its precision. Without data the conversations are the example's clips
-and words over 300 turns, speakers and missing modalities drawn at random, past the window often.
+Reports differences, label flips, cosines of the embedding and of every residual sum, weighted F1 by label, latency and
+size. Fails if a bundle exceeds the limits of its precision. Without --split and --on, the data are 300 turns made from
+the example's clips and texts, with random speakers and missing modalities, in conversations longer than the window.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,20 +21,30 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from export.compare import Array, Outcome, cosines, in_runtime, judged, labels_of, measures, predictions, watched
+from export.compare import (
+    Array,
+    ModelOutputs,
+    cosines,
+    labels_of,
+    measures,
+    predictions,
+    run_in_runtime,
+    score_turns,
+    tapped_runtime,
+)
 from export.conversations import conversations, counts, first_turns
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
-from hbaf_edge.machine import machine
-from training.command import cli
+from hbaf_edge.machine import machine_info
+from training.command import cli, emit
 from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
+from training.feature_provider import FeatureProvider
 from training.files import write_json
-from training.learner import Learner, load_learner
-from training.material import Material
-from training.stages import predict
+from training.tasks import predict
+from training.training_module import TrainingModule, load_training_module
 
-# What a bundle of each precision may differ by, in the words of `compared`; those of AT_LEAST must not be less.
+# Largest difference of a bundle by precision, named as in `parity_row`. Those in AT_LEAST are smallest values.
 LIMITS = {
     "float32": {"difference_max": 1e-4, "flip_rate": 0.0},
     "float16": {"flip_rate": 0.002, "cosine_mean": 0.999},
@@ -44,129 +53,145 @@ LIMITS = {
     "int8-tensorrt": {"flip_rate": 0.02, "snr_db": 30.0},
 }
 AT_LEAST = ("cosine_mean", "snr_db")
-Step = dict[str, Any]  # a bundle against PyTorch: a row of the parity chain, see `compared`
+ParityRow = dict[str, Any]  # one bundle against PyTorch, see `parity_row`
 
 
-def in_torch(learner: Learner, dialogues: Sequence[Dialogue], temperatures: dict[str, float]) -> Outcome:
-    """PyTorch in float32, the whole causal pass over each dialogue."""
-    found = predict(learner, Material(learner, TrainConfig(), cached=False), dialogues, "audio+text")
-    scaled = found.logits.double() / torch.tensor([temperatures[kind] for kind in found.shown])[:, None]
-    return Outcome(torch.softmax(scaled, -1).numpy(), found.embedding.numpy())
+def run_in_torch(module: TrainingModule, dialogues: Sequence[Dialogue], temperatures: dict[str, float]) -> ModelOutputs:
+    """Run PyTorch in float32: one causal pass over each dialogue."""
+    result = predict(module, FeatureProvider(module, TrainConfig(), cached=False), dialogues, "audio+text")
+    scaled = result.logits.double() / torch.tensor([temperatures[kind] for kind in result.modalities])[:, None]
+    return ModelOutputs(torch.softmax(scaled, -1).numpy(), result.embedding.numpy())
 
 
-def compared(
-    bundle: Bundle, found: Outcome, reference: Outcome, labels: Sequence[int], layers: dict[str, float]
-) -> Step:
-    """One bundle against PyTorch, judged by the limits of its precision.
+def parity_row(
+    bundle: Bundle, outputs: ModelOutputs, reference: ModelOutputs, labels: Sequence[int], layers: dict[str, float]
+) -> ParityRow:
+    """Compare one bundle with PyTorch and check the limits of its precision.
 
     Returns:
-        `measures` (export/compare.py), name (of the precision), key (of the bundle), broken (limits, in words),
-        weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any), milliseconds (median of a
-        turn on this machine), megabytes, layers (cosine of each residual sum with float32's, by name).
+        `measures` (export/compare.py); name (the precision) and key (of the bundle); broken (exceeded limits, as
+        text); weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any); milliseconds
+        (median per turn on this machine); megabytes; layers (cosine of each residual sum with float32's, by name).
     """
     name = bundle.manifest["precision"]
-    step: Step = {"name": name, "key": bundle.key, **measures(found, reference), "weighted_f1": None, "f1_drop": None,
-                  "f1_by_label": {}, "milliseconds": found.milliseconds, "megabytes": bundle.megabytes,
-                  "layers": layers}  # fmt: skip
-    before, after = (judged(one, labels, bundle.labels) for one in (reference, found))
-    if before is not None and after is not None:
-        step["weighted_f1"] = after["weighted_f1"]
-        step["f1_drop"] = before["weighted_f1"] - after["weighted_f1"]
-        step["f1_by_label"] = {label: round(value, 4) for label, value in after["f1"].items()}
-    return step | {"broken": broken(LIMITS[name], step)}
+    row: ParityRow = {"name": name, "key": bundle.key, **measures(outputs, reference), "weighted_f1": None,
+                      "f1_drop": None, "f1_by_label": {}, "milliseconds": outputs.milliseconds,
+                      "megabytes": bundle.megabytes, "layers": layers}  # fmt: skip
+    expected, actual = (score_turns(results, labels, bundle.labels) for results in (reference, outputs))
+    if expected is not None and actual is not None:
+        row["weighted_f1"] = actual["weighted_f1"]
+        row["f1_drop"] = expected["weighted_f1"] - actual["weighted_f1"]
+        row["f1_by_label"] = {label: round(value, 4) for label, value in actual["f1"].items()}
+    return row | {"broken": exceeded_limits(LIMITS[name], row)}
 
 
-def broken(limits: dict[str, float], measured: Step) -> list[str]:
-    """The limits that a measurement breaks, in words.
+def exceeded_limits(limits: dict[str, float], row: ParityRow) -> list[str]:
+    """The limits that a bundle exceeds, as text.
 
-    >>> found = {"flip_rate": 0.03, "snr_db": 35.0, "f1_drop": None}
-    >>> broken({"flip_rate": 0.02, "snr_db": 30, "f1_drop": 0.005}, found)
+    >>> row = {"flip_rate": 0.03, "snr_db": 35.0, "f1_drop": None}
+    >>> exceeded_limits({"flip_rate": 0.02, "snr_db": 30, "f1_drop": 0.005}, row)
     ['flip_rate 0.03, allowed 0.02']
     """
-    found = []
+    exceeded = []
     for name, limit in limits.items():
-        value, least = measured[name], name in AT_LEAST
-        if value is None:  # nothing was labelled
+        value, is_minimum = row[name], name in AT_LEAST
+        if value is None:  # no turn has a label
             continue
-        if not (value >= limit if least else value <= limit):  # NaN keeps nothing
-            found.append(f"{name} {value:.5g}, {'at least' if least else 'allowed'} {limit:g}")
-    return found
+        if not (value >= limit if is_minimum else value <= limit):  # written so that NaN exceeds every limit
+            exceeded.append(f"{name} {value:.5g}, {'at least' if is_minimum else 'allowed'} {limit:g}")
+    return exceeded
 
 
 def layer_cosines(reference: Bundle, bundle: Bundle, dialogues: Sequence[Dialogue]) -> dict[str, float]:
-    """Cosine of every residual sum (what a LayerNorm reads) with float32's, over all turns; the least of each tensor's.
+    """Smallest cosine over all turns between each residual sum and that of the float32 bundle, by tensor name.
 
-    Scale migration and Q/DQ leave these tensors their names and their meaning.
+    A residual sum is the input of a LayerNorm. SmoothQuant and Q/DQ change neither its name nor its meaning.
     """
-    wanted = {graph: names for graph in GRAPHS if (names := _sums(reference, bundle, graph))}
-    sides = []
-    for one in (reference, bundle):
-        kept: dict[str, list[Array]] = {}
-
-        def see(graph: str, tensors: dict[str, Array], kept: dict[str, list[Array]] = kept) -> None:
-            for name, value in tensors.items():
-                kept.setdefault(f"{graph}/{name}", []).append(value.astype(np.float32).ravel())
-
-        with watched(one, wanted, see) as runtime:
-            predictions(runtime, dialogues)
-        sides.append(kept)
-    return {name: min(float(cosines(a, b)) for a, b in zip(sides[0][name], sides[1][name])) for name in sides[0]}
+    sums = {graph: names for graph in GRAPHS if (names := _residual_sums(reference, bundle, graph))}
+    expected, actual = (_record_tensors(one, sums, dialogues) for one in (reference, bundle))
+    return {name: min(float(cosines(a, b)) for a, b in zip(expected[name], actual[name])) for name in expected}
 
 
-def _sums(reference: Bundle, bundle: Bundle, graph: str) -> list[str]:
-    ours, theirs = (onnx.load_from_string(one.graph(graph)).graph for one in (reference, bundle))
-    there = {name for node in theirs.node for name in node.output}
-    found = [n.input[0] for n in ours.node if n.op_type == "LayerNormalization" and n.input[0] in there]
-    return list(dict.fromkeys(found))
+def _record_tensors(
+    bundle: Bundle, names: dict[str, list[str]], dialogues: Sequence[Dialogue]
+) -> dict[str, list[Array]]:
+    """Run a bundle and return the values of inner tensors, one flat array per run, by graph and tensor name."""
+    tensors: dict[str, list[Array]] = {}
+
+    def record(graph: str, values: dict[str, Array]) -> None:
+        for name, value in values.items():
+            tensors.setdefault(f"{graph}/{name}", []).append(value.astype(np.float32).ravel())
+
+    with tapped_runtime(bundle, names, record) as runtime:
+        predictions(runtime, dialogues)
+    return tensors
 
 
-def walk(
-    learner: Learner,
+def _residual_sums(reference: Bundle, bundle: Bundle, graph: str) -> list[str]:
+    """Inputs of the reference's LayerNorms that the other bundle also computes."""
+    expected, actual = (onnx.load_from_string(one.graph(graph)).graph for one in (reference, bundle))
+    produced = {name for node in actual.node for name in node.output}
+    norms = [node for node in expected.node if node.op_type == "LayerNormalization"]
+    return list(dict.fromkeys(norm.input[0] for norm in norms if norm.input[0] in produced))
+
+
+def parity_chain(
+    module: TrainingModule,
     bundles: Sequence[Path],
     dialogues: Sequence[Dialogue],
     threads: int,
     layer_turns: int = 40,
-) -> list[Step]:
-    """Every bundle, the float32 one first, against PyTorch on the same conversations."""
+) -> list[ParityRow]:
+    """Compare bundles with PyTorch on the same conversations.
+
+    Args:
+        module: the checkpoint that the bundles were made from.
+        bundles: the float32 bundle first.
+        dialogues: conversations.
+        threads: of the runtimes.
+        layer_turns: number of turns on which residual sums are compared.
+    """
     loaded = [load_bundle(path) for path in bundles]
     reference = next((b for b in loaded if b.manifest["precision"] == "float32"), None)
-    expected = in_torch(learner, dialogues, loaded[0].manifest["temperatures"])
-    few = first_turns(dialogues, layer_turns)
-    steps = []
+    expected = run_in_torch(module, dialogues, loaded[0].manifest["temperatures"])
+    layer_dialogues = first_turns(dialogues, layer_turns)
+    rows = []
     for bundle in loaded:
-        layers = layer_cosines(reference, bundle, few) if reference is not None and bundle is not reference else {}
-        found = in_runtime(bundle.path, dialogues, threads)
-        steps.append(compared(bundle, found, expected, labels_of(dialogues), layers))
-    return steps
+        layers = {}
+        if reference is not None and bundle is not reference:
+            layers = layer_cosines(reference, bundle, layer_dialogues)
+        outputs = run_in_runtime(bundle.path, dialogues, threads)
+        rows.append(parity_row(bundle, outputs, expected, labels_of(dialogues), layers))
+    return rows
 
 
-def table(steps: Sequence[Step], turns: int) -> Table:
-    """For people."""
-    shown = Table(
-        "step", "largest and mean difference", "flips", "cosine, least", "SNR", "weighted F1", "ms", "MB", "",
+def parity_table(rows: Sequence[ParityRow], turns: int) -> Table:
+    """A table with one row per bundle."""
+    table = Table(
+        "bundle", "largest and mean difference", "flips", "cosine, least", "SNR", "weighted F1", "ms", "MB", "limits",
         title=f"against PyTorch in float32, {turns} turns",
     )  # fmt: skip
-    for s in steps:
-        shown.add_row(
-            s["name"], f"{s['difference_max']:.1e} {s['difference_mean']:.1e}", f"{s['flip_rate']:.2%}",
-            f"{s['cosine_mean']:.5f} {s['cosine_min']:.4f}", f"{s['snr_db']:.0f} dB",
-            "-" if s["f1_drop"] is None else f"{s['weighted_f1']:.4f} ({-s['f1_drop']:+.4f})",
-            f"{s['milliseconds']:.1f}", f"{s['megabytes']:.1f}", "; ".join(s["broken"]) or "kept",
+    for r in rows:
+        table.add_row(
+            r["name"], f"{r['difference_max']:.1e} {r['difference_mean']:.1e}", f"{r['flip_rate']:.2%}",
+            f"{r['cosine_mean']:.5f} {r['cosine_min']:.4f}", f"{r['snr_db']:.0f} dB",
+            "-" if r["f1_drop"] is None else f"{r['weighted_f1']:.4f} ({-r['f1_drop']:+.4f})",
+            f"{r['milliseconds']:.1f}", f"{r['megabytes']:.1f}", "; ".join(r["broken"]) or "met",
         )  # fmt: skip
-    return shown
+    return table
 
 
-def conversation(turns: int = 100, seed: int = 0) -> Dialogue:
-    """The example's clips and words in random order, speakers and missing modalities drawn at random."""
+def example_dialogue(turns: int = 100, seed: int = 0) -> Dialogue:
+    """The example's clips and texts in random order, with random speakers and missing modalities."""
     rng = random.Random(seed)
     example = list(read_dialogue(EXAMPLE))
-    made = []
+    utterances = []
     for _ in range(turns):
-        turn, kind = rng.choice(example), rng.random()
-        audio = None if kind < 0.2 else turn["audio"]
-        text = "" if kind > 0.8 else turn["text"]
-        made.append(Utterance(text, UNLABELLED, rng.choice(["anna", "bob", None]), audio))
-    return Dialogue("verify", "dev", tuple(made))
+        turn, draw = rng.choice(example), rng.random()
+        audio = None if draw < 0.2 else turn["audio"]
+        text = "" if draw > 0.8 else turn["text"]
+        utterances.append(Utterance(text, UNLABELLED, rng.choice(["anna", "bob", None]), audio))
+    return Dialogue("verify", "dev", tuple(utterances))
 
 
 def main(
@@ -178,36 +203,38 @@ def main(
     turns: int = 1500,
     threads: int = 1,
     save: Path | None = None,
+    json_output: bool = False,
 ) -> None:
-    """Verify.
+    """Verify bundles against their checkpoint.
 
     Args:
-        checkpoint: that the bundles were made of.
-        bundles: float32 first, then what was made of it.
+        checkpoint: that the bundles were made from.
+        bundles: the float32 bundle first, then those made from it.
         split: of the model's own corpora.
-        on: corpus in place of the model's own, such as manifest:mine.jsonl.
-        turns: how many, about.
+        on: corpus to use instead of the model's own, such as manifest:mine.jsonl.
+        turns: number of turns, about.
         threads: of the runtimes.
-        save: JSON, such as benchmarks/results/parity-default.json.
+        save: JSON file for the result, such as benchmarks/results/parity-default.json.
     """
     manifest = load_bundle(bundles[0]).manifest
     if split or on:
-        talks = conversations(manifest, split or "dev", turns, on, seed=2)
+        dialogues = conversations(manifest, split or "dev", turns, on, seed=2)
     else:
-        talks = [conversation(seed=seed) for seed in range(3)]
-    steps = walk(load_learner(checkpoint), bundles, talks, threads)
-    console = Console()
-    console.width = max(console.width, 130)  # a log wraps what a terminal shows
-    console.print(table(steps, sum(len(d.turns) for d in talks)))
+        dialogues = [example_dialogue(seed=seed) for seed in range(3)]
+    rows = parity_chain(load_training_module(checkpoint), bundles, dialogues, threads)
     result = {
-        "machine": machine(), "threads": threads, "data": {**counts(talks), "split": split or "example"},
-        "model": manifest["name"], "steps": steps,
+        "machine": machine_info(), "threads": threads, "data": {**counts(dialogues), "split": split or "example"},
+        "model": manifest["name"], "steps": rows,
     }  # fmt: skip
-    print(json.dumps(result))
     if save:
         write_json(save, result, indent=1)
-    if any(s["broken"] for s in steps):
-        raise SystemExit("; ".join(f"{s['name']}: {why}" for s in steps for why in s["broken"]))
+    if not json_output:
+        console = Console()
+        console.width = max(console.width, 130)  # narrower than that, the table would wrap
+        console.print(parity_table(rows, sum(len(d.turns) for d in dialogues)))
+    emit(result, json_output)
+    if any(row["broken"] for row in rows):
+        raise SystemExit("; ".join(f"{row['name']}: {limit}" for row in rows for limit in row["broken"]))
 
 
 if __name__ == "__main__":

@@ -31,4 +31,4 @@ __all__ = [
     "__version__",
 ]
 
-disable_telemetry()  # nothing above loads ONNX Runtime, which reads the switch once, while it loads
+disable_telemetry()  # before ONNX Runtime is loaded, which reads the switch only then

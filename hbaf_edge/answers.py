@@ -1,4 +1,4 @@
-"""What `hbaf-edge predict` answers: a `Prediction`, or why there is none, for every turn."""
+"""The output of `hbaf-edge predict`: for every turn, a `Prediction` or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hbaf_edge.prediction import Prediction
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.text import normalise_name
 
-NOT_JUDGED: dict[str, Any] = {
+NO_PREDICTION: dict[str, Any] = {
     "turn": None,
     "speaker": None,
     "label": None,
@@ -28,29 +28,29 @@ NOT_JUDGED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An utterance with its prediction, or with the reason why it has none."""
+    """An utterance with its prediction, or with the error that prevented one."""
 
     utterance: Utterance
     prediction: Prediction | None
     error: str | None
 
     def to_json(self) -> str:
-        """One line of JSON in ASCII, so that no encoding of the output can spoil it. Our keys are always there.
+        """One line of JSON in ASCII, which is valid in any encoding of the output. All our keys are present.
 
-        Fields of the input are repeated as they are. Those with a name of ours, such as a reference "label", are
-        found under "input".
+        Other fields of the input line are repeated unchanged. Fields with the same name as one of our keys, such as a
+        reference "label", are under "input".
         """
         u = self.utterance
-        judged = self.prediction.to_json() if self.prediction else NOT_JUDGED
+        predicted = self.prediction.to_json() if self.prediction else NO_PREDICTION
         speaker = self.prediction.speaker if self.prediction else u.speaker
-        ours = {"source": u.source, "line": u.line, **judged, "speaker": speaker, "error": self.error}
-        reserved = {*ours, *FIELDS, "input"}
-        passed = {key: value for key, value in u.fields.items() if key not in reserved}
+        own = {"source": u.source, "line": u.line, **predicted, "speaker": speaker, "error": self.error}
+        reserved = {*own, *FIELDS, "input"}
+        repeated = {key: value for key, value in u.fields.items() if key not in reserved}
         clashing = {key: value for key, value in u.fields.items() if key in reserved}
-        return json.dumps({**ours, **passed, **({"input": clashing} if clashing else {})}, allow_nan=False)
+        return json.dumps({**own, **repeated, **({"input": clashing} if clashing else {})}, allow_nan=False)
 
 
-def answers(
+def predict_dialogues(
     runtime: HBAFRuntime,
     dialogues: Iterable[Iterable[Utterance]],
     *,
@@ -59,14 +59,15 @@ def answers(
     sample_rate: int | None = None,
     sample_format: str | None = None,
 ) -> Iterator[Answer]:
-    """An answer to every utterance, before the next one is asked for.
+    """Yield an answer to every utterance, before the next utterance is read.
 
     Args:
         runtime: the model.
-        dialogues: each is a conversation of its own.
-        speaker: of utterances that name nobody.
-        is_one_conversation: the dialogues follow one another in a single conversation.
-        sample_rate, sample_format: of all audio, as `HBAFRuntime.predict` takes them.
+        dialogues: utterances of each dialogue; each dialogue is a separate conversation.
+        speaker: speaker of utterances without a speaker.
+        is_one_conversation: all dialogues belong to one conversation.
+        sample_rate: sample rate of all audio in Hz, as for `HBAFRuntime.predict`.
+        sample_format: sample format of all audio without a header.
     """
     conversation = runtime.conversation()
     for dialogue in dialogues:
@@ -81,7 +82,7 @@ def answers(
 def _answer(
     runtime: HBAFRuntime, utterance: Utterance, conversation: Conversation, rate: int | None, sample_format: str | None
 ) -> Answer:
-    """Judge one utterance. One that cannot be judged leaves the conversation as it was."""
+    """Predict one utterance. If that fails, the conversation is unchanged."""
     if utterance.error is not None:
         return Answer(utterance, None, utterance.error)
     has_audio = utterance.audio is not None
@@ -100,7 +101,7 @@ def _answer(
 
 
 def _hint(utterance: Utterance) -> str:
-    """What a line holds instead of audio and text: perhaps one of them was misspelt."""
+    """Name the fields of a line without audio and text, because one of them may be misspelt."""
     if not utterance.fields or utterance.audio is not None or utterance.text:
         return ""
     names = ", ".join(map(repr, list(utterance.fields)[:8]))

@@ -1,4 +1,4 @@
-"""Dynamic batching: calls that arrive within a few milliseconds of one another are computed together."""
+"""Dynamic batching: calls that arrive within a few milliseconds of each other are computed together."""
 
 from __future__ import annotations
 
@@ -12,58 +12,60 @@ from hbaf_edge.workers import Task, Workers
 Item = TypeVar("Item")
 
 
-class Batcher(Generic[Item]):
-    """Gathers what several workers bring; the worker that brought the first waits for others, and takes them all.
+class DynamicBatcher(Generic[Item]):
+    """Collect items that several workers add. The worker that adds the first item of a batch waits for more.
 
-    While it waits it does those of the workers' tasks that bring more.
+    While it waits, it runs those queued tasks of the workers that add items.
 
     Args:
-        workers: whose threads call `gather`.
-        max_size: of a group.
-        max_wait: seconds that the first one waits.
-        brings_more: whether a task is one that calls `gather`.
+        workers: the threads that call `add`.
+        max_batch_size: items in a batch.
+        max_wait_s: seconds that the first item waits for others.
+        adds_item: whether a task calls `add`.
     """
 
-    def __init__(self, workers: Workers, max_size: int, max_wait: float, brings_more: Callable[[Task], bool]) -> None:
-        self._workers, self._max_size, self._max_wait = workers, max_size, max_wait
-        self._brings_more = brings_more
-        self._gathering: set[int] = set()  # threads that wait for a group
+    def __init__(
+        self, workers: Workers, max_batch_size: int, max_wait_s: float, adds_item: Callable[[Task], bool]
+    ) -> None:
+        self._workers, self._max_batch_size, self._max_wait_s = workers, max_batch_size, max_wait_s
+        self._adds_item = adds_item
+        self._waiting_threads: set[int] = set()  # threads that wait for their batch to fill
         self._lock = threading.Lock()
-        self._group: list[Item] | None = None  # the one that may be joined
+        self._batch: list[Item] | None = None  # the batch that still accepts items
 
-    def gather(self, item: Item, again: Task) -> list[Item] | None:
-        """Add one.
+    def add(self, item: Item, retry: Task) -> list[Item] | None:
+        """Add an item to the open batch, or start a batch with it.
 
         Args:
-            item: that is added.
-            again: brings it once more, where this thread waits for another group already.
+            item: the item.
+            retry: task that adds the item again. It is submitted if this thread already waits for another batch.
 
         Returns:
-            the whole group, on the thread that began it; None on those that joined.
+            the whole batch on the thread that started it; None on the threads that joined it.
         """
-        until, me = time.perf_counter() + self._max_wait, threading.get_ident()
+        deadline, thread_id = time.perf_counter() + self._max_wait_s, threading.get_ident()
         with self._lock:
-            is_first = self._group is None
-            if is_first and me in self._gathering:
-                self._workers.submit(again)
+            is_first = self._batch is None
+            if is_first and thread_id in self._waiting_threads:
+                self._workers.submit(retry)
                 return None
-            group = self._group = self._group or []
-            group.append(item)
-            if len(group) == self._max_size:
-                self._group = None
+            batch = self._batch = self._batch or []
+            batch.append(item)
+            if len(batch) == self._max_batch_size:
+                self._batch = None
         if not is_first:
-            self._workers.submit(_wake)  # whoever began it may be waiting for a task
+            self._workers.submit(_wake)  # the thread that started the batch may be waiting for a task
             return None
-        self._gathering.add(me)
-        while self._group is group and (left := until - time.perf_counter()) > 0:
-            if not self._workers.help(left, lambda task: task is _wake or self._brings_more(task)):
-                break  # nothing came, or something else is to be done first
-        self._gathering.discard(me)
+        self._waiting_threads.add(thread_id)
+        while self._batch is batch and (timeout := deadline - time.perf_counter()) > 0:
+            if not self._workers.run_next(timeout, lambda task: task is _wake or self._adds_item(task)):
+                break  # no task came in time, or the next task is of another kind and must not wait
+        self._waiting_threads.discard(thread_id)
         with self._lock:
-            if self._group is group:
-                self._group = None
-        return group
+            if self._batch is batch:
+                self._batch = None
+        return batch
 
 
 def _wake() -> None:
-    """A task without content."""
+    """Do nothing: the task only wakes a thread."""

@@ -1,7 +1,7 @@
-"""A bundle is a folder, or one `.hbaf` zip, holding all that inference needs; every byte of it is checked on load.
+"""Load a bundle: a folder or one `.hbaf` zip file with everything that inference needs. Every byte is verified.
 
-`manifest.json` names the format, labels, graphs, provenance, licence and scores, and the SHA-256 of every other file.
-Files are read once and hashed in memory, so what is verified is what runs. There is no pickle anywhere.
+`manifest.json` contains the format, labels, graphs, provenance, licence and scores, and the SHA-256 of every other
+file. Each file is read once and hashed in memory, so the verified bytes are the ones that run. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ FORMAT = 1
 GRAPHS = ("audio", "text", "utterance", "dialogue")
 MAX_MANIFEST = 1 << 20
 MAX_FILE = 1 << 30
-MAX_TOTAL, MAX_FILES = 1 << 31, 64  # of one bundle
-MAX_STATE = 1 << 26  # bytes of a conversation's rings; the default model takes 393,216
+MAX_TOTAL, MAX_FILES = 1 << 31, 64  # bytes and files of one bundle
+MAX_STATE = 1 << 26  # bytes of a conversation's key/value cache; the default model's has 393,216
 DEFAULT = Path(__file__).parent / "models" / "default"
 
-# What reading a folder or a zip made in bad faith can raise.
-BROKEN = (
+# Errors that reading a damaged or malicious folder or zip file can raise.
+READ_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
 
-Open = Callable[[str], IO[bytes] | None]  # a file of the bundle by its name; None where there is none
+OpenFile = Callable[[str], IO[bytes] | None]  # opens a file of the bundle by name; returns None if there is none
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Bundle:
 
     Attributes:
         manifest: the content of manifest.json.
-        files: content by name, each of the manifest's size and SHA-256.
-        key: SHA-256 of manifest.json, which pins every other hash; conversations are tied to it.
-        path: where it came from.
+        files: content by name; sizes and SHA-256 match the manifest.
+        key: SHA-256 of manifest.json, and so of the whole bundle; a saved conversation works only with this bundle.
+        path: the folder or file it was loaded from.
     """
 
     manifest: dict[str, Any]
@@ -57,95 +57,102 @@ class Bundle:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
+        """Labels in the order of the logits."""
         return tuple(self.manifest["labels"])
 
     @property
     def megabytes(self) -> float:
-        """Of all files together."""
+        """Size of all files in MB."""
         return sum(map(len, self.files.values())) / 1e6
 
     def graph(self, name: str) -> bytes:
-        """The ONNX file of one graph: audio, text, utterance or dialogue."""
+        """Content of the ONNX file of one graph: audio, text, utterance or dialogue."""
         return self.files[self.manifest["graphs"][name]["file"]]
 
 
 def load_bundle(path: str | os.PathLike[str] | None = None, public_key: str | os.PathLike[str] | None = None) -> Bundle:
-    """Read and verify a bundle; None means the default model inside of the package.
+    """Read and verify a bundle.
 
     Args:
-        path: folder or `.hbaf` file.
-        public_key: PEM file; the bundle must be signed with the private key that belongs to it.
+        path: folder or `.hbaf` file; None loads the default model of the package.
+        public_key: PEM file; the bundle must be signed with the matching private key.
 
     Raises:
-        BundleError: naming the file and what is wrong with it.
+        BundleError: the bundle cannot be used; the message names the file and the reason.
+
+    >>> load_bundle().labels[0]
+    'anger'
     """
     try:
-        where = Path(path) if path is not None else DEFAULT
-        if where.is_dir():
-            return _verified(where, lambda name: _open_file(where, name), public_key)
-        if where.is_file():
-            with zipfile.ZipFile(where) as archive:
-                return _verified(where, lambda name: _open_member(archive, name), public_key)
+        location = Path(path) if path is not None else DEFAULT
+        if location.is_dir():
+            return _load_verified(location, lambda name: _open_file(location, name), public_key)
+        if location.is_file():
+            with zipfile.ZipFile(location) as archive:
+                return _load_verified(location, lambda name: _open_member(archive, name), public_key)
     except BundleError:
         raise
-    except BROKEN as error:
-        raise BundleError(f"{path} is not a bundle: {error}; expected a folder or an .hbaf zip file") from None
-    raise BundleError(f"there is no bundle at {str(where)!r}; give a folder that holds manifest.json, or an .hbaf file")
+    except READ_ERRORS as error:
+        raise BundleError(f"{path} is not a bundle: {error}; pass a folder or an .hbaf zip file") from None
+    raise BundleError(f"there is no bundle at {str(location)!r}; pass a folder with manifest.json, or an .hbaf file")
 
 
-def _verified(where: Path, open_file: Open, public_key: str | os.PathLike[str] | None) -> Bundle:
+def _load_verified(location: Path, open_file: OpenFile, public_key: str | os.PathLike[str] | None) -> Bundle:
     def read(name: str, limit: int) -> bytes:
-        content = _read(where, open_file, name, limit)
+        content = _read(location, open_file, name, limit)
         if content is None:
-            raise BundleError(f"{where}: {name} is missing; the bundle is incomplete")
+            raise BundleError(f"{location}: {name} is missing; the bundle is incomplete")
         return content
 
     raw = read("manifest.json", MAX_MANIFEST)
-    if public_key is not None:  # before a word of it is believed
-        verify(raw, _read(where, open_file, SIGNATURE, LENGTH), public_key, str(where))
-    manifest = _manifest(raw, where)
+    if public_key is not None:  # before any field of the manifest is used
+        verify(raw, _read(location, open_file, SIGNATURE, LENGTH), public_key, str(location))
+    manifest = _parse_manifest(raw, location)
     files = {}
     for name, entry in manifest["files"].items():
         if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in name.split("/")):
-            raise BundleError(f"{where}: the manifest names {name!r}; only plain names inside of it are accepted")
+            raise BundleError(f"{location}: the manifest names {name!r}; only plain relative names are accepted")
         content = read(name, min(MAX_FILE, int(entry["bytes"])))
-        found = hashlib.sha256(content).hexdigest()
-        if found != entry["sha256"]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != entry["sha256"]:
             raise BundleError(
-                f"{where}: {name} has SHA-256 {found[:12]}…, the manifest says {str(entry['sha256'])[:12]}…; "
-                "the file was altered or damaged: take the bundle from its source again"
+                f"{location}: {name} has SHA-256 {digest[:12]}…, the manifest says {str(entry['sha256'])[:12]}…; "
+                "the file was altered or damaged: download or copy the bundle again"
             )
         files[name] = content
-    wanted = ["tokenizer.json", *(manifest["graphs"][g]["file"] for g in GRAPHS)]
-    missing = [name for name in wanted if name not in files]
+    required = ["tokenizer.json", *(manifest["graphs"][g]["file"] for g in GRAPHS)]
+    missing = [name for name in required if name not in files]
     if missing:
-        raise BundleError(f"{where}: manifest.json gives no hash for {', '.join(missing)}; the bundle is incomplete")
-    return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), str(where))
+        raise BundleError(f"{location}: manifest.json has no hash for {', '.join(missing)}; the bundle is incomplete")
+    return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), str(location))
 
 
-def _manifest(raw: bytes, where: Path) -> dict[str, Any]:
+def _parse_manifest(raw: bytes, location: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where}: manifest.json is not JSON ({error})") from None
+        raise BundleError(f"{location}: manifest.json is not JSON ({error})") from None
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
-        raise BundleError(f"{where}: manifest.json has no whole-number 'format'; it is not a bundle's manifest")
+        raise BundleError(f"{location}: manifest.json has no whole number as 'format'; it is not a bundle's manifest")
     if version > FORMAT:
         raise BundleError(
-            f"{where}: the bundle is of format {version}, hbaf-edge {__version__} reads up to {FORMAT}; "
+            f"{location}: the bundle has format {version}, hbaf-edge {__version__} reads up to {FORMAT}; "
             "upgrade with: pip install -U hbaf-edge"
         )
     try:
-        _check_shape(manifest)
+        _check_fields(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{where}: manifest.json is incomplete ({type(error).__name__}: {error})") from None
+        raise BundleError(f"{location}: manifest.json is incomplete ({type(error).__name__}: {error})") from None
     return dict(manifest)
 
 
-def _check_shape(manifest: dict[str, Any]) -> None:
-    """Every field the runtime relies on, of its type and within its bounds, before anything is allocated."""
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """Check type and bounds of every field that the runtime uses, before any memory is allocated.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: a field is missing or wrong.
+    """
     labels = manifest["labels"]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("'labels' must be a list of names")
@@ -154,10 +161,10 @@ def _check_shape(manifest: dict[str, Any]) -> None:
     if not isinstance(manifest["precision"], str):
         raise TypeError("'precision' must be a name")
     objects, lists = ("quantisation", "encoders", "headline", "licence"), ("data", "limits")
-    for shown in (*objects, *lists):
-        shape: type = dict if shown in objects else list
-        if not isinstance(manifest.get(shown, shape()), shape):
-            raise TypeError(f"{shown!r} must be a JSON {'object' if shape is dict else 'list'}")
+    for field in (*objects, *lists):
+        kind: type = dict if field in objects else list
+        if not isinstance(manifest.get(field, kind()), kind):
+            raise TypeError(f"{field!r} must be a JSON {'object' if kind is dict else 'list'}")
     if not all(isinstance(encoder, dict) for encoder in manifest.get("encoders", {}).values()):
         raise TypeError("each of 'encoders' must be a JSON object")
     if any(
@@ -175,11 +182,11 @@ def _check_shape(manifest: dict[str, Any]) -> None:
             raise TypeError(f"graphs.{graph}.file must be a name")
         if not isinstance(manifest["graphs"][graph]["inputs"], dict):
             raise TypeError(f"graphs.{graph}.inputs must be a JSON object")
-    for kind in ("audio", "text", "audio+text"):
-        if not 0.01 <= float(manifest["temperatures"][kind]) <= 100:
-            raise ValueError(f"temperatures.{kind} must lie in 0.01..100")
+    for modalities in ("audio", "text", "audio+text"):
+        if not 0.01 <= float(manifest["temperatures"][modalities]) <= 100:
+            raise ValueError(f"temperatures.{modalities} must lie in 0.01..100")
     if len(manifest["files"]) > MAX_FILES or sum(int(e["bytes"]) for e in manifest["files"].values()) > MAX_TOTAL:
-        raise ValueError(f"'files' may be {MAX_FILES} with {MAX_TOTAL:,} bytes in all")
+        raise ValueError(f"'files' may have {MAX_FILES} entries with {MAX_TOTAL:,} bytes in total")
     for name, entry in manifest["files"].items():
         if not 0 <= int(entry["bytes"]) <= MAX_FILE or len(entry["sha256"]) != 64:
             raise ValueError(f"files.{name} must have 'bytes' (up to {MAX_FILE:,}) and a 'sha256' of 64 digits")
@@ -190,7 +197,7 @@ def _open_file(folder: Path, name: str) -> IO[bytes] | None:
     if not path.is_file():
         return None
     if folder.resolve() not in path.resolve().parents:
-        raise BundleError(f"{folder}: {name} leads out of the bundle; only files inside of it are accepted")
+        raise BundleError(f"{folder}: {name} leads outside the bundle; only files inside it are accepted")
     return path.open("rb")
 
 
@@ -198,8 +205,8 @@ def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes] | None:
     return archive.open(name) if name in archive.namelist() else None
 
 
-def _read(where: Path, open_file: Open, name: str, limit: int) -> bytes | None:
-    """A whole file; None where there is none. The size that a zip states may be a lie, so no size is asked for."""
+def _read(location: Path, open_file: OpenFile, name: str, limit: int) -> bytes | None:
+    """Read a whole file; None if there is none. The size that a zip file states can be false, so it is not used."""
     file = open_file(name)
     if file is None:
         return None
@@ -207,6 +214,6 @@ def _read(where: Path, open_file: Open, name: str, limit: int) -> bytes | None:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise BundleError(
-            f"{where}: {name} is longer than the {limit:,} bytes that are allowed; it was altered or damaged"
+            f"{location}: {name} has more than the {limit:,} bytes that are allowed; it was altered or damaged"
         )
     return content

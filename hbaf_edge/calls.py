@@ -1,11 +1,13 @@
 """`Call`: turns on their way from a caller to the engine, in the order of the calls of each conversation.
 
-    call = Call(engine, [place])
-    answers = call.run(lambda: [features])      decoded on the caller's own thread, computed and committed on a worker
+    call = Call(engine, [target])
+    results = call.run(lambda: [features])    # decoded on the caller's thread, computed and committed on a worker
 
-A call is computed when it is the first in line in each of its conversations; whatever ends it early lets the next one
-go on. Whoever waits may be broken off at any moment, by Ctrl-C above all: so a caller only sets flags and hands tasks
-to workers, and whatever has to happen as a whole happens on a worker.
+Every conversation has a queue of calls. A call is computed when it is the first in the queue of each of its
+conversations. When it ends, for whatever reason, the next calls start.
+
+Ctrl-C can interrupt a waiting caller at any moment. Therefore callers only set flags and submit tasks; every step that
+must be completed runs on a worker.
 """
 
 from __future__ import annotations
@@ -27,42 +29,42 @@ from hbaf_edge.workers import Outcome
 if TYPE_CHECKING:
     from hbaf_edge.engine import Engine
 
-BROKEN_OFF = "the wait for this turn was broken off; it was not committed"
+CANCELLED = "the wait for this turn was interrupted; it was not committed"
 log = logging.getLogger("hbaf_edge")
-_order = threading.RLock()  # of all lines together, so that calls stand in the same order in each of their lines
+_queues_lock = threading.RLock()  # one lock for all queues: two calls are in the same order in every queue they share
 
 
-def _renew_in_child() -> None:
-    """A forked child must not inherit a lock that another thread held."""
-    global _order
-    _order = threading.RLock()
+def _reset_in_child() -> None:
+    """Replace the lock after a fork: another thread may have locked it."""
+    global _queues_lock
+    _queues_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)
 
 
-class Place(NamedTuple):
-    """Whose turn it is, and in which conversation.
+class TurnTarget(NamedTuple):
+    """The conversation that a turn belongs to, and its speaker.
 
     Attributes:
-        conversation: that the turn belongs to.
-        speaker: normalised, or None.
-        amended: the committed turn that it replaces, which must be the last one; None for a new turn.
+        conversation: the turn's conversation.
+        speaker: normalised name, or None if unknown.
+        revised: the committed turn that this turn replaces, which must be the last one; None for a new turn.
     """
 
     conversation: Conversation
     speaker: str | None
-    amended: Turn | None = None
+    revised: Turn | None = None
 
 
-class Answer(NamedTuple):
+class TurnResult(NamedTuple):
     """A committed turn.
 
     Attributes:
-        prediction: for the caller.
-        turn: as the conversation keeps it.
-        audio_states: see `hbaf_edge.backends.base.Result`.
+        prediction: the prediction for the caller.
+        turn: the turn as the conversation stores it.
+        audio_states: the encoded audio; see `hbaf_edge.backends.base.Result`.
     """
 
     prediction: Prediction
@@ -71,162 +73,170 @@ class Answer(NamedTuple):
 
 
 class Call:
-    """Turns of one or several conversations that are computed together and committed all or none.
+    """Turns of one or several conversations that are computed together; all of them are committed, or none.
 
     Args:
-        engine: that computes them.
-        places: one for each turn, of different conversations.
-        committed: called on a worker with the answers after they are committed, before the caller has them.
-        ended: called on a worker after `outcome` is there, whatever it is.
-        claimed: asked on a worker right before the turns are committed whether they may be.
-        audio_states: of a single turn whose audio was encoded before (hbaf_edge/backends/base.py).
+        engine: the engine that computes them.
+        targets: one for each turn, of different conversations.
+        on_commit: called on a worker with the results after the commit and before the caller has them.
+        on_end: called on a worker with this call after `outcome` is set.
+        may_commit: called on a worker right before the commit; if it returns False, the call is cancelled.
+        audio_states: encoded audio of a single turn, if it was encoded before (hbaf_edge/backends/base.py).
 
     Attributes:
-        begun: when, by `time.perf_counter`.
-        is_abandoned: nobody waits any more; what is not committed yet will not be.
-        was_started: its turns were decoded and handed over.
-        outcome: its answers, one for each turn.
+        start_time: when the call was made, `time.perf_counter` seconds.
+        is_cancelled: the caller no longer waits; the turns are not committed unless they already are.
+        was_submitted: the features were computed and handed to the engine.
+        outcome: the results, one for each turn.
     """
 
     def __init__(
-        self, engine: Engine, places: Sequence[Place], committed: Callable[[list[Answer]], object] | None = None,
-        ended: Callable[[Call], object] | None = None, claimed: Callable[[], bool] | None = None,
+        self, engine: Engine, targets: Sequence[TurnTarget],
+        on_commit: Callable[[list[TurnResult]], object] | None = None,
+        on_end: Callable[[Call], object] | None = None, may_commit: Callable[[], bool] | None = None,
         audio_states: Any = None,
     ) -> None:  # fmt: skip
-        self.engine, self.places = engine, places
-        self._when_committed, self._when_ended, self._when_claimed = committed, ended, claimed
+        self.engine, self.targets = engine, targets
+        self._on_commit, self._on_end, self._may_commit = on_commit, on_end, may_commit
         self._error: BaseException | None = None
-        self.begun = time.perf_counter()
+        self.start_time = time.perf_counter()
         self.features: Sequence[Features] | None = None
         self.audio_states = audio_states
         self.feature_ms = 0.0
-        self.is_abandoned = self.is_running = self.was_started = self._is_lined_up = self._is_claimed = False
-        self.outcome = Outcome[list[Answer]]()
+        self.is_cancelled = self.is_running = self.was_submitted = self._is_queued = self._is_committing = False
+        self.outcome = Outcome[list[TurnResult]]()
 
-    def run(self, prepare: Callable[[], Sequence[Features]]) -> list[Answer]:
-        """From input to answers.
+    def run(self, get_features: Callable[[], Sequence[Features]]) -> list[TurnResult]:
+        """Queue the call, compute its features on this thread, and wait for the results.
 
         Args:
-            prepare: decodes what the caller gave: features of each turn.
+            get_features: decodes the caller's input and returns the features of each turn.
 
         Raises:
-            BackendError: too many calls wait already, or this thread is one that answers are computed on.
+            BackendError: too many calls wait already, or the calling thread is a worker.
         """
         try:
             self.engine.workers.check_may_wait()
-            self.submit(prepare)
+            self.submit(get_features)
             return self.outcome.wait()
         except BaseException:
-            self.is_abandoned = True  # at once: what follows may be broken off too
-            self.engine.workers.submit(self.advance)
+            self.is_cancelled = True  # set first: the next line can be interrupted too
+            self.engine.workers.submit(self.schedule)
             raise
 
-    def submit(self, prepare: Callable[[], Sequence[Features]]) -> None:
-        """`run` without waiting for the answers."""
+    def submit(self, get_features: Callable[[], Sequence[Features]]) -> None:
+        """Queue the call and compute its features, like `run`, but do not wait for the results."""
         try:
-            if not self._is_lined_up:
-                self.line_up()
-            features = prepare()
+            if not self._is_queued:
+                self.enqueue()
+            features = get_features()
             self.engine.admit(self)
-            self.feature_ms = (time.perf_counter() - self.begun) * 1e3
-            self.features, self.was_started = features, True
-            self.engine.workers.submit(self.advance)
+            self.feature_ms = (time.perf_counter() - self.start_time) * 1e3
+            self.features, self.was_submitted = features, True
+            self.engine.workers.submit(self.schedule)
         except BaseException as error:
-            self.is_abandoned, self._error = True, error
-            self.engine.workers.submit(self.advance)
+            self.is_cancelled, self._error = True, error
+            self.engine.workers.submit(self.schedule)
             raise
 
-    def line_up(self) -> None:
-        """Take its place behind the calls that came before; `submit` does it where this was not called."""
-        with _order:
-            self._is_lined_up = True
-            for place in self.places:
-                place.conversation.line.append(self)
+    def enqueue(self) -> None:
+        """Append the call to the queue of each of its conversations. `submit` does it if the caller did not."""
+        with _queues_lock:
+            self._is_queued = True
+            for target in self.targets:
+                target.conversation.queue.append(self)
 
-    def abandon(self) -> None:
-        """Nobody waits for it any more."""
-        self.is_abandoned = True
-        self.engine.workers.submit(self.advance)
+    def cancel(self) -> None:
+        """Cancel the call because its caller no longer waits. Turns that are committed stay committed."""
+        self.is_cancelled = True
+        self.engine.workers.submit(self.schedule)
 
-    def advance(self) -> None:
-        """Let the calls go on that are first in their lines now; on a worker, when this call starts or ends."""
-        with _order:
-            is_broken = self.is_abandoned and not self.is_running and not self.outcome.is_done
-            if is_broken:
-                self.outcome.fail(self._error or BackendError(BROKEN_OFF))
-                for place in self.places:
+    def schedule(self) -> None:
+        """Start the calls that are now first in their queues. Runs on a worker whenever this call starts or ends.
+
+        Example: A waits in conversation 1, B in conversations 1 and 2 behind A. When A ends, B is the first in both
+        queues, so A's `schedule` submits B.
+        """
+        with _queues_lock:
+            ends_here = self.is_cancelled and not self.is_running and not self.outcome.is_done
+            if ends_here:
+                self.outcome.fail(self._error or BackendError(CANCELLED))
+                for target in self.targets:
                     with suppress(ValueError):
-                        place.conversation.line.remove(self)
-            heads = {id(head): head for p in self.places if (head := _head(p.conversation)) is not None}
-            ready = [call for call in heads.values() if call.is_ready()]
+                        target.conversation.queue.remove(self)
+            firsts = {id(call): call for t in self.targets if (call := _first_call(t.conversation)) is not None}
+            ready = [call for call in firsts.values() if call.is_ready()]
             for call in ready:
                 call.is_running = True
-        if self.is_over():
+        if self.is_finished():
             self.engine.dismiss(self)
         for call in ready:
             if call is not self:
                 call.engine.workers.submit(call.compute)
-        if is_broken:
-            self._forget(self._when_ended)
+        if ends_here:
+            self._release(self._on_end)
         if self in ready:
             self.compute()
 
     def compute(self) -> None:
-        """On a worker, when it is first in its lines."""
+        """Compute the call on a worker. It must be the first in its queues."""
         self.engine.compute(self)
 
     def is_ready(self) -> bool:
-        """Whether it can be computed and is not yet."""
-        is_first = all(_head(place.conversation) is self for place in self.places)
-        return self.features is not None and not self.is_running and not self.is_abandoned and is_first
+        """Whether the call can be computed and is not being computed yet."""
+        is_first = all(_first_call(target.conversation) is self for target in self.targets)
+        return self.features is not None and not self.is_running and not self.is_cancelled and is_first
 
-    def is_over(self) -> bool:
-        """Whether it holds up nobody."""
-        return self.outcome.is_done or (self.is_abandoned and not self.is_running)
+    def is_finished(self) -> bool:
+        """Whether the call no longer blocks the calls behind it."""
+        return self.outcome.is_done or (self.is_cancelled and not self.is_running)
 
-    def claim(self) -> bool:
-        """Whether it may be committed; from then on a future cannot be cancelled. Its conversations are locked."""
-        if not self._is_claimed and not self.is_abandoned:
-            self._is_claimed = self._when_claimed is None or self._when_claimed()
-            self.is_abandoned = not self._is_claimed
-        return self._is_claimed and not self.is_abandoned
+    def begin_commit(self) -> bool:
+        """Return whether the turns may be committed; from then on a future cannot be cancelled.
 
-    def succeed(self, answers: list[Answer]) -> None:
-        """It was committed."""
-        _safely(self._when_committed, answers)
-        self.outcome.set(answers)
+        The caller has locked the call's conversations.
+        """
+        if not self._is_committing and not self.is_cancelled:
+            self._is_committing = self._may_commit is None or self._may_commit()
+            self.is_cancelled = not self._is_committing
+        return self._is_committing and not self.is_cancelled
+
+    def succeed(self, results: list[TurnResult]) -> None:
+        """Set the results of a committed call."""
+        _run_callback(self._on_commit, results)
+        self.outcome.set(results)
         self._end()
 
     def fail(self, error: BaseException) -> None:
-        """Nothing of it was committed."""
+        """Set the error of a call of which nothing was committed."""
         self.outcome.fail(error)
         self._end()
 
     def _end(self) -> None:
-        self.advance()  # first: a callback may take its time
-        self._forget(self._when_ended)
+        self.schedule()  # before the callback, which may take long
+        self._release(self._on_end)
 
-    def _forget(self, ended: Callable[[Call], object] | None) -> None:
-        """Tell that it has ended, and let go of what nobody needs any more."""
+    def _release(self, on_end: Callable[[Call], object] | None) -> None:
+        """Drop references to audio and callbacks, then report the end of the call."""
         self.features = self.audio_states = None
-        self._when_committed = self._when_ended = self._when_claimed = self._error = None
-        _safely(ended, self)
+        self._on_commit = self._on_end = self._may_commit = self._error = None
+        _run_callback(on_end, self)
 
 
-def _safely(tell: Callable[[Any], object] | None, what: Any) -> None:
-    """Hooks and callbacks are somebody else's code: nothing they raise, an exit included, may look like our failure."""
+def _run_callback(callback: Callable[[Any], object] | None, argument: Any) -> None:
+    """Run a hook or callback. It is user code: an error or SystemExit in it must not look like an error of the turn."""
     try:
-        if tell is not None:
-            tell(what)
+        if callback is not None:
+            callback(argument)
     except BaseException:
-        with suppress(Exception):  # it may have been the log itself
+        with suppress(Exception):  # the logger itself may be what failed
             log.exception("a hook or callback raised; the turn is committed all the same")
 
 
-def _head(conversation: Conversation) -> Call | None:
-    """The first call in a conversation's line; those that are over leave it."""
-    line = conversation.line
-    while line and line[0].is_over():
-        line.popleft()
-    head: Call | None = line[0] if line else None
-    return head
+def _first_call(conversation: Conversation) -> Call | None:
+    """Return the first unfinished call in a conversation's queue; remove the finished ones before it."""
+    queue = conversation.queue
+    while queue and queue[0].is_finished():
+        queue.popleft()
+    first: Call | None = queue[0] if queue else None
+    return first

@@ -1,4 +1,4 @@
-"""The model card in a few lines, for `repr(runtime)` and `hbaf-edge info`."""
+"""The short form of the model card, for `repr(runtime)` and `hbaf-edge info`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NOTICE = "An estimate of the emotion expressed, not of what a person feels."
 
 
 def describe(manifest: dict[str, Any]) -> list[str]:
-    """What a user must know of a bundle: labels, window, scores, data, licence and limits, a line each.
+    """Describe a bundle, one line per topic: labels, window, encoders, scores and licence.
 
     >>> describe({"name": "m", "labels": ["joy", "fear"], "window": 8})[0]
     'm: joy, fear'
@@ -17,7 +17,7 @@ def describe(manifest: dict[str, Any]) -> list[str]:
     lines.append(f"context: the last {manifest['window']} turns; weights: {manifest.get('precision', 'unknown')}")
     encoders = manifest.get("encoders", {})
     if encoders:
-        lines.append("encoders: " + "; ".join(f"{kind} {e.get('model', '?')}" for kind, e in encoders.items()))
+        lines.append("encoders: " + "; ".join(f"{modality} {e.get('model', '?')}" for modality, e in encoders.items()))
     lines += [f"{name}: {value}" for name, value in manifest.get("headline", {}).items()]
     licence = manifest.get("licence", {})
     if licence:

@@ -1,4 +1,4 @@
-"""How results look on a screen: a line per turn, bars for probabilities, and strings that cannot steer the terminal."""
+"""Show results on a terminal: one line per turn, bars for probabilities, and strings without control characters."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ COLOURS = {
     "sadness": "blue",
     "surprise": "cyan",
 }
-BAR = 24  # characters of a probability of one
-LABEL = 9  # characters of the column of labels
-NARROW = 72  # columns of a terminal below which a turn is shown without modalities and time
-NOTE = 6  # columns before what is said of a turn below it
-MIN_TEXT = 12  # columns that the text gets on the narrowest terminal
+BAR = 24  # characters, for a probability of 1
+LABEL = 9  # characters of the label column
+MIN_FULL_WIDTH = 72  # columns; a narrower terminal shows turns without modalities and time
+NOTE_INDENT = 6  # columns before the notes below a turn
+MIN_TEXT = 12  # columns of the text on the narrowest terminal
 
 BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
-# C0, DEL and C1 move the cursor, rename windows and more; U+202A-202E and U+2066-2069 turn the order of the letters
-# around them; lone surrogates cannot be encoded.
+# C0, DEL and C1 move the cursor, rename windows and more; U+202A-202E and U+2066-2069 change the direction of the
+# text; lone surrogates cannot be encoded.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""A string from outside as one line that a terminal only shows: controls become visible, line breaks blanks.
+    r"""Make a string from outside safe for a terminal: controls become visible, line breaks become spaces.
 
     >>> print(printable("ok \x1b[2J\nnext"))
     ok \x1b[2J next
@@ -46,26 +46,26 @@ def printable(text: str) -> str:
 
 
 def screen(*, stderr: bool = False) -> Console:
-    """A console that shows strings as they are: square brackets and :colons: are no markup, numbers get no colours."""
+    """A console that prints strings unchanged: no markup in brackets, no emoji between colons, no coloured numbers."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def show_line(console: Console, text: str, style: str = "") -> None:
-    """A string from outside on one line, which is broken between words on standard output's terminal alone."""
+    """Print a string from outside on one line. Only a terminal on standard output wraps it between words."""
     console.print(Text(printable(text), style), soft_wrap=console.stderr or not console.is_terminal)
 
 
 def show_error(error: object) -> None:
-    """One error, one line on standard error."""
+    """Print an error as one line on standard error."""
     show_line(screen(stderr=True), f"error: {error}", "red")
 
 
 class AnswerPrinter:
-    """Shows answers as they come: lines of JSON for machines, or aligned lines for people.
+    """Print answers as they arrive, as JSON or as aligned lines.
 
     Args:
-        as_json: JSON instead of lines for people.
-        has_headings: name the dialogue files, because there is more than one source.
+        as_json: print JSON.
+        has_headings: print the names of the dialogue files, because there are several sources.
     """
 
     def __init__(self, as_json: bool, has_headings: bool = False) -> None:
@@ -76,17 +76,17 @@ class AnswerPrinter:
         self._width = self._out.width if self._is_terminal else None
 
     def show(self, answer: Answer) -> None:
-        """One answer, flushed at once. Its error is on standard error too, unless standard output is a terminal."""
+        """Print and flush one answer. Its error also goes to standard error unless standard output is a terminal."""
         utterance = answer.utterance
         if answer.error is not None and not (utterance.is_turn and self._is_terminal):
-            show_line(self._err, f"error: {utterance.complaint(answer.error)}", "red")
+            show_line(self._err, f"error: {utterance.located_error(answer.error)}", "red")
         if utterance.is_turn and self._as_json:
             print(answer.to_json(), flush=True)
         elif utterance.is_turn:
             self._show_row(answer)
 
     def finish(self) -> None:
-        """What people must know of the result."""
+        """Print the notice about what a result means."""
         if self._last is not None:
             self._out.print(Text(NOTICE, "dim"), soft_wrap=True)
 
@@ -97,7 +97,7 @@ class AnswerPrinter:
             self._out.print(head, soft_wrap=True)
         if self._has_headings and (last is None or utterance.source != last.source):
             if last is not None and (utterance.line, last.line) != (None, None):
-                self._out.print()  # an audio file is named in its row, a dialogue stands apart
+                self._out.print()  # between dialogues; an audio file is named in its own row
             if utterance.line is not None:
                 show_line(self._out, f"{utterance.source}:", "bold")
         self._last = utterance
@@ -105,16 +105,16 @@ class AnswerPrinter:
 
 
 def shown_label(p: Prediction) -> Text:
-    """The label in its colour, or a dash below the confidence asked for."""
+    """The label in its colour, or a dash if the confidence is too low."""
     return Text(printable(p.label or "-"), style=f"bold {COLOURS.get(p.label or '', 'default')}")
 
 
 def turn_row(answer: Answer, width: int | None) -> Text:
-    """A turn on one line, and below it what the user should know of it.
+    """Format a turn as one line, with its warnings or error below.
 
     Args:
-        answer: what came of the turn.
-        width: columns of the terminal, which the text is folded into; None leaves it whole.
+        answer: the turn's answer.
+        width: columns of the terminal, to which the text is wrapped; None does not wrap it.
     """
     u, p = answer.utterance, answer.prediction
     audio = str(u.audio) if isinstance(u.audio, (str, os.PathLike)) else "-"
@@ -123,19 +123,19 @@ def turn_row(answer: Answer, width: int | None) -> Text:
     text = printable(f"{speaker}: {text}" if speaker else text)
     if p is None:
         row = _aligned("-", Text("-"), "-", "-", "-", text, width)
-        place = "" if u.line is None else f"line {u.line}: "
-        return row.append(_below(f"error: {place}{answer.error}", width), "red")
+        line = "" if u.line is None else f"line {u.line}: "
+        return row.append(_note(f"error: {line}{answer.error}", width), "red")
     cells = f"{p.confidence:.2f}", "+".join(p.modalities), f"{p.timing['total']:.0f}"
     row = _aligned(str(p.turn), shown_label(p), *cells, text, width)
     for warning in p.warnings:
-        row.append(_below(f"note: {warning}", width), "dim")
+        row.append(_note(f"note: {warning}", width), "dim")
     return row
 
 
 def _aligned(turn: str, label: Text, conf: str, used: str, ms: str, text: str, width: int | None) -> Text:
-    """Cells below those of other turns; the text comes last, folded into the columns that are left."""
+    """Align the cells of a turn in columns; the text comes last, wrapped to the columns that are left."""
     row = Text.assemble(f"{turn:>4}  ", label, " " * (LABEL - label.cell_len), f"  {conf:>4}  ")
-    if width is None or width >= NARROW:
+    if width is None or width >= MIN_FULL_WIDTH:
         row.append(f"{used:10}  {ms:>5}  ")
     if width is not None:
         lines = Text(text).wrap(screen(), max(width - row.cell_len, MIN_TEXT))
@@ -145,17 +145,17 @@ def _aligned(turn: str, label: Text, conf: str, used: str, ms: str, text: str, w
     return row
 
 
-def _below(text: str, width: int | None) -> str:
-    """What belongs to a turn, on lines of its own. Paths in it stay whole."""
+def _note(text: str, width: int | None) -> str:
+    """Format a note below a turn, on indented lines. Paths are not broken."""
     text = printable(text)
-    room = len(text) or 1 if width is None else max(width - NOTE, MIN_TEXT)
+    room = len(text) or 1 if width is None else max(width - NOTE_INDENT, MIN_TEXT)
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-    return "".join(f"\n{' ' * NOTE}{line}" for line in lines)
+    return "".join(f"\n{' ' * NOTE_INDENT}{line}" for line in lines)
 
 
 def turn_bars(p: Prediction, text: str | None) -> RenderableType:
-    """One turn: who said what, the emotion, and a bar per label."""
-    text = printable(text or "(no words)")
+    """Format one turn: speaker, text, emotion, and a bar per label."""
+    text = printable(text or "(no text)")
     head = Text.assemble((f"{printable(p.speaker or '?')}: ", "bold"), text, "  → ", shown_label(p))
     bars = Table.grid(padding=(0, 1))
     for label, probability in sorted(p.probabilities.items(), key=lambda pair: -pair[1]):

@@ -1,7 +1,7 @@
-"""`Engine`: every turn is computed here, whether it comes from predict, a batch, a live turn, asyncio or a server.
+"""`Engine`: it computes every turn, whether it comes from predict, a batch, a live turn, asyncio or a server.
 
-Calls (hbaf_edge/calls.py) bring turns that are decoded. Workers compute them against their conversations as they are;
-what was computed is committed only if the conversations still are so, else it is computed again.
+Calls (hbaf_edge/calls.py) bring features. Workers compute them with a snapshot of their conversations and commit the
+results only if the conversations have not changed meanwhile; otherwise they compute them again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hbaf_edge.backends.base import Backend, Request, Result
-from hbaf_edge.batching import Batcher
+from hbaf_edge.batching import DynamicBatcher
 from hbaf_edge.bundle import Bundle
-from hbaf_edge.calls import BROKEN_OFF, Answer, Call, Place
+from hbaf_edge.calls import CANCELLED, Call, TurnResult, TurnTarget
 from hbaf_edge.conversation import Turn
 from hbaf_edge.errors import BackendError, BundleError, HBAFError
 from hbaf_edge.features import Features, Tokeniser
@@ -26,22 +26,24 @@ from hbaf_edge.machine import available_cpus
 from hbaf_edge.prediction import Prediction, softmax
 from hbaf_edge.workers import Outcome, Task, Workers
 
-Returned = TypeVar("Returned")
-MAX_ATTEMPTS = 100  # of a turn whose conversation changes while it is computed
-CHANGING = "the conversation was reset or revised again and again while this turn was computed; use one thread for that"
+T = TypeVar("T")
+MAX_ATTEMPTS = 100  # computations of a turn whose conversation keeps changing
+CONVERSATION_CHANGED = (
+    "the conversation was reset or revised again and again while this turn was computed; use one thread for that"
+)
 
 
 class Engine:
     """A bundle's graphs, tokeniser, labels and temperatures, and the threads that compute.
 
     Args:
-        bundle: verified.
-        backend: that runs its graphs.
-        min_confidence: below it a label is None.
+        bundle: a verified bundle.
+        backend: the back end that runs its graphs.
+        min_confidence: a label with a lower probability becomes None.
         clean_text: whether transcripts are cleaned (hbaf_edge/text.py).
-        max_waiting: turns that may wait to be computed.
-        max_batch_size: turns of different conversations that are computed together; 1 for none.
-        max_wait_ms: milliseconds that the first of them waits for others.
+        max_waiting: calls that may wait to be computed.
+        max_batch_size: turns of different conversations that are computed together; 1 turns dynamic batching off.
+        max_wait_ms: milliseconds that the first turn of a batch waits for others.
     """
 
     def __init__(
@@ -53,32 +55,32 @@ class Engine:
         self._min_confidence = min_confidence
         self._max_waiting = max_waiting
         self.process, self._lock = os.getpid(), threading.RLock()
-        self._waiting: set[Call] = set()
+        self._waiting_calls: set[Call] = set()
         try:
             self.tokeniser = Tokeniser(bundle.files["tokenizer.json"], clean_text)
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{bundle.path}: tokenizer.json cannot be read: {error}") from None
         self.workers = Workers(available_cpus(), "hbaf_edge")
-        self._batcher = (
-            Batcher[Call](self.workers, max_batch_size, max_wait_ms / 1e3, _brings_one) if max_batch_size > 1 else None
-        )
+        self._batcher: DynamicBatcher[Call] | None = None
+        if max_batch_size > 1:
+            self._batcher = DynamicBatcher(self.workers, max_batch_size, max_wait_ms / 1e3, _adds_call)
 
     def check_process(self) -> None:
-        """Raise instead of hanging when used after fork: threads do not survive it."""
+        """Raise instead of hanging when used after a fork: threads do not survive it."""
         if os.getpid() != self.process:
             raise BackendError(
                 f"this runtime was made in process {self.process} and its threads did not survive the fork; make an "
                 "HBAFRuntime in each process, or start processes with multiprocessing's 'spawn'"
             )
 
-    def run(self, task: Callable[[], Returned]) -> Returned:
-        """Do something on a worker and wait for it, so that what breaks off the wait does not break off the task.
+    def run(self, task: Callable[[], T]) -> T:
+        """Run a task on a worker and wait for its result. Interrupting the wait does not interrupt the task.
 
         Raises:
-            BackendError: the current thread is a worker itself; or what the task raises.
+            BackendError: the calling thread is a worker. Errors of the task are raised too.
         """
         self.workers.check_may_wait()
-        outcome = Outcome[Returned]()
+        outcome = Outcome[T]()
 
         def work() -> None:
             try:
@@ -90,164 +92,164 @@ class Engine:
         return outcome.wait()
 
     def admit(self, call: Call) -> None:
-        """Let a call wait to be computed.
+        """Add a call to those that wait to be computed.
 
         Raises:
-            BackendError: too many wait.
+            BackendError: too many calls wait.
         """
         with self._lock:
-            if len(self._waiting) >= self._max_waiting:
+            if len(self._waiting_calls) >= self._max_waiting:
                 raise BackendError(
-                    f"{len(self._waiting)} calls wait to be computed, more than this machine keeps up with; send fewer "
-                    "at once, or raise max_waiting"
+                    f"{len(self._waiting_calls)} calls wait to be computed, more than this machine keeps up with; send "
+                    "fewer at once, or raise max_waiting"
                 )
-            self._waiting.add(call)
+            self._waiting_calls.add(call)
 
     def dismiss(self, call: Call) -> None:
-        """A call waits no more."""
+        """Remove a call from those that wait to be computed."""
         with self._lock:
-            self._waiting.discard(call)
+            self._waiting_calls.discard(call)
 
     def compute(self, call: Call) -> None:
-        """Compute a call on this thread, a worker's, by itself or together with others that arrive meanwhile."""
-        if self._batcher is None or len(call.places) > 1:
-            self._compute([call])
-        elif (calls := self._batcher.gather(call, call.compute)) is not None:
-            self._compute(calls)
+        """Compute a call on the calling worker thread, together with calls that arrive meanwhile if batching is on."""
+        if self._batcher is None or len(call.targets) > 1:
+            self._compute_batch([call])
+        elif (calls := self._batcher.add(call, call.compute)) is not None:
+            self._compute_batch(calls)
 
-    def _compute(self, calls: list[Call]) -> None:
-        """Calls together; where that fails each is tried by itself, so that an error is its own."""
+    def _compute_batch(self, calls: list[Call]) -> None:
+        """Compute and commit calls together. If that fails, compute each one separately, so that one bad call fails."""
         for call in calls:
             self.dismiss(call)
         try:
-            answers = self._commit(calls)
-        except BaseException as error:  # the caller's, whatever it is
+            results = self._commit(calls)
+        except BaseException as error:  # of any kind: it is raised in the caller's thread
             if len(calls) == 1:
-                calls[0].fail(_as_ours(error))
+                calls[0].fail(_wrap_error(error))
                 return
             for call in calls:
-                self._compute([call])
+                self._compute_batch([call])
             return
-        for call, mine in zip(calls, answers):
-            if mine is None:
-                call.fail(BackendError(BROKEN_OFF))
+        for call, call_results in zip(calls, results):
+            if call_results is None:
+                call.fail(BackendError(CANCELLED))
             else:
-                call.succeed(mine)
+                call.succeed(call_results)
 
-    def _commit(self, calls: list[Call]) -> list[list[Answer] | None]:
-        """Compute calls until none of their conversations has changed meanwhile, and commit.
+    def _commit(self, calls: list[Call]) -> list[list[TurnResult] | None]:
+        """Compute calls until none of their conversations has changed meanwhile, then commit them.
 
         Returns:
-            answers of each; None of a call that was abandoned, which is not committed.
+            the results of each call; None for a cancelled call, which is not committed.
         """
         for _ in range(MAX_ATTEMPTS):
-            waited = [call for call in calls if not call.is_abandoned]
-            if not waited:
+            active = [call for call in calls if not call.is_cancelled]
+            if not active:
                 return [None] * len(calls)
-            places = [place for call in waited for place in call.places]
-            states = [call.audio_states for call in waited for _ in call.places]
-            features = [f for call in waited for f in call.features or ()]
-            requests, results = self.infer(places, features, states)
-            times = [(call.feature_ms, call.begun) for call in waited for _ in call.places]
-            predictions = [self.prediction(*one) for one in zip(places, features, requests, results, times)]
+            targets = [target for call in active for target in call.targets]
+            states = [call.audio_states for call in active for _ in call.targets]
+            features = [f for call in active for f in call.features or ()]
+            requests, results = self.infer(targets, features, states)
+            times = [(call.feature_ms, call.start_time) for call in active for _ in call.targets]
+            predictions = [self.prediction(*parts) for parts in zip(targets, features, requests, results, times)]
             with ExitStack() as locks:
-                # In one order everywhere, so that two threads with the same conversations cannot wait for each other.
-                for place in sorted(places, key=lambda p: id(p.conversation)):
-                    locks.enter_context(place.conversation.lock)
-                if all(map(_is_current, places, requests)) and all(call.claim() for call in waited):
-                    turns = [_stored(*one) for one in zip(places, requests, results, predictions)]
-                    answers = map(Answer, predictions, turns, (result.audio_states for result in results))
-                    return [None if call not in waited else [next(answers) for _ in call.places] for call in calls]
-        raise BackendError(CHANGING)
+                # Sorted: two threads that lock the same conversations in different orders would deadlock.
+                for target in sorted(targets, key=lambda t: id(t.conversation)):
+                    locks.enter_context(target.conversation.lock)
+                if all(map(_is_current, targets, requests)) and all(call.begin_commit() for call in active):
+                    turns = [_store_turn(*parts) for parts in zip(targets, requests, results, predictions)]
+                    committed = map(TurnResult, predictions, turns, (result.audio_states for result in results))
+                    return [[next(committed) for _ in call.targets] if call in active else None for call in calls]
+        raise BackendError(CONVERSATION_CHANGED)
 
     def infer(
-        self, places: Sequence[Place], features: Sequence[Features], audio_states: Sequence[Any] = ()
+        self, targets: Sequence[TurnTarget], features: Sequence[Features], audio_states: Sequence[Any] = ()
     ) -> tuple[list[Request], list[Result]]:
-        """Turns in their conversations as they are now; nothing is committed.
+        """Compute turns with their conversations as they are now. Commit nothing.
 
         Args:
-            places: of different conversations.
-            features: of each.
-            audio_states: of each, where its audio was encoded before.
+            targets: one for each turn, of different conversations.
+            features: of each turn.
+            audio_states: of each turn, the encoded audio or None; empty if no audio was encoded before.
 
         Raises:
-            BackendError: the back end failed, or computed what is not a number.
-            InputError: a turn cannot be amended any more.
+            BackendError: the back end failed, or its results are not finite.
+            InputError: a turn can no longer be revised.
         """
         requests = []
-        for i, (place, f) in enumerate(zip(places, features)):
-            chat = place.conversation
-            with chat.lock:
-                number = None if place.amended is None else chat.last(place.amended)
-                view = chat.memory.view(place.speaker, number)
+        for i, (target, f) in enumerate(zip(targets, features)):
+            conversation = target.conversation
+            with conversation.lock:
+                number = None if target.revised is None else conversation.revisable_number(target.revised)
+                view = conversation.memory.view(target.speaker, number)
             requests.append(Request(f.mel, f.tokens, view, audio_states[i] if audio_states else None))
         results = self.backend.infer(requests)
         for request, result in zip(requests, results):
-            _check(request, result)
+            _check_result(request, result)
         return requests, results
 
-    def estimate(self, place: Place, features: Features, begun: float) -> Prediction:
-        """A turn as it would be if it were committed now; on a worker's thread.
+    def estimate(self, target: TurnTarget, features: Features, start_time: float) -> Prediction:
+        """Return the prediction of a turn as if it were committed now. Runs on a worker.
 
         Raises:
             BackendError: as `infer`.
         """
-        feature_ms = (time.perf_counter() - begun) * 1e3
+        feature_ms = (time.perf_counter() - start_time) * 1e3
         for _ in range(MAX_ATTEMPTS):
-            (request,), (result,) = self.infer([place], [features])
-            if _is_current(place, request):
-                return self.prediction(place, features, request, result, (feature_ms, begun))
-        raise BackendError(CHANGING)
+            (request,), (result,) = self.infer([target], [features])
+            if _is_current(target, request):
+                return self.prediction(target, features, request, result, (feature_ms, start_time))
+        raise BackendError(CONVERSATION_CHANGED)
 
     def prediction(
-        self, place: Place, features: Features, request: Request, result: Result, times: tuple[float, float]
+        self, target: TurnTarget, features: Features, request: Request, result: Result, times: tuple[float, float]
     ) -> Prediction:
-        """What a caller gets of a result; `times` are the features' milliseconds and when the call began."""
-        feature_ms, begun = times
+        """Turn a result into a `Prediction`. `times`: milliseconds of the features, and the call's start time."""
+        feature_ms, start_time = times
         modalities = tuple(name for name, used in zip(("audio", "text"), result.state.present) if used)
         probabilities = softmax(result.logits, float(self._temperatures["+".join(modalities)]))
         best = int(np.argmax(probabilities))
         confidence = float(probabilities[best])
-        total = (time.perf_counter() - begun) * 1e3
+        total_ms = (time.perf_counter() - start_time) * 1e3
         return Prediction(
             label=self.labels[best] if confidence >= self._min_confidence else None,
             confidence=confidence,
             probabilities={label: float(p) for label, p in zip(self.labels, probabilities)},
             modalities=modalities,
             turn=request.view.number,
-            speaker=place.speaker,
+            speaker=target.speaker,
             warnings=features.warnings,
-            timing={"features": feature_ms, **result.milliseconds, "total": total},
-            embedding=result.embedding.copy(),  # not a view that keeps a whole batch
+            timing={"features": feature_ms, **result.milliseconds, "total": total_ms},
+            embedding=result.embedding.copy(),  # a view would keep the arrays of the whole batch in memory
         )
 
 
-def _is_current(place: Place, request: Request) -> bool:
-    """Whether a conversation is still as the request saw it."""
-    return place.conversation.memory is request.view.memory and request.view.is_current
+def _is_current(target: TurnTarget, request: Request) -> bool:
+    """Whether the conversation is still as the request saw it."""
+    return target.conversation.memory is request.view.memory and request.view.is_current
 
 
-def _stored(place: Place, request: Request, result: Result, prediction: Prediction) -> Turn:
-    """Commit one turn; its conversation is locked."""
+def _store_turn(target: TurnTarget, request: Request, result: Result, prediction: Prediction) -> Turn:
+    """Store one turn in its conversation, which the caller has locked."""
     turn = Turn(
-        prediction.turn, prediction.label, prediction.confidence, place.speaker, prediction.modalities, time.time()
+        prediction.turn, prediction.label, prediction.confidence, target.speaker, prediction.modalities, time.time()
     )
     request.view.memory.store(result.state, turn)
     return turn
 
 
-def _brings_one(task: Task) -> bool:
-    """Whether a worker's task brings a call of one turn to be computed."""
+def _adds_call(task: Task) -> bool:
+    """Whether a queued task adds a call to the batch: only calls of one turn are batched."""
     call = getattr(task, "__self__", None)
-    return isinstance(call, Call) and len(call.places) == 1
+    return isinstance(call, Call) and len(call.targets) == 1
 
 
-def _check(request: Request, result: Result) -> None:
-    """What is not a number would spoil every later turn; what is of another shape would be stored in part."""
+def _check_result(request: Request, result: Result) -> None:
+    """Raise if a result cannot be stored: NaN would spoil every later turn, a wrong shape would be stored in part."""
     state, memory = result.state, request.view.memory
     shapes = state.context_key.shape, state.context_value.shape, state.keys.shape, state.values.shape
-    one, all_layers = memory.context_keys.shape[1:], memory.keys[:, 0].shape
-    if shapes != (one, one, all_layers, all_layers):
+    context_shape, layer_shape = memory.context_keys.shape[1:], memory.keys[:, 0].shape
+    if shapes != (context_shape, context_shape, layer_shape, layer_shape):
         raise BackendError(f"a turn's state has the shapes {shapes}; nothing was committed. Is the bundle damaged?")
     for name, array in (
         ("logits", result.logits), ("the embedding", result.embedding), ("the context", state.context_key),
@@ -259,8 +261,8 @@ def _check(request: Request, result: Result) -> None:
             )
 
 
-def _as_ours(error: BaseException) -> BaseException:
-    """An error of no kind of ours, as one of ours where it is an ordinary one."""
+def _wrap_error(error: BaseException) -> BaseException:
+    """Wrap an ordinary exception of other code in a `BackendError`; return all others unchanged."""
     if isinstance(error, (MemoryError, HBAFError)) or not isinstance(error, Exception):
         return error
     wrapped = BackendError(f"this turn failed; nothing was committed: {type(error).__name__}: {error}")

@@ -1,8 +1,8 @@
-"""The exceptions this package raises on purpose; their texts name what came, what is accepted and how to mend it."""
+"""The exceptions that hbaf_edge raises. Their messages name what came, what is accepted, and what to do."""
 
 
 class HBAFError(Exception):
-    """Base of every error raised on purpose by hbaf_edge."""
+    """Base class of all errors that hbaf_edge raises."""
 
 
 class InputError(HBAFError, ValueError):
@@ -10,12 +10,12 @@ class InputError(HBAFError, ValueError):
 
 
 class BundleError(HBAFError):
-    """A model bundle is missing, damaged, altered or of a format this version cannot read."""
+    """A model bundle is missing, damaged, altered, or in a format that this version cannot read."""
 
 
 class StateError(HBAFError):
-    """A saved conversation cannot be written, or cannot be gone on with."""
+    """A saved conversation cannot be written, read or continued."""
 
 
 class BackendError(HBAFError, RuntimeError):
-    """The requested execution provider is unknown or cannot run here."""
+    """The execution provider is unknown, cannot run here, or failed; or the runtime cannot take the call."""

@@ -1,7 +1,7 @@
-"""What the encoders read: log-mel frames of an utterance's audio and word-piece tokens of its text.
+"""Features of an utterance: log-mel frames of its audio and word-piece tokens of its text.
 
-One front end for training and runtime: `log_mel` (hbaf_edge/mel.py) equals Whisper's features without the padding to
-30 s, and `normalise_text` (hbaf_edge/text.py) and `Tokeniser` are what the corpora go through as well.
+Training and runtime share this code. `log_mel` (hbaf_edge/mel.py) equals Whisper's features without the padding to
+30 s. `normalise_text` (hbaf_edge/text.py) and `Tokeniser` are applied to the corpora too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio import Audio, load_audio
 from hbaf_edge.errors import InputError
-from hbaf_edge.language import not_english
+from hbaf_edge.language import language_warning
 from hbaf_edge.mel import log_mel
 from hbaf_edge.text import MAX_CHARACTERS, clean_text, normalise_text, removal_warning
-from hbaf_edge.workers import native
+from hbaf_edge.workers import call_native
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,35 +27,39 @@ MAX_TOKENS = 64
 
 
 class Tokeniser:
-    """Word pieces of one utterance.
+    """Convert the text of an utterance to word-piece tokens.
 
     Args:
         json: content of the text encoder's `tokenizer.json`.
-        clean_text: whether `from_text` takes out what recognisers add to the words (hbaf_edge/text.py).
+        clean_text: whether `text_features` removes tags and notes that recognisers add (hbaf_edge/text.py).
     """
 
     def __init__(self, json: bytes, clean_text: bool = True) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = native(Tokenizer.from_buffer, json)
+        self._tokenizer: Tokenizer = call_native(Tokenizer.from_buffer, json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id("[UNK]")
         self.clean_text = clean_text
 
     def __call__(self, text: str) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-        """Normalised text -> ((tokens,) int64 ids of at most 64 tokens, or None without text; warnings)."""
+        """Tokenise a normalised text.
+
+        Returns:
+            (tokens,) int64 ids of at most 64 tokens, or None for an empty text; and warnings.
+        """
         if not text:
             return None, ()
-        encoding = native(self._tokenizer.encode, text)
+        encoding = call_native(self._tokenizer.encode, text)
         ids = encoding.ids
         warnings = []
         if len(ids) > MAX_TOKENS:
             warnings.append(f"text is longer than {MAX_TOKENS} tokens: only its first {MAX_TOKENS} were used")
             ids = [*ids[: MAX_TOKENS - 1], ids[-1]]
-        foreign = not_english(text, encoding.tokens)
-        if foreign:
-            warnings.append(foreign)
+        warning = language_warning(text, encoding.tokens)
+        if warning:
+            warnings.append(warning)
         elif all(i == self._unknown for i in ids[1:-1]):
             warnings.append("the text encoder knows no piece of this text; it reads English words")
         return np.asarray(ids, np.int64), tuple(warnings)
@@ -63,12 +67,12 @@ class Tokeniser:
 
 @dataclass(frozen=True)
 class Features:
-    """What one utterance offers the encoders.
+    """The encoders' input for one utterance.
 
     Attributes:
-        mel: (80, frames) float32 at 100 Hz, or None where no audio can be used.
-        tokens: (tokens,) int64, or None where there is no text.
-        warnings: for the caller, in the order they arose.
+        mel: (80, frames) float32 at 100 Hz, or None without usable audio.
+        tokens: (tokens,) int64, or None without text.
+        warnings: messages for the caller, in the order in which they arose.
     """
 
     mel: NDArray[np.float32] | None
@@ -76,10 +80,10 @@ class Features:
     warnings: tuple[str, ...]
 
 
-def from_text(text: str | None, tokeniser: Tokeniser) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """What was said -> (tokens,) ids or None, and what to warn of."""
-    words, removed = clean_text(text) if tokeniser.clean_text else (normalise_text(text), ())
-    tokens, warnings = tokeniser(words)
+def text_features(text: str | None, tokeniser: Tokeniser) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Clean and tokenise a text. Return (tokens,) ids or None, and warnings."""
+    cleaned, removed = clean_text(text) if tokeniser.clean_text else (normalise_text(text), ())
+    tokens, warnings = tokeniser(cleaned)
     if removed:
         warnings = (removal_warning(removed), *warnings)
     if text and len(text) > MAX_CHARACTERS:
@@ -87,49 +91,63 @@ def from_text(text: str | None, tokeniser: Tokeniser) -> tuple[NDArray[np.int64]
     return tokens, warnings
 
 
-def from_sound(
-    heard: Audio, spectrum: Callable[[], NDArray[np.float32]]
+def audio_features(
+    audio: Audio, spectrum: Callable[[], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
-    """The spectrum of a sound, or None where nothing can be heard in it, and what to warn of."""
-    why = unheard(heard.seconds, heard.is_too_short, heard.silence)
-    return (None, (*heard.warnings, why)) if why else (spectrum(), heard.warnings)
+    """Return the log-mel of an audio, or None if it is too short or silent, and warnings.
+
+    Args:
+        audio: decoded audio.
+        spectrum: computes its log-mel, (80, frames).
+    """
+    problem = audio_problem(audio.seconds, audio.is_too_short, audio.silence)
+    return (None, (*audio.warnings, problem)) if problem else (spectrum(), audio.warnings)
 
 
-def unheard(seconds: float, too_short: bool, silence: str) -> str:
-    """What the caller is told of a sound in which nothing can be heard; empty where something can."""
-    if too_short:
+def audio_problem(seconds: float, is_too_short: bool, silence: str) -> str:
+    """Return the warning for audio that is too short or silent, or "" if it can be used."""
+    if is_too_short:
         return f"audio of {int(seconds * 1e3) / 1e3:.3f} s is shorter than 0.1 s: treated as no audio"
     return f"{silence}: treated as no audio" if silence else ""
 
 
-def something(mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None, warnings: tuple[str, ...]) -> Features:
-    """Both together.
+def combine_features(
+    mel: NDArray[np.float32] | None, tokens: NDArray[np.int64] | None, warnings: tuple[str, ...]
+) -> Features:
+    """Combine the features of both modalities.
 
     Raises:
-        InputError: neither is there.
+        InputError: both are missing.
     """
     if mel is None and tokens is None:
-        said = "; ".join(warnings) or "both audio and text are missing or empty"
-        raise InputError(f"there is nothing to judge: {said}. Give audio, text, or both")
+        reason = "; ".join(warnings) or "both audio and text are missing or empty"
+        raise InputError(f"there is no usable input: {reason}. Give audio, text, or both")
     return Features(mel, tokens, warnings)
 
 
-def extract(
+def extract_features(
     audio: Any, sample_rate: int | None, text: str | None, tokeniser: Tokeniser, sample_format: str | None = None
 ) -> Features:
-    """Front end of `HBAFRuntime.predict`: audio and text as a caller holds them -> `Features`.
+    """Decode the caller's audio and text and return their features.
 
-    Audio shorter than 0.1 s or digitally silent counts as absent, with a warning, since nothing can be heard in it.
+    Audio that is shorter than 0.1 s or digitally silent counts as missing, with a warning.
+
+    Args:
+        audio: as in `HBAFRuntime.predict`.
+        sample_rate: Hz, for arrays and raw bytes.
+        text: the transcript, or None.
+        tokeniser: the bundle's tokeniser.
+        sample_format: format of raw bytes.
 
     Raises:
-        InputError: for unusable audio or text, or if neither is left.
+        InputError: audio or text cannot be used, or both are missing.
     """
-    tokens, warnings = from_text(text, tokeniser)
+    tokens, warnings = text_features(text, tokeniser)
     if audio is None:
         for name, value in (("sample_rate", sample_rate), ("sample_format", sample_format)):
             if value is not None:
                 raise InputError(f"{name}={value!r} was given without audio; leave both out, or give both")
-        return something(None, tokens, warnings)
-    heard = load_audio(audio, sample_rate, sample_format)
-    mel, more = from_sound(heard, lambda: log_mel(heard.samples))
-    return something(mel, tokens, warnings + more)
+        return combine_features(None, tokens, warnings)
+    decoded = load_audio(audio, sample_rate, sample_format)
+    mel, audio_warnings = audio_features(decoded, lambda: log_mel(decoded.samples))
+    return combine_features(mel, tokens, warnings + audio_warnings)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> None:
-    """Write beside the target and put it there in one step: a kill or a full disk leaves an old file as it was.
+    """Write a temporary file next to the target, then rename it: after a crash or a full disk the old file is intact.
 
     Args:
-        path: of the file; its folder must be there.
-        content: all of it.
-        mode: permissions of the file; by default its owner alone may read it.
+        path: the file; its folder must exist.
+        content: the file's bytes.
+        mode: the file's permissions; by default only its owner may read it.
 
     Raises:
-        OSError: it cannot be written; nothing has changed.
-        ValueError: the path is none, such as one with a zero byte.
+        OSError: the file cannot be written; nothing has changed.
+        ValueError: the path is invalid, for example it contains a zero byte.
     """
     target = Path(path)
-    handle, made = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(made, mode)
-        os.replace(made, target)
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(made)
+            os.unlink(temporary)
         raise

@@ -1,4 +1,4 @@
-"""What a caller hands over of a turn, checked and turned into features before the model computes anything."""
+"""Checks of the caller's arguments, and the features of a turn's input."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, TypedDict
 
 from hbaf_edge.conversation import Conversation
 from hbaf_edge.errors import InputError
-from hbaf_edge.features import Features, Tokeniser, extract
+from hbaf_edge.features import Features, Tokeniser, extract_features
 from hbaf_edge.text import normalise_name
 
-MAX_SPEAKER = 256  # characters; a conversation keeps W names and must not grow
+MAX_SPEAKER = 256  # characters; a conversation stores W names and must not grow
 
 
 class TurnInput(TypedDict, total=False):
-    """`HBAFRuntime.predict`'s arguments, as `predict_batch` takes them."""
+    """The arguments of `HBAFRuntime.predict` as a dictionary, for `predict_batch`."""
 
     audio: Any
     text: str | None
@@ -26,76 +26,76 @@ class TurnInput(TypedDict, total=False):
 
 
 def check_turn(turn: Any) -> TurnInput:
-    """A dictionary of `predict`'s arguments; anything else is refused.
+    """Return a turn if it is a dictionary of `predict`'s arguments.
 
     Raises:
-        InputError: naming what it is, or the argument that there is not.
+        InputError: it is of another type, or has an unknown argument; the message names it.
     """
-    takes = f"it takes {', '.join(TurnInput.__annotations__)}"
+    accepted = f"it takes {', '.join(TurnInput.__annotations__)}"
     if not isinstance(turn, dict):
-        raise InputError(f"a turn of type {type(turn).__name__} is not accepted; a dictionary is: {takes}")
+        raise InputError(f"a turn of type {type(turn).__name__} is not accepted; a dictionary is: {accepted}")
     unknown = sorted(set(turn) - set(TurnInput.__annotations__), key=str)
     if unknown:
-        raise InputError(f"a turn has no {unknown[0]!r}; {takes}")
+        raise InputError(f"a turn has no {unknown[0]!r}; {accepted}")
     checked: TurnInput = turn  # type: ignore[assignment]
     return checked
 
 
 def check_turns(turns: Any) -> list[TurnInput]:
-    """Several turns, each a dictionary of `predict`'s arguments.
+    """Return several turns as a list if each is a dictionary of `predict`'s arguments.
 
     Raises:
-        InputError: saying which of them is not.
+        InputError: one of them is not; the message says which.
     """
     if isinstance(turns, (dict, str)) or not isinstance(turns, Iterable):
         raise InputError(f"turns are of type {type(turns).__name__}; a list of dictionaries is expected")
     checked: list[TurnInput] = list(turns)
     for number, turn in enumerate(checked):
-        with naming(number, len(checked)):
+        with number_in_errors(number, len(checked)):
             check_turn(turn)
             check_speaker(turn.get("speaker"))
     return checked
 
 
 @contextmanager
-def naming(number: int, count: int) -> Iterator[None]:
-    """Errors in the context say which turn of several they are of."""
+def number_in_errors(number: int, count: int) -> Iterator[None]:
+    """Add the turn's number to errors that are raised inside the context."""
     try:
         yield
     except InputError as error:
         raise InputError(f"turn {number} of these {count}: {error}; nothing was committed") from error
 
 
-def features_of_all(turns: Sequence[TurnInput], tokeniser: Tokeniser, numbered: bool = False) -> list[Features]:
-    """What the encoders read of each turn; audio is decoded here.
+def features_of_turns(turns: Sequence[TurnInput], tokeniser: Tokeniser, is_batch: bool = False) -> list[Features]:
+    """Decode the audio of several turns and return the features of each.
 
     Args:
-        turns: checked.
-        tokeniser: of the runtime's bundle.
-        numbered: errors say which turn they are of.
+        turns: checked turns.
+        tokeniser: tokeniser of the runtime's bundle.
+        is_batch: whether errors name the turn's number.
 
     Raises:
-        InputError: something of a turn cannot be used.
+        InputError: audio or text of a turn cannot be used.
     """
     features = []
     for number, t in enumerate(turns):
-        with naming(number, len(turns)) if numbered else nullcontext():
+        with number_in_errors(number, len(turns)) if is_batch else nullcontext():
             audio, text = t.get("audio"), t.get("text")
-            features.append(extract(audio, t.get("sample_rate"), text, tokeniser, t.get("sample_format")))
+            features.append(extract_features(audio, t.get("sample_rate"), text, tokeniser, t.get("sample_format")))
     return features
 
 
 def check_speaker(speaker: Any) -> str | None:
-    """A speaker's name as a conversation keeps it.
+    """Normalise a speaker's name.
 
     Args:
-        speaker: as the caller has it.
+        speaker: the caller's argument.
 
     Returns:
-        the normalised name (hbaf_edge/text.py), or None where it is None or empty: nobody knows who speaks.
+        the normalised name (hbaf_edge/text.py), or None for None and for an empty name: the speaker is unknown.
 
     Raises:
-        InputError: it is no name that a conversation can keep.
+        InputError: it is not a str, or it is too long.
 
     >>> check_speaker(" Anna\\n"), check_speaker("")
     ('Anna', None)
@@ -109,15 +109,16 @@ def check_speaker(speaker: Any) -> str | None:
     return normalise_name(speaker)
 
 
-def check_whole(name: str, value: object, most: int, may_be_none: bool = False) -> None:
-    """Refuse what is no whole number from 1 to `most`."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (may_be_none and value is None) and not (is_whole and 1 <= value <= most):  # type: ignore[operator]
-        more = ", or None" if may_be_none else ""
-        raise InputError(f"{name}={value!r}; a whole number from 1 to {most:,} is expected{more}")
+def check_integer(name: str, value: object, maximum: int, allow_none: bool = False) -> None:
+    """Raise `InputError` unless the value is a whole number from 1 to `maximum`."""
+    if allow_none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        none = ", or None" if allow_none else ""
+        raise InputError(f"{name}={value!r}; a whole number from 1 to {maximum:,} is expected{none}")
 
 
-def check_number(name: str, value: object, most: float) -> None:
-    """Refuse what is no number from 0 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        raise InputError(f"{name}={value!r}; a number from 0 to {most:,} is expected")
+def check_number(name: str, value: object, maximum: float) -> None:
+    """Raise `InputError` unless the value is a number from 0 to `maximum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= maximum:
+        raise InputError(f"{name}={value!r}; a number from 0 to {maximum:,} is expected")

@@ -1,8 +1,7 @@
-"""Whether a text is English, the only language that the text encoder knows.
+"""Detection of texts that are not English, the only language of the text encoder.
 
-Three signs, none of which needs a model of its own: the letters' script; common words of English, which make up most
-of what people say, against common words of other languages; and the encoder's own word pieces, since it has to cut up
-the words of a language that it does not know.
+It uses no model but three signs: the script of the letters; common English words, compared with common words of other
+languages; and the tokeniser's word pieces, because words of an unknown language are split into several pieces.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from hbaf_edge.notes import word_set
+from hbaf_edge.nonspeech import word_set
 
-# Common in spoken English. A word that other languages write too ("me", "no", "was") speaks for English: a warning
-# that is wrong is worse than one that is missing.
+# Common in spoken English. A word that also exists in other languages ("me", "no", "was") counts as English, because a
+# wrong warning is worse than a missing one.
 _ENGLISH = word_set(
     """
     a about actually after again ah all alright also always am an and another any anybody anyone anything are around as
@@ -38,8 +37,8 @@ _ENGLISH = word_set(
 )
 _CONTRACTION = re.compile(r".'(?:s|t|re|ll|ve|d|m|em|all)$")  # it's, don't, they'll, get'em
 
-# Common in other languages of Latin script, from the Germanic, Romance, Nordic, Slavic, Turkish, Malay, Bantu and
-# Uralic ones; not complete, since letters with accents and word pieces say more.
+# Common in other languages with Latin script: Germanic, Romance, Nordic, Slavic, Turkish, Malay, Bantu and Uralic. The
+# list need not be complete, because letters with accents and word pieces are stronger signs.
 _FOREIGN = word_set(
     """
     der das und ich ist nicht ein eine einen zu mit auf für sich wir ihr mir mich dich auch noch aber wenn wie sie
@@ -59,45 +58,45 @@ _FOREIGN = word_set(
 )
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _ADVICE = "so do not rely on this estimate"
-_SHORTEST = 3  # words; names and exclamations of one or two belong to no language
+_MIN_WORDS = 3  # one or two words are often a name or an exclamation
 
 
-def not_english(text: str, pieces: Iterable[str]) -> str:
-    """What to warn of where a text is mostly not English.
+def language_warning(text: str, pieces: Iterable[str]) -> str:
+    """Return a warning if most of a text is not English.
 
     Args:
-        text: normalised.
-        pieces: its word pieces; those that go on with a word begin with "##".
+        text: normalised text.
+        pieces: its word pieces; a piece that continues a word starts with "##".
 
     Returns:
-        the warning; "" for English, for what has no letters, and for one or two words of Latin script.
+        the warning; "" for English, for a text without letters, and for one or two words in Latin script.
 
-    >>> not_english("Привет!", [])
+    >>> language_warning("Привет!", [])
     'the text is mostly not in Latin script; the text encoder knows only English, so do not rely on this estimate'
-    >>> not_english("Das ist nicht dein Ernst!", ["das", "is", "##t", "nic", "##ht", "dei", "##n", "ern", "##st", "!"])
+    >>> language_warning("Das ist nicht dein Ernst!", ["das", "is", "##t", "nic", "##ht", "dei", "##n", "ern", "##st"])
     'the text seems not to be English, which is all that the text encoder knows, so do not rely on this estimate'
-    >>> not_english("You can't be serious, Siobhan!", ["you", "can", "'", "t", "be", "serious", ",", "si", "##ob"])
+    >>> language_warning("You can't be serious, Siobhan!", ["you", "can", "'", "t", "be", "serious", ",", "si", "##ob"])
     ''
     """
     letters = [c for c in text if c.isalpha()]
     if 2 * sum(map(_is_latin, letters)) < len(letters):
         return "the text is mostly not in Latin script; the text encoder knows only English, " + _ADVICE
-    found = _WORD.findall(text.lower().replace("’", "'"))
-    if len(found) < _SHORTEST:
+    words = _WORD.findall(text.lower().replace("’", "'"))
+    if len(words) < _MIN_WORDS:
         return ""
-    # Different ones only: "ha ha ha" is one word. Single letters are spelt out or stand for names.
-    words = {w for w in found if len(w) > 1}
-    english = sum(w in _ENGLISH or _CONTRACTION.search(w) is not None for w in words)
-    foreign = sum(w in _FOREIGN and w not in _ENGLISH for w in words) + sum(not w.isascii() for w in words)
-    cut = len({a for a, b in pairwise(pieces) if b.startswith("##") and not a.startswith("##")})
-    if not foreign and len(found) < 5:
-        cut = 0  # English names, rare words and cries ("Aaaargh!") are cut up as well
-    evidence = foreign + 0.75 * cut
+    # Different words only: "ha ha ha" counts as one. Single letters are spelt out or stand for names.
+    different = {word for word in words if len(word) > 1}
+    english = sum(w in _ENGLISH or _CONTRACTION.search(w) is not None for w in different)
+    foreign = sum(w in _FOREIGN and w not in _ENGLISH for w in different) + sum(not w.isascii() for w in different)
+    split = len({a for a, b in pairwise(pieces) if b.startswith("##") and not a.startswith("##")})
+    if not foreign and len(words) < 5:
+        split = 0  # English names, rare words and cries ("Aaaargh!") are split as well
+    evidence = foreign + 0.75 * split
     if evidence >= 2 and evidence > 1.5 * english:
         return "the text seems not to be English, which is all that the text encoder knows, " + _ADVICE
     return ""
 
 
 def _is_latin(letter: str) -> bool:
-    """Basic Latin to IPA, Latin Extended Additional (Vietnamese), and full-width letters."""
+    """Whether a letter is in Basic Latin to IPA, Latin Extended Additional (Vietnamese), or full-width Latin."""
     return letter < "\u02b0" or "\u1e00" <= letter <= "\u1eff" or "\uff21" <= letter <= "\uff5a"

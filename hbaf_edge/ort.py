@@ -1,7 +1,7 @@
-"""ONNX Runtime, whichever build this machine has: `from hbaf_edge.ort import onnxruntime`.
+"""Load the installed build of ONNX Runtime: `from hbaf_edge.ort import onnxruntime`.
 
-It is not a dependency of the package, because its builds are packages of different names that overwrite each other's
-files: installing hbaf-edge must never put the CPU build over one for a GPU. Importing this module loads it.
+ONNX Runtime is not a dependency of this package. Its builds are packages with different names that overwrite each
+other's files, so installing hbaf-edge must never install the CPU build over one for a GPU.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ try:
     import onnxruntime
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
-        raise BackendError(f"ONNX Runtime is installed but cannot be loaded: {error}; install it again") from error
+        raise BackendError(f"ONNX Runtime is installed but cannot be loaded: {error}; reinstall it") from error
     raise BackendError(
-        "ONNX Runtime is not installed, and hbaf-edge leaves the choice of its build to you: "
+        "ONNX Runtime is not installed, and hbaf-edge does not choose a build for you: "
         "pip install 'hbaf-edge[cpu]', on an NVIDIA GPU pip install 'hbaf-edge[gpu]', "
         "or on a Jetson NVIDIA's own onnxruntime-gpu wheel"
     ) from None
 except ImportError as error:
     raise BackendError(
-        f"ONNX Runtime is installed but cannot be loaded: {error}; the CPU build always can: "
-        "pip uninstall the present one, then pip install 'hbaf-edge[cpu]'"
+        f"ONNX Runtime is installed but cannot be loaded: {error}; the CPU build has no such "
+        "requirements: pip uninstall the installed build, then pip install 'hbaf-edge[cpu]'"
     ) from error
 
-if not hasattr(onnxruntime, "InferenceSession"):  # what is left where builds that overwrote each other were removed
+if not hasattr(onnxruntime, "InferenceSession"):  # left over after uninstalling one of two builds
     raise BackendError(
-        f"ONNX Runtime is damaged: {', '.join(onnxruntime.__path__)} holds only a part of it; delete that folder, then "
-        "pip install --force-reinstall 'hbaf-edge[cpu]' (or the build that this machine needs)"
+        f"ONNX Runtime is damaged: {', '.join(onnxruntime.__path__)} has only a part of it; delete that folder, then "
+        "pip install --force-reinstall 'hbaf-edge[cpu]' (or the build for this machine)"
     )
 
 __all__ = ["installed_builds", "onnxruntime"]
 
 
 def installed_builds() -> list[str]:
-    """Names of the ONNX Runtime packages installed here; more than one means that they overwrote each other's files."""
-    found = []
+    """Names of the installed ONNX Runtime packages. Several of them have overwritten each other's files."""
+    installed = []
     for name in BUILDS:
         try:
             metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        found.append(name)
-    return found
+        installed.append(name)
+    return installed

@@ -1,4 +1,4 @@
-"""`PendingTurn`: a turn whose answer goes to a future, for `HBAFRuntime.submit` and `apredict`."""
+"""`PendingTurn`: a turn whose result goes to a future, for `HBAFRuntime.submit` and `apredict`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from hbaf_edge.calls import Answer, Call, Place
+from hbaf_edge.calls import Call, TurnResult, TurnTarget
 from hbaf_edge.engine import Engine
 from hbaf_edge.features import Features
 from hbaf_edge.prediction import Prediction
@@ -16,80 +16,80 @@ from hbaf_edge.stats import Stats
 
 
 class PendingTurn:
-    """One turn and the future of its result.
+    """One turn and the future of its prediction.
 
     Args:
-        engine: that computes it.
-        place: its conversation and speaker.
-        decode: its features; called once.
-        committed: called on a worker with the answer after the turn is committed, before the future has it.
-        stats: where a turn is counted that fails after `submit` returned.
+        engine: the engine that computes it.
+        target: its conversation and speaker.
+        get_features: decodes the caller's input; called once.
+        on_commit: called on a worker with the result after the commit and before the future has it.
+        stats: counts a turn that fails after `submit` has returned.
 
     Attributes:
-        future: of the result. Cancelling it before the turn is committed takes the turn back.
+        future: the prediction. Cancelling it before the commit takes the turn back.
     """
 
     def __init__(
-        self, engine: Engine, place: Place, decode: Callable[[], Sequence[Features]],
-        committed: Callable[[list[Answer]], object], stats: Stats,
+        self, engine: Engine, target: TurnTarget, get_features: Callable[[], Sequence[Features]],
+        on_commit: Callable[[list[TurnResult]], object], stats: Stats,
     ) -> None:  # fmt: skip
         self.future: Future[Prediction] = Future()
-        self._decode, self._stats = decode, stats
-        self._call = Call(engine, [place], committed, self._resolve, self.future.set_running_or_notify_cancel)
+        self._get_features, self._stats = get_features, stats
+        self._call = Call(engine, [target], on_commit, self._resolve, self.future.set_running_or_notify_cancel)
 
     def submit(self) -> Future[Prediction]:
-        """Decode on this thread, queue the turn, and return the future.
+        """Decode on this thread, submit the turn, and return the future.
 
         Raises:
-            InputError: the turn cannot be used.
+            InputError: the turn's input cannot be used.
             BackendError: too many calls wait.
         """
-        call = weakref.ref(self._call)  # a future that is kept must not keep the turn's audio
-        self.future.add_done_callback(lambda future: _abandon_if_cancelled(call(), future))
-        self._call.submit(self._decode)
+        call = weakref.ref(self._call)  # a future that a caller keeps must not keep the turn's audio
+        self.future.add_done_callback(lambda future: _cancel_call_if_cancelled(call(), future))
+        self._call.submit(self._get_features)
         return self.future
 
-    def start(self, on_a_thread: bool) -> None:
-        """Take the place in line now, then decode; errors go to the future.
+    def start(self, in_thread: bool) -> None:
+        """Queue the turn at once, then decode it. Errors go to the future.
 
         Args:
-            on_a_thread: decode on a thread of its own, so that the caller's event loop goes on. A thread of asyncio's
-                pool might never be free, where all of them wait for earlier turns.
+            in_thread: decode on a new thread, so that the caller's event loop goes on. A thread of asyncio's pool might
+                never become free if all of them wait for earlier turns.
         """
         try:
-            self._call.line_up()
-            if on_a_thread:
-                threading.Thread(target=self._submit_quietly, name="hbaf_edge_decode", daemon=True).start()
+            self._call.enqueue()
+            if in_thread:
+                threading.Thread(target=self._submit_and_count, name="hbaf_edge_decode", daemon=True).start()
             else:
-                self._submit_quietly()
+                self._submit_and_count()
         except BaseException:
-            self._call.abandon()
+            self._call.cancel()
             raise
 
-    def _submit_quietly(self) -> None:
-        """The future has the error; here it is only counted."""
+    def _submit_and_count(self) -> None:
+        """Submit the turn and count an error, which the future has too."""
         with contextlib.suppress(Exception):
             try:
-                self._call.submit(self._decode)
+                self._call.submit(self._get_features)
             except Exception:
-                self._stats.failed()
+                self._stats.add_failure()
                 raise
 
     def _resolve(self, call: Call) -> None:
-        """Hand the call's outcome to the future; on a worker."""
+        """Copy the call's outcome to the future. Runs on a worker."""
         future = self.future
         if not future.running() and not future.set_running_or_notify_cancel():
             return
         try:
-            (answer,) = call.outcome.wait()
+            (result,) = call.outcome.wait()
         except BaseException as error:
-            if call.was_started:  # else `submit` or `_submit_quietly` has counted it
-                self._stats.failed()
+            if call.was_submitted:  # otherwise whoever submitted it has counted the error
+                self._stats.add_failure()
             future.set_exception(error)
         else:
-            future.set_result(answer.prediction)
+            future.set_result(result.prediction)
 
 
-def _abandon_if_cancelled(call: Call | None, future: Future[Prediction]) -> None:
+def _cancel_call_if_cancelled(call: Call | None, future: Future[Prediction]) -> None:
     if call is not None and future.cancelled():
-        call.abandon()
+        call.cancel()

@@ -1,4 +1,4 @@
-"""What a turn came out as."""
+"""`Prediction`: the result of a turn."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Prediction:
     """An estimate of the emotion expressed in one turn (not of what the person feels).
 
     Attributes:
-        label: the likeliest emotion, or None where its probability is below `min_confidence`.
-        confidence: that emotion's probability, after temperature scaling.
-        probabilities: label -> probability; they sum to 1.
+        label: the likeliest emotion, or None if its probability is below `min_confidence`.
+        confidence: probability of the likeliest emotion, after temperature scaling.
+        probabilities: probability of each label; they sum to 1.
         modalities: which of "audio" and "text" were used.
         turn: 0-based number of the turn in its conversation.
-        speaker: as given.
-        warnings: what was done to the input that the caller should know.
-        timing: milliseconds per stage, and "total"; on two threads and more a CPU reads while it hears, so that the
-            stages "audio" and "text" overlap.
+        speaker: the normalised name of the speaker, or None if unknown.
+        warnings: how the input was changed or only partly used.
+        timing: milliseconds per stage, and "total". With two or more CPU threads the stages "audio" and "text" run in
+            parallel and overlap.
         embedding: (2d,) float32, the fused vector.
     """
 
@@ -37,11 +37,12 @@ class Prediction:
     embedding: NDArray[np.float32] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, without the embedding.
+        """Return a JSON object without the embedding.
 
-        >>> from hbaf_edge import HBAFRuntime
-        >>> sorted(HBAFRuntime().predict(text="We won!").to_json())[:3]
-        ['confidence', 'label', 'modalities']
+        Examples:
+            >>> from hbaf_edge import HBAFRuntime
+            >>> sorted(HBAFRuntime().predict(text="We won!").to_json())[:3]
+            ['confidence', 'label', 'modalities']
         """
         return {
             "turn": self.turn,
@@ -56,11 +57,12 @@ class Prediction:
 
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """(labels,) logits -> probabilities that sum to 1.
+    """Return the probabilities (labels,) of logits (labels,) after temperature scaling.
 
-    >>> softmax(np.array([0.0, 0.0], np.float32), 1.5).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> softmax(np.array([0.0, 0.0], np.float32), 1.5).tolist()
+        [0.5, 0.5]
     """
     scaled = logits.astype(np.float64) / temperature
-    raised = np.exp(scaled - scaled.max())
-    return np.asarray(raised / raised.sum())
+    exponentials = np.exp(scaled - scaled.max())
+    return np.asarray(exponentials / exponentials.sum())

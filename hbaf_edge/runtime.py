@@ -1,5 +1,5 @@
-"""`HBAFRuntime`: a turn of a conversation in, its emotion out. Follow `predict` from here:
-runtime -> inputs -> engine -> backends/onnxruntime -> conversation.
+"""`HBAFRuntime`: predict the emotion of a conversation's turns. `predict` passes these modules:
+runtime -> inputs -> calls -> engine -> backends/onnxruntime -> conversation.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from hbaf_edge.backends.base import Tap
 from hbaf_edge.backends.open import open_backend
 from hbaf_edge.backends.settings import default_threads
 from hbaf_edge.bundle import Bundle, load_bundle
-from hbaf_edge.calls import Answer, Call, Place
+from hbaf_edge.calls import Call, TurnResult, TurnTarget
 from hbaf_edge.card import describe
 from hbaf_edge.conversation import Conversation, Sizes
 from hbaf_edge.engine import Engine
 from hbaf_edge.errors import BackendError, InputError
 from hbaf_edge.inputs import (
     TurnInput,
+    check_integer,
     check_number,
     check_speaker,
     check_turn,
     check_turns,
-    check_whole,
-    features_of_all,
-    naming,
+    features_of_turns,
+    number_in_errors,
 )
 from hbaf_edge.pending import PendingTurn
 from hbaf_edge.prediction import Prediction
@@ -42,47 +42,49 @@ from hbaf_edge.streaming import LiveTurn
 log = logging.getLogger("hbaf_edge")
 log.addHandler(logging.NullHandler())
 MAX_THREADS = 256
-Returned = TypeVar("Returned")
+T = TypeVar("T")
 
 
 class HBAFRuntime:
-    """Emotion recognition in conversations, turn by turn. Immutable: one runtime serves any number of conversations.
+    """Emotion recognition in conversations, turn by turn. One runtime serves any number of conversations.
 
     Args:
-        bundle: path of a bundle (folder or `.hbaf` file), or what `load_bundle` returned; None loads the default model
-            inside of the package.
-        threads: CPU threads of the audio encoder, which takes most of a turn; None takes two, or one where the process
-            may use a single core (affinity and a container's quota count). From two on the text encoder runs beside
-            the audio encoder; what follows runs on one.
-        provider: where it runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt", or "auto" for the
-            best of the first three that works, which is logged.
-        min_confidence: below this probability `Prediction.label` is None.
-        clean_text: take out of every text what nobody said, such as "<|en|>", "[LAUGHTER]" or "<b>", and name it in
-            `Prediction.warnings`; False reads texts as they are.
+        bundle: path of a bundle (folder or `.hbaf` file), or the result of `load_bundle`; None loads the default model
+            of the package.
+        threads: CPU threads of the audio encoder, which takes most of a turn's time. None takes two, or one if the
+            process may use only one core (affinity and a container's quota count). With two or more, the text encoder
+            runs in parallel with the audio encoder; the later stages use one thread.
+        provider: where the model runs: "cpu", "ort-cuda", "ort-tensorrt", our own "cuda" and "tensorrt", or "auto" for
+            the best of the first three that works, which is logged.
+        min_confidence: `Prediction.label` is None if its probability is lower than this.
+        clean_text: remove from every text what was not spoken, such as `<|en|>`, `[LAUGHTER]` or `<b>`, and list it in
+            `Prediction.warnings`; False uses texts unchanged.
         on_prediction: called with every `Prediction` after its turn is committed and before the caller has it, on one
-            of the runtime's threads; what it raises is logged and changes nothing. It must not wait for another turn.
-        max_batch_size: turns of different conversations, from different threads or tasks, that are computed together:
-            more turns a second on a busy server, at a few milliseconds more for each; 1 for none.
-        max_wait_ms: milliseconds that the first of them waits for others.
-        max_waiting: calls that may wait to be computed; beyond that `predict` raises BackendError at once.
+            of the runtime's threads. An exception that it raises is logged and changes nothing. It must not wait for
+            another turn.
+        max_batch_size: number of turns of different conversations, from different threads or tasks, that are computed
+            together: more turns a second on a busy server, a few milliseconds more for each turn. 1 turns it off.
+        max_wait_ms: milliseconds that the first turn of a batch waits for others.
+        max_waiting: number of calls that may wait to be computed; beyond that `predict` raises BackendError at once.
         public_key: PEM file of an Ed25519 key; the bundle must be signed with its private key (extra `sign`).
         kernels: for "cuda" and "tensorrt", folder of `python -m kernels.build --bundle BUNDLE --out FOLDER`; None
-            takes the packaged ones, which fit models of the default sizes.
+            takes the packaged kernels, which fit models of the default sizes.
 
-    A runtime is a context manager; `close` releases the model. A turn is computed on threads of the runtime, as many as
-    this process may use CPUs, while its caller waits: Ctrl-C ends the wait at once, and the turn is then not committed
-    unless it just was (`Conversation.turn` tells). A runtime does not survive `os.fork`: make one in each process, and
-    end a forked child that inherited one with `os._exit`, as multiprocessing does. The logger "hbaf_edge" tells of
-    every turn at level DEBUG, never what was said.
+    A runtime is a context manager; `close` releases the model. A turn is computed on the runtime's threads, one for
+    each CPU that this process may use, while its caller waits. Ctrl-C ends the wait at once, and the turn is then not
+    committed unless it was committed just before (check `Conversation.turn`). A runtime does not survive `os.fork`:
+    make one in each process, and end a forked child that inherited one with `os._exit`, as multiprocessing does. The
+    logger "hbaf_edge" reports every turn at level DEBUG, but never its text.
 
     Raises:
-        BundleError: the bundle is missing, altered or of a newer format.
+        BundleError: the bundle is missing, altered or in a newer format.
         BackendError: the provider is unknown or cannot run here.
 
-    >>> runtime = HBAFRuntime()
-    >>> chat = runtime.conversation()
-    >>> runtime.predict(text="You did it! I am so happy for you!", speaker="anna", conversation=chat).label
-    'joy'
+    Examples:
+        >>> runtime = HBAFRuntime()
+        >>> chat = runtime.conversation()
+        >>> runtime.predict(text="You did it! I am so happy for you!", speaker="anna", conversation=chat).label
+        'joy'
     """
 
     def __init__(
@@ -100,9 +102,9 @@ class HBAFRuntime:
         public_key: str | os.PathLike[str] | None = None,
         kernels: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_whole("threads", threads, MAX_THREADS, may_be_none=True)
-        check_whole("max_batch_size", max_batch_size, 256)
-        check_whole("max_waiting", max_waiting, 1_000_000)
+        check_integer("threads", threads, MAX_THREADS, allow_none=True)
+        check_integer("max_batch_size", max_batch_size, 256)
+        check_integer("max_waiting", max_waiting, 1_000_000)
         check_number("min_confidence", min_confidence, 1)
         check_number("max_wait_ms", max_wait_ms, 1000)
         if not isinstance(clean_text, bool):
@@ -125,10 +127,10 @@ class HBAFRuntime:
 
     @property
     def engine(self) -> Engine:
-        """What computes: for calibration and benchmarks, which look inside.
+        """The engine, for calibration and benchmarks.
 
         Raises:
-            BackendError: it is closed, or belongs to another process.
+            BackendError: the runtime is closed, or belongs to another process.
         """
         engine = self._engine
         if engine is None:
@@ -138,19 +140,19 @@ class HBAFRuntime:
 
     @property
     def provider(self) -> str:
-        """Where it runs; with provider="auto" what was picked."""
+        """The provider that is used; with provider="auto" the one that was chosen."""
         return self.engine.backend.provider
 
     @property
     def threads(self) -> int:
-        """CPU threads of the audio encoder's operators."""
+        """Number of CPU threads of the audio encoder."""
         return self.engine.backend.threads
 
     def close(self) -> None:
         """Release the model. In-flight calls finish normally. Safe to call more than once."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.workers.end()
+            engine.workers.stop()
 
     def __reduce__(self) -> NoReturn:
         raise BackendError("a runtime cannot be copied or pickled; make one in each process, threads can share it")
@@ -162,47 +164,50 @@ class HBAFRuntime:
         self.close()
 
     def warmup(self) -> None:
-        """Run turns of 1, 3 and 10 s with words on a conversation of their own, so that the first real one is quick."""
+        """Run turns of 1, 3 and 10 s of audio with text, so that the first real turn is fast. Nothing is counted."""
         noise = np.random.default_rng(0).standard_normal(10 * 16_000).astype(np.float32) * 0.01
         for seconds in (1, 3, 10):
-            words = "And how do you feel about that?"
-            turn = TurnInput(audio=noise[: seconds * 16_000], sample_rate=16_000, text=words)
-            self._predict([turn], is_told=False)
+            text = "And how do you feel about that?"
+            turn = TurnInput(audio=noise[: seconds * 16_000], sample_rate=16_000, text=text)
+            self._predict([turn], is_counted=False)
 
     def stats(self) -> dict[str, Any]:
-        """Turns and failed calls so far, p50, p90 and p99 of each stage in milliseconds, and resident memory in MB.
+        """Return turns and failed calls so far, p50, p90, p99 of each stage in milliseconds, and resident memory in MB.
 
-        >>> runtime = HBAFRuntime()
-        >>> _ = runtime.predict(text="We won!")
-        >>> runtime.stats()["turns"]
-        1
+        Examples:
+            >>> runtime = HBAFRuntime()
+            >>> _ = runtime.predict(text="We won!")
+            >>> runtime.stats()["turns"]
+            1
         """
         return self._stats.to_json()
 
     def __repr__(self) -> str:
         if self._engine is None:
             return "<HBAFRuntime, closed>"
-        ran = f"{self._engine.backend.detail}, {self._engine.backend.threads} threads"
-        return "\n".join([f"<HBAFRuntime on {ran}", *(f"  {line}" for line in describe(self.manifest))]) + ">"
+        backend = f"{self._engine.backend.detail}, {self._engine.backend.threads} threads"
+        return "\n".join([f"<HBAFRuntime on {backend}", *(f"  {line}" for line in describe(self.manifest))]) + ">"
 
     def conversation(self) -> Conversation:
-        """A new, empty conversation."""
+        """Return a new, empty conversation."""
         m = self.manifest
         return Conversation(self._key, Sizes(int(m["window"]), int(m["dialogue_layers"]), int(m["width"])))
 
     def load_conversation(self, source: str | os.PathLike[str] | bytes) -> Conversation:
-        """A conversation from a file that `Conversation.save` wrote, or from the bytes of `Conversation.to_bytes`.
+        """Load a saved conversation. Later predictions are bit for bit those of the original conversation.
 
-        It goes on bit for bit as it would have.
+        Args:
+            source: path of a file that `Conversation.save` wrote, or the bytes of `Conversation.to_bytes`.
 
         Raises:
-            StateError: the file is missing, cut, edited, of a newer version, or was begun with another bundle.
+            StateError: the file is missing, cut short, edited, of a newer version, or belongs to another bundle.
 
-        >>> runtime = HBAFRuntime()
-        >>> chat = runtime.conversation()
-        >>> _ = runtime.predict(text="We won!", conversation=chat)
-        >>> runtime.load_conversation(chat.to_bytes()).turn
-        1
+        Examples:
+            >>> runtime = HBAFRuntime()
+            >>> chat = runtime.conversation()
+            >>> _ = runtime.predict(text="We won!", conversation=chat)
+            >>> runtime.load_conversation(chat.to_bytes()).turn
+            1
         """
         return self.conversation().restore(source)
 
@@ -219,28 +224,33 @@ class HBAFRuntime:
         """Estimate the emotion expressed in one turn and commit the turn to its conversation.
 
         Args:
-            audio: a path, bytes or binary file object, also one that cannot seek (WAV, FLAC, OGG, MP3 and whatever
-                else libsndfile reads; with the extra `av` WebM, MP4, M4A, AMR and others too), or a numpy array
-                (samples,) or (samples, channels) of float32, float64, int16 or int32; None where there is none.
-            text: what was said, in English; None or empty where it is not known. Either modality may be absent, not
-                both. Tags, notes and markup of recognisers and captions are removed, with a warning.
-            speaker: any name that is the same for the same person within the conversation; None or empty means unknown.
-            conversation: the turns before this one; without it the call stands alone.
-            sample_rate: Hz, 8,000 to 192,000; required with an array and with raw bytes, left out otherwise.
-            sample_format: of raw bytes without a header, mono: "s16le", "f32le", "mulaw" and others.
+            audio: a path, bytes or binary file object, seekable or not (WAV, FLAC, OGG, MP3 and other formats that
+                libsndfile reads; with the extra `av` also WebM, MP4, M4A, AMR and others), or a numpy array
+                (samples,) or (samples, channels) of float32, float64, int16 or int32; None without audio.
+            text: the transcript in English; None or empty if it is not known. One of audio and text is required.
+                Tags, notes and markup of recognisers and captions are removed, with a warning.
+            speaker: any name, the same for the same person within the conversation; None or empty means unknown.
+            conversation: the turns before this one; None predicts the turn without context.
+            sample_rate: Hz, 8,000 to 192,000; required with an array and with raw bytes, omitted otherwise.
+            sample_format: format of raw mono bytes without a header: "s16le", "f32le", "mulaw" and others.
+
+        Returns:
+            the estimate.
 
         Raises:
-            InputError: for unusable input; the conversation is as it was before.
+            InputError: the input cannot be used; the conversation is as it was before.
+            BackendError: the turn could not be computed, or too many calls wait; nothing was committed.
 
-        >>> p = HBAFRuntime().predict(np.zeros(16_000), sample_rate=16_000, text="Leave me alone, I hate you!")
-        >>> p.label, p.modalities, p.warnings
-        ('anger', ('text',), ('audio is digital silence: treated as no audio',))
+        Examples:
+            >>> p = HBAFRuntime().predict(np.zeros(16_000), sample_rate=16_000, text="Leave me alone, I hate you!")
+            >>> p.label, p.modalities, p.warnings
+            ('anger', ('text',), ('audio is digital silence: treated as no audio',))
         """
         turn = TurnInput(
             audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
             sample_format=sample_format,
         )  # fmt: skip
-        return self._counted(lambda: self._predict([turn]))[0].prediction
+        return self._count_failure(lambda: self._predict([turn]))[0].prediction
 
     async def apredict(
         self,
@@ -252,139 +262,155 @@ class HBAFRuntime:
         sample_rate: int | None = None,
         sample_format: str | None = None,
     ) -> Prediction:
-        """`predict` for asyncio; the loop goes on meanwhile. Turns of a conversation are in the order of the calls.
+        """`predict` for asyncio; it does not block the event loop. Turns are committed in the order of the calls.
 
-        Cancelling the wait does not take the turn back.
+        Cancelling the task does not take the turn back.
 
-        >>> import asyncio
-        >>> asyncio.run(HBAFRuntime().apredict(text="We won!")).modalities
-        ('text',)
+        Examples:
+            >>> import asyncio
+            >>> asyncio.run(HBAFRuntime().apredict(text="We won!")).modalities
+            ('text',)
         """
         turn = TurnInput(
             audio=audio, text=text, speaker=speaker, conversation=conversation, sample_rate=sample_rate,
             sample_format=sample_format,
         )  # fmt: skip
-        pending = self._counted(lambda: self._pending(turn))
-        pending.start(on_a_thread=audio is not None)
+        pending = self._count_failure(lambda: self._pending_turn(turn))
+        pending.start(in_thread=audio is not None)
         return await asyncio.shield(asyncio.wrap_future(pending.future))
 
     def submit(self, audio: Any = None, **arguments: Any) -> Future[Prediction]:
-        """`predict`'s arguments -> a future of its result. Audio is decoded before it returns, on the caller's thread.
+        """Start `predict` and return a future of its result. Audio is decoded on the caller's thread before it returns.
 
-        A future's callbacks run on the runtime's threads; a future that is cancelled before its turn is committed takes
+        The future's callbacks run on the runtime's threads. Cancelling the future before the turn is committed takes
         the turn back.
 
-        Raises:
-            InputError: for unusable input; nobody else's turn is touched.
-            BackendError: too many turns wait.
+        Args:
+            audio: as in `predict`.
+            **arguments: the other arguments of `predict`.
 
-        >>> runtime = HBAFRuntime(max_batch_size=16, max_wait_ms=2)
-        >>> futures = [runtime.submit(text=text) for text in ("We won! I am so happy!", "I hate you!")]
-        >>> [future.result().label for future in futures]
-        ['joy', 'anger']
+        Raises:
+            InputError: the input cannot be used; other turns are not affected.
+            BackendError: too many calls wait.
+
+        Examples:
+            >>> runtime = HBAFRuntime(max_batch_size=16, max_wait_ms=2)
+            >>> futures = [runtime.submit(text=text) for text in ("We won! I am so happy!", "I hate you!")]
+            >>> [future.result().label for future in futures]
+            ['joy', 'anger']
         """
         turn: TurnInput = {"audio": audio, **arguments}  # type: ignore[typeddict-item]
-        pending = self._counted(lambda: self._pending(check_turn(turn)))
-        return self._counted(pending.submit)
+        pending = self._count_failure(lambda: self._pending_turn(check_turn(turn)))
+        return self._count_failure(pending.submit)
 
     def predict_batch(self, turns: Iterable[TurnInput]) -> list[Prediction]:
-        """One turn of each of several conversations, computed together: more turns a second, all as `predict` has them.
+        """Predict one turn of each of several conversations together: more turns a second, the same results.
 
         Args:
-            turns: of each, a dictionary of `predict`'s arguments.
+            turns: for each turn, a dictionary of `predict`'s arguments.
 
         Returns:
-            a `Prediction` for each; its `timing` is that of all together.
+            a `Prediction` for each turn; its `timing` is that of the whole batch.
 
         Raises:
-            InputError: one of them cannot be used, or two are of one conversation; nothing is committed.
+            InputError: a turn cannot be used, or two turns belong to one conversation; nothing is committed.
 
-        >>> runtime = HBAFRuntime()
-        >>> [p.label for p in runtime.predict_batch([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
-        ['joy', 'anger']
+        Examples:
+            >>> runtime = HBAFRuntime()
+            >>> [p.label for p in runtime.predict_batch([{"text": "We won! I am so happy!"}, {"text": "I hate you!"}])]
+            ['joy', 'anger']
         """
-        answers = self._counted(lambda: self._predict(check_turns(turns), numbered=True))
-        return [answer.prediction for answer in answers]
+        results = self._count_failure(lambda: self._predict(check_turns(turns), is_batch=True))
+        return [result.prediction for result in results]
 
     def begin(self, *, speaker: str | None = None, conversation: Conversation | None = None) -> LiveTurn:
-        """A turn that is still to be spoken: feed it as the microphone does, then finish it (hbaf_edge/streaming.py).
+        """Begin a turn that is still being spoken: feed its audio as it is recorded, then finish it.
 
         Args:
             speaker: as in `predict`.
-            conversation: the turns before it; without it the turn stands alone.
+            conversation: as in `predict`.
+
+        Examples:
+            >>> runtime = HBAFRuntime()
+            >>> turn = runtime.begin(speaker="anna", conversation=runtime.conversation())
+            >>> turn.finish(text="We won! I am so happy!").label
+            'joy'
         """
-        place = Place(self._own(conversation), check_speaker(speaker))
-        return LiveTurn(self, place, self._tell, self._stats)
+        target = TurnTarget(self._check_conversation(conversation), check_speaker(speaker))
+        return LiveTurn(self, target, self._on_commit, self._stats)
 
     @contextlib.contextmanager
     def tap(self, tap: Tap) -> Iterator[None]:
-        """Show inputs and outputs of every graph that runs while the context is open.
+        """Show the inputs and outputs of every graph that runs inside the context to a function.
 
         Args:
-            tap: called with a graph's name (audio, text, utterance, dialogue), its inputs and its outputs by name, on
+            tap: called with a graph's name (audio, text, utterance, dialogue) and its inputs and outputs by name, on
                 the thread that computed it. It must not change them.
 
         Raises:
-            BackendError: this provider cannot show them.
+            BackendError: the provider does not support it.
 
-        >>> runtime, graphs = HBAFRuntime(), []
-        >>> with runtime.tap(lambda graph, inputs, outputs: graphs.append(graph)):
-        ...     _ = runtime.predict(text="We won!")
-        >>> graphs
-        ['text', 'utterance', 'dialogue']
+        Examples:
+            >>> runtime, graphs = HBAFRuntime(), []
+            >>> with runtime.tap(lambda graph, inputs, outputs: graphs.append(graph)):
+            ...     _ = runtime.predict(text="We won!")
+            >>> graphs
+            ['text', 'utterance', 'dialogue']
         """
         backend = self.engine.backend
-        before = backend.set_tap(tap)
+        previous = backend.set_tap(tap)
         try:
             yield
         finally:
-            backend.set_tap(before)
+            backend.set_tap(previous)
 
-    def _counted(self, work: Callable[[], Returned]) -> Returned:
+    def _count_failure(self, work: Callable[[], T]) -> T:
+        """Call a function, and count an exception."""
         try:
             return work()
         except Exception:
-            self._stats.failed()
+            self._stats.add_failure()
             raise
 
-    def _tell(self, answers: list[Answer], is_new: bool = True) -> None:
-        """Count committed turns and tell of them. What the log or the hook raises, the engine catches."""
-        for answer in answers:
-            result = answer.prediction
+    def _on_commit(self, results: list[TurnResult], is_new: bool = True) -> None:
+        """Count and log committed turns, and call the hook. An exception in it does not affect the turns."""
+        for result in results:
+            p = result.prediction
             if is_new:
-                self._stats.turn(result.timing)
+                self._stats.add_turn(p.timing)
             try:
-                log.debug("turn %d: %s, %.1f ms", result.turn, "+".join(result.modalities), result.timing["total"])
+                log.debug("turn %d: %s, %.1f ms", p.turn, "+".join(p.modalities), p.timing["total"])
                 if self._hook is not None:
-                    self._hook(result)
+                    self._hook(p)
             except BaseException:
-                with contextlib.suppress(Exception):  # it may have been the log itself
+                with contextlib.suppress(Exception):  # the logger itself may be what failed
                     log.exception("on_prediction raised; the turn is committed all the same")
 
-    def _predict(self, turns: list[TurnInput], numbered: bool = False, is_told: bool = True) -> list[Answer]:
-        """Turns of different conversations from input to answers."""
+    def _predict(self, turns: list[TurnInput], is_batch: bool = False, is_counted: bool = True) -> list[TurnResult]:
+        """Compute and commit turns of different conversations."""
         engine = self.engine
         if not turns:
             return []
-        call = Call(engine, self._places(turns, numbered), self._tell if is_told else None)
-        return call.run(partial(features_of_all, turns, engine.tokeniser, numbered))
+        call = Call(engine, self._targets(turns, is_batch), self._on_commit if is_counted else None)
+        return call.run(partial(features_of_turns, turns, engine.tokeniser, is_batch))
 
-    def _pending(self, turn: TurnInput) -> PendingTurn:
-        """A turn whose answer goes to a future."""
-        (place,) = self._places([turn])
-        decode = partial(features_of_all, [turn], self.engine.tokeniser)
-        return PendingTurn(self.engine, place, decode, self._tell, self._stats)
+    def _pending_turn(self, turn: TurnInput) -> PendingTurn:
+        """Make a turn whose result goes to a future."""
+        (target,) = self._targets([turn])
+        get_features = partial(features_of_turns, [turn], self.engine.tokeniser)
+        return PendingTurn(self.engine, target, get_features, self._on_commit, self._stats)
 
-    def _places(self, turns: list[TurnInput], numbered: bool = False) -> list[Place]:
-        """Conversation and speaker of each turn, checked."""
-        places: list[Place] = []
+    def _targets(self, turns: list[TurnInput], is_batch: bool = False) -> list[TurnTarget]:
+        """Check and return the conversation and speaker of each turn."""
+        targets: list[TurnTarget] = []
         for number, turn in enumerate(turns):
-            with naming(number, len(turns)) if numbered else contextlib.nullcontext():
-                place = Place(self._own(turn.get("conversation")), check_speaker(turn.get("speaker")))
-                if any(place.conversation is other.conversation for other in places):
+            with number_in_errors(number, len(turns)) if is_batch else contextlib.nullcontext():
+                conversation = self._check_conversation(turn.get("conversation"))
+                target = TurnTarget(conversation, check_speaker(turn.get("speaker")))
+                if any(target.conversation is other.conversation for other in targets):
                     raise InputError("another one of these turns is of the same conversation; predict them in turn")
-            places.append(place)
-        return places
+            targets.append(target)
+        return targets
 
     def observe(
         self,
@@ -396,7 +422,7 @@ class HBAFRuntime:
         sample_rate: int | None = None,
         sample_format: str | None = None,
     ) -> None:
-        """Commit a turn as context and return nothing: the robot's own words, or anyone's that need no estimate.
+        """Commit a turn as context and return nothing, for example the robot's own speech.
 
         Arguments and errors are those of `predict`.
         """
@@ -405,8 +431,8 @@ class HBAFRuntime:
             sample_format=sample_format,
         )  # fmt: skip
 
-    def _own(self, conversation: Conversation | None) -> Conversation:
-        """The conversation, found to be of this bundle, or one of its own for a turn that stands alone."""
+    def _check_conversation(self, conversation: Conversation | None) -> Conversation:
+        """Return the conversation if it belongs to this bundle, or a new one for None."""
         if conversation is None:
             return self.conversation()
         if not isinstance(conversation, Conversation):
@@ -414,7 +440,7 @@ class HBAFRuntime:
             raise InputError(f"conversation is of type {kind}; make one with runtime.conversation()")
         if conversation.key != self._key:
             raise InputError(
-                "this conversation was begun with another bundle, whose keys mean other things; "
+                "this conversation belongs to another bundle, whose keys are not compatible; "
                 "make one with this runtime's conversation()"
             )
         return conversation

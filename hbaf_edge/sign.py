@@ -1,6 +1,6 @@
-"""Ed25519 signatures of bundles: who made it, beside the hashes that say it is whole. Needs the extra `sign`.
+"""Ed25519 signatures of bundles, which prove who made a bundle. They need the extra `sign`.
 
-The signature is of manifest.json, which holds the hash of every other file. Keys are PEM files:
+Only manifest.json is signed, because it contains the hash of every other file. Keys are PEM files:
 
     openssl genpkey -algorithm ed25519 -out private.pem && openssl pkey -in private.pem -pubout -out public.pem
 """
@@ -19,25 +19,25 @@ MAX_KEY = 1 << 14
 
 
 def sign(manifest: bytes, private_key: str | os.PathLike[str]) -> bytes:
-    """The signature of a manifest.
+    """Sign a manifest with the key in a PEM file and return the signature.
 
     Raises:
-        BundleError: the key cannot be read or is no Ed25519 private key.
+        BundleError: the key cannot be read or is not an Ed25519 private key.
     """
-    signature: bytes = _key(private_key, "private").sign(manifest)
+    signature: bytes = _load_key(private_key, "private").sign(manifest)
     return signature
 
 
-def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLike[str], what: str) -> None:
-    """That the holder of the private key signed this manifest.
+def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLike[str], name: str) -> None:
+    """Check that the manifest was signed with the private key that matches `public_key`. `name` is for messages.
 
     Raises:
-        BundleError: nobody did, or the key cannot be read or is no Ed25519 public key.
+        BundleError: it was not, or the key cannot be read or is not an Ed25519 public key.
     """
-    key = _key(public_key, "public")
+    key = _load_key(public_key, "public")
     if signature is None:
         raise BundleError(
-            f"{what} is not signed; sign it with python -m export.bundle --sign, or load it without a public key"
+            f"{name} is not signed; sign it with python -m export.bundle --sign, or load it without a public key"
         )
     from cryptography.exceptions import InvalidSignature
 
@@ -45,12 +45,12 @@ def verify(manifest: bytes, signature: bytes | None, public_key: str | os.PathLi
         key.verify(signature, manifest)
     except InvalidSignature:
         raise BundleError(
-            f"{what} was not signed with the key that belongs to {public_key}: it was altered or is somebody else's"
+            f"{name} was not signed with the key that matches {public_key}: it was altered or comes from another source"
         ) from None
 
 
-def _key(path: str | os.PathLike[str], which: str) -> Any:
-    """The "private" or "public" key in a PEM file."""
+def _load_key(path: str | os.PathLike[str], kind: str) -> Any:
+    """Load the key in a PEM file; `kind` is "private" or "public"."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
@@ -63,14 +63,14 @@ def _key(path: str | os.PathLike[str], which: str) -> Any:
         if Path(path).stat().st_size > MAX_KEY:
             raise ValueError("it is too long")
         pem = Path(path).read_bytes()
-        if which == "private":
+        if kind == "private":
             key: Any = serialization.load_pem_private_key(pem, password=None)
         else:
             key = serialization.load_pem_public_key(pem)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BundleError(
-            f"{path} is no {which} key in PEM form ({error}); see hbaf_edge/sign.py for how to make one"
+            f"{path} is not a {kind} key in PEM format ({error}); see hbaf_edge/sign.py for how to make one"
         ) from None
     if not isinstance(key, (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)):
-        raise BundleError(f"{path} is a {type(key).__name__}; an Ed25519 {which} key is expected")
+        raise BundleError(f"{path} is a {type(key).__name__}; an Ed25519 {kind} key is expected")
     return key

@@ -1,4 +1,4 @@
-"""Tasks beside the caller's own: text while audio is encoded, parts of a batch next to each other."""
+"""A small thread pool: text is encoded in parallel with audio, and the parts of a batch in parallel."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from hbaf_edge.workers import Outcome, Workers
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class TaskPool:
     """A small thread pool. If no worker is free, the caller runs the task itself.
 
     Args:
-        threads: how many, the caller's own not counted.
+        threads: number of threads, not counting the caller's.
 
     >>> TaskPool(1).run([lambda: "audio", lambda: "text"])
     ['audio', 'text']
@@ -27,24 +27,30 @@ class TaskPool:
         self._lock = threading.Lock()
         self._free = threads
 
-    def start(self, task: Callable[[], Result]) -> Callable[[], Result]:
-        """Begin a task.
+    def start(self, task: Callable[[], T]) -> Callable[[], T]:
+        """Start a task.
 
         Returns:
-            a function that waits for its end and returns its result, or raises what the task raised.
+            a function that waits for the task and returns its result, or raises its error.
         """
         with self._lock:
             is_free = self._free > 0
             self._free -= is_free
         if not is_free:
             return task
-        outcome = Outcome[Result]()
-        if self._workers.offer(partial(self._do, task, outcome)):
+        outcome = Outcome[T]()
+        if self._workers.try_submit(partial(self._run, task, outcome)):
             return outcome.wait
         self._release()
         return task
 
-    def _do(self, task: Callable[[], Result], outcome: Outcome[Result]) -> None:
+    def run(self, tasks: list[Callable[[], T]]) -> list[T]:
+        """Run tasks in parallel and return their results in order. The caller runs the first one."""
+        waits = [self.start(task) for task in tasks[1:]]
+        return [tasks[0](), *(wait() for wait in waits)]
+
+    def _run(self, task: Callable[[], T], outcome: Outcome[T]) -> None:
+        """Run a task on a worker. The worker is released first, so that whoever waits can use it at once."""
         try:
             result = task()
         except BaseException as error:
@@ -57,8 +63,3 @@ class TaskPool:
     def _release(self) -> None:
         with self._lock:
             self._free += 1
-
-    def run(self, tasks: list[Callable[[], Result]]) -> list[Result]:
-        """Results of all of them; the caller does the first itself."""
-        begun = [self.start(task) for task in tasks[1:]]
-        return [tasks[0](), *(result() for result in begun)]

@@ -1,9 +1,9 @@
-"""ONNX Runtime's telemetry, off before the library loads.
+"""Turn off ONNX Runtime's telemetry before the library is loaded.
 
 ONNX Runtime 1.29 and newer reports usage by default: loading it writes a device id and a queue of events to the home
-folder and looks up the vendor's address. It reads one environment variable, once, while it loads; `import hbaf_edge`
-sets it. Where the caller's program imported ONNX Runtime first that is too late: what the library's own switch can
-still stop is stopped, and a warning says so.
+folder and resolves the vendor's address. It reads an environment variable once, while it loads, and
+`import hbaf_edge` sets this variable. If the program has imported ONNX Runtime before, it is too late: then the
+library's own function stops further events, and a warning says so.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 import warnings
 
 SWITCH = "ORT_DISABLE_TELEMETRY"
-REPORTS_SINCE = (1, 29)  # ONNX Runtime; on Linux, older versions report nothing
+FIRST_REPORTING = (1, 29)  # version of ONNX Runtime; older ones report nothing on Linux
 
 
 def disable_telemetry() -> None:
-    """Turn it off for this process and the processes it starts, whatever the environment said before.
+    """Turn telemetry off for this process and its children, whatever the environment says.
 
     >>> disable_telemetry()
     >>> os.environ["ORT_DISABLE_TELEMETRY"]
@@ -42,7 +42,7 @@ def disable_telemetry() -> None:
 
 
 def _was_off_at_start() -> bool:
-    """Whether the switch was set when this process began: later is too late for a library that is loaded already."""
+    """Whether the variable was set when this process started; for a loaded library only that counts."""
     try:
         with open("/proc/self/environ", "rb") as file:
             return f"{SWITCH}=1".encode() in file.read().split(b"\0")
@@ -51,7 +51,7 @@ def _was_off_at_start() -> bool:
 
 
 def reports_usage(version: str) -> bool:
-    """Whether an ONNX Runtime of this version reports usage unless it is told not to.
+    """Whether this version of ONNX Runtime reports usage by default.
 
     >>> reports_usage("1.23.2"), reports_usage("1.32.0"), reports_usage("1.30.0rc1"), reports_usage("")
     (False, True, True, True)
@@ -59,5 +59,5 @@ def reports_usage(version: str) -> bool:
     try:
         major, minor = (int(part) for part in version.split(".")[:2])
     except ValueError:
-        return True  # a build that does not say its version is not trusted
-    return (major, minor) >= REPORTS_SINCE
+        return True  # an unknown version is assumed to report
+    return (major, minor) >= FIRST_REPORTING

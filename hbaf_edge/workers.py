@@ -1,12 +1,11 @@
-"""Threads that do a runtime's work, and how they end with the program.
+"""Worker threads of a runtime, and how they end when Python exits.
 
-A caller never computes: it hands a task over and waits on a plain lock, so that Ctrl-C or a signal's timeout can break
-off the wait and nothing else. Queue and locks are the ones written in C: those of `threading.Condition`, semaphores
-and futures are Python code, which a signal can leave with the lock taken. Locks may be taken again by the thread that
-holds them, since a signal's handler may call the runtime too.
+A caller never computes. It submits a task and waits on a plain lock, so that Ctrl-C interrupts only the wait. Queues
+and locks here are those written in C: `threading.Condition`, semaphores and futures are Python code, and a signal
+handler that raises can leave them locked. Locks are reentrant because a signal handler may call the runtime too.
 
-Python ends daemon threads when they next ask for the interpreter lock. Inside of C++ or Rust that aborts the process,
-so before Python ends every task that was submitted is done and no thread is left inside of such code.
+Python stops daemon threads when they next take the interpreter lock. Inside C++ or Rust code that aborts the process.
+Therefore all submitted tasks are completed, and all native calls have returned, before Python exits.
 """
 
 from __future__ import annotations
@@ -24,87 +23,87 @@ from typing import Generic, TypeVar, cast
 
 from hbaf_edge.errors import BackendError
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 Task = Callable[[], object]
 log = logging.getLogger("hbaf_edge")
-MAX_EXIT_WAIT = 10.0  # seconds that Python's end waits for other threads' calls of compiled code
+MAX_EXIT_WAIT = 10.0  # seconds that Python's exit waits for native calls of other threads
 
 _lock = threading.RLock()
-_inside: set[int] = set()  # threads inside of compiled code, by their numbers
-_worker_threads: set[int] = set()  # of any `Workers`, which are ended in order
+_native_threads: set[int] = set()  # identifiers of the threads that are inside a native call
+_worker_threads: set[int] = set()  # identifiers of the threads of all `Workers`
 _pools: weakref.WeakSet[Workers] = weakref.WeakSet()
-_last_steps: list[Callable[[], object]] = []
-_here = threading.local()  # tasks that this thread does itself, where there is no worker
-_is_ending = _is_dropping = False
+_exit_callbacks: list[Callable[[], object]] = []
+_inline = threading.local()  # tasks that this thread runs itself because there is no worker
+_is_exiting = _should_drop_tasks = False
 
 
-class Outcome(Generic[Result]):
-    """What a task on another thread comes to: a result or an error, set once."""
+class Outcome(Generic[T]):
+    """The result or the error of a task that runs on another thread. It is set once."""
 
     def __init__(self) -> None:
-        self._pending = threading.Lock()
-        self._pending.acquire()
+        self._done = threading.Lock()
+        self._done.acquire()
         self.is_done = False
-        self._result: Result | None = None
+        self._result: T | None = None
         self._error: BaseException | None = None
 
-    def set(self, result: Result) -> None:
-        """It ended with a result."""
+    def set(self, result: T) -> None:
+        """Set the result and wake the threads that wait."""
         self._result, self.is_done = result, True
-        self._pending.release()
+        self._done.release()
 
     def fail(self, error: BaseException) -> None:
-        """It ended with an error."""
+        """Set the error and wake the threads that wait."""
         self._error, self.is_done = error, True
-        self._pending.release()
+        self._done.release()
 
-    def wait(self) -> Result:
-        """The result, when it is there; or what the task raised."""
-        with self._pending:
+    def wait(self) -> T:
+        """Wait for the result and return it, or raise the task's error."""
+        with self._done:
             pass
         error, result = self._error, self._result
         if error is not None:
             try:
                 raise error
             finally:
-                del error, self  # an error's traceback must not keep itself alive
-        return cast(Result, result)
+                del error, self  # the error's traceback would form a reference cycle with this frame
+        return cast(T, result)
 
 
 class _Shared:
-    """What threads and their `Workers` both know: the threads must not keep the latter alive."""
+    """State that `Workers` and its threads share. Threads refer only to this, so that `Workers` can be collected."""
 
     def __init__(self) -> None:
-        self.tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self.tasks: SimpleQueue[Task | None] = SimpleQueue()  # None asks a thread to exit
         self.lock = threading.RLock()
         self.threads: list[threading.Thread] = []
-        self.busy: set[int] = set()  # threads that do a task, which may submit more
-        self.has_ended = False  # nothing is taken any more
+        self.busy: set[int] = set()  # identifiers of the threads that run a task; a task may submit more tasks
+        self.is_closed = False  # no task is accepted any more
 
-    def end(self) -> None:
-        """Have the threads end when nothing is left to do."""
+    def stop(self) -> None:
+        """Ask every thread to exit when no task is left."""
         for _ in self.threads:
             self.tasks.put(None)
 
-    def is_over(self) -> bool:
-        """Whether the thread that asks may end: nobody is busy and nothing is waiting, now or later."""
+    def can_exit(self) -> bool:
+        """Return whether the calling thread may exit: no task is queued or running, so that none can follow."""
         with self.lock:
-            if not self.has_ended and not self.busy:
-                rest = []
+            if not self.is_closed and not self.busy:
+                queued = []
                 while not self.tasks.empty():
-                    rest.append(self.tasks.get())
-                self.has_ended = all(task is None for task in rest)
-                for task in rest:
+                    queued.append(self.tasks.get())
+                self.is_closed = all(task is None for task in queued)
+                for task in queued:
                     self.tasks.put(task)
-            return self.has_ended
+            return self.is_closed
 
 
 class Workers:
     """A fixed number of threads that run tasks in the order of submission.
 
     Args:
-        count: how many threads.
-        name: of the threads.
+        count: number of threads.
+        name: prefix of the threads' names.
 
     >>> workers, outcome = Workers(1, "example"), Outcome[str]()
     >>> workers.submit(lambda: outcome.set("done"))
@@ -114,45 +113,51 @@ class Workers:
 
     def __init__(self, count: int, name: str) -> None:
         self._process, self._shared = os.getpid(), _Shared()
-        weakref.finalize(self, self._shared.end).atexit = False
+        weakref.finalize(self, self._shared.stop).atexit = False
         _pools.add(self)
         try:
             for number in range(count):
-                # Daemon: Python must not wait for it to end by itself, `_finish` ends it in order.
-                thread = threading.Thread(target=_serve, args=(self._shared,), name=f"{name}_{number}", daemon=True)
-                self._shared.threads.append(thread)  # first: should the start be broken off, it is ended all the same
+                # Daemon threads: Python must not join them before `_shut_down` has asked them to exit.
+                thread = threading.Thread(
+                    target=_worker_loop, args=(self._shared,), name=f"{name}_{number}", daemon=True
+                )
+                self._shared.threads.append(thread)  # before `start`, so that an interrupted start is stopped too
                 thread.start()
-        except RuntimeError as error:  # the system gives no more, or Python is ending
+        except RuntimeError as error:  # the system has no more threads, or Python is exiting
             self._shared.threads.pop()
             log.warning("only %d of %d threads could be started (%s)", len(self._shared.threads), count, error)
 
     def submit(self, task: Task) -> None:
-        """Have it done soon by a thread of these; by the caller where there is none any more.
+        """Run a task on a worker, or on the calling thread if no worker is left.
 
         Args:
-            task: called once; what it raises is logged, so it should catch its own errors.
+            task: called once. It should catch its own errors; an error that it raises is logged.
         """
-        _end_thread_with_python()  # else one that submits for ever would be waited for, for ever
-        if not self.offer(task):
-            _run_here(task)
+        _exit_thread_if_exiting()  # a thread that submits without end would delay Python's exit without end
+        if not self.try_submit(task):
+            _run_inline(task)
 
-    def offer(self, task: Task) -> bool:
-        """`submit`, if there is a thread to do it; whether there is."""
+    def try_submit(self, task: Task) -> bool:
+        """Submit a task if a worker is left. Return whether it was submitted."""
         shared = self._shared
         with shared.lock:
-            is_taken = bool(shared.threads) and not shared.has_ended
-            if is_taken:
+            is_accepted = bool(shared.threads) and not shared.is_closed
+            if is_accepted:
                 shared.tasks.put(task)
-        return is_taken
+        return is_accepted
 
-    def help(self, seconds: float, is_wanted: Callable[[Task], bool]) -> bool:
-        """Do one task on the current thread, one of these, waiting for it so long at most.
+    def run_next(self, timeout: float, is_wanted: Callable[[Task], bool]) -> bool:
+        """Run the next queued task on the calling worker thread.
+
+        Args:
+            timeout: seconds to wait for a task.
+            is_wanted: whether to run a task. A task that is not wanted is queued again.
 
         Returns:
-            whether there was one that is wanted; another one is left to other threads.
+            whether a task was run.
         """
         try:
-            task = self._shared.tasks.get(timeout=seconds)
+            task = self._shared.tasks.get(timeout=timeout)
         except Empty:
             return False
         if task is None or not is_wanted(task):
@@ -162,140 +167,140 @@ class Workers:
         return True
 
     def check_may_wait(self) -> None:
-        """Refuse a thread that what it waits for would be computed on.
+        """Raise if the calling thread is a worker: it would wait for work that it has to do itself.
 
         Raises:
-            BackendError: it is one of these.
+            BackendError: the calling thread is one of these workers.
         """
-        if self.is_mine():
+        if self.is_worker_thread():
             raise BackendError(
                 "this call would wait for itself here, in a hook or a future's callback; use submit, or another thread"
             )
 
-    def is_mine(self) -> bool:
-        """Whether the current thread is one of these."""
+    def is_worker_thread(self) -> bool:
+        """Whether the calling thread is one of these workers."""
         return threading.current_thread() in self._shared.threads
 
-    def end(self) -> None:
-        """Do what was submitted and all that follows from it, then end the threads; returns at once."""
+    def stop(self) -> None:
+        """Let the threads exit after all submitted tasks and the tasks those submit. Return at once."""
         if self._process == os.getpid():  # threads do not survive a fork
-            self._shared.end()
+            self._shared.stop()
 
-    def join(self, seconds: float | None = None) -> None:
-        """Wait until the threads have ended, so long at most for each."""
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the threads have exited, at most `timeout` seconds for each."""
         for thread in self._shared.threads if self._process == os.getpid() else ():
             if thread.ident is not None and thread is not threading.current_thread():
-                thread.join(seconds)
+                thread.join(timeout)
 
 
-def _serve(shared: _Shared) -> None:
-    """A thread's life: tasks until it may end."""
-    me = threading.get_ident()
-    _worker_threads.add(me)
+def _worker_loop(shared: _Shared) -> None:
+    """Run tasks until the thread may exit."""
+    thread_id = threading.get_ident()
+    _worker_threads.add(thread_id)
     while True:
         task = shared.tasks.get()
         if task is None:
-            if shared.is_over():
+            if shared.can_exit():
                 break
             time.sleep(0.001)
             shared.tasks.put(None)
-        elif not _is_dropping:
-            shared.busy.add(me)
+        elif not _should_drop_tasks:
+            shared.busy.add(thread_id)
             _run(task)
-            shared.busy.discard(me)
-        del task  # an idle thread keeps nobody's sound in memory
-    _worker_threads.discard(me)
+            shared.busy.discard(thread_id)
+        del task  # an idle thread must not keep a caller's audio in memory
+    _worker_threads.discard(thread_id)
 
 
 def _run(task: Task) -> None:
     try:
         task()
-    except BaseException:  # whatever it is, this thread serves others too
-        log.exception("a task in the background failed")
+    except BaseException:  # including SystemExit: the thread serves other callers too
+        log.exception("a background task failed")
 
 
-def _run_here(task: Task) -> None:
-    """Do a task, and those that it submits, one after another on the current thread."""
-    waiting: deque[Task] | None = getattr(_here, "waiting", None)
-    if waiting is not None:
-        waiting.append(task)
+def _run_inline(task: Task) -> None:
+    """Run a task, and the tasks that it submits, one after another on the calling thread."""
+    queued: deque[Task] | None = getattr(_inline, "queued", None)
+    if queued is not None:
+        queued.append(task)
         return
-    waiting = _here.waiting = deque([task])
+    queued = _inline.queued = deque([task])
     try:
-        while waiting:
-            _run(waiting.popleft())
+        while queued:
+            _run(queued.popleft())
     finally:
-        _here.waiting = None
+        _inline.queued = None
 
 
-def native(call: Callable[..., Result], *args: object, **options: object) -> Result:
-    """Call compiled code that is not safe from Python's end; on a worker's thread this is not needed.
+def call_native(function: Callable[..., T], *args: object, **options: object) -> T:
+    """Call compiled code that would abort the process if Python exited meanwhile. Worker threads do not need this.
 
-    >>> native(max, 1, 2)
+    >>> call_native(max, 1, 2)
     2
     """
-    me = threading.get_ident()
+    thread_id = threading.get_ident()
     with _lock:
-        was_inside = me in _inside
-        if not _is_ending:
-            _inside.add(me)
-    if not was_inside:
-        _end_thread_with_python()
+        is_nested = thread_id in _native_threads
+        if not _is_exiting:
+            _native_threads.add(thread_id)
+    if not is_nested:
+        _exit_thread_if_exiting()
     try:
-        return call(*args, **options)
+        return function(*args, **options)
     finally:
-        if not was_inside:
-            _inside.discard(me)
+        if not is_nested:
+            _native_threads.discard(thread_id)
 
 
-def _end_thread_with_python() -> None:
-    """While Python ends, let none go on but workers and the thread that ends it.
+def _exit_thread_if_exiting() -> None:
+    """While Python exits, end the calling thread unless it is a worker or the main thread.
 
-    Others are threads that Python is about to drop; SystemExit ends them quietly and lets go of what they hold.
+    Python is about to stop it anyway. SystemExit ends it without a message and releases its locks.
     """
-    if not _is_ending or threading.get_ident() in _worker_threads:
+    if not _is_exiting or threading.get_ident() in _worker_threads:
         return
     if threading.current_thread() is not threading.main_thread():
         raise SystemExit
 
 
-def at_the_end(step: Callable[[], object]) -> None:
-    """Have something done when Python ends and no task runs any more."""
-    _last_steps.append(step)
+def run_at_exit(callback: Callable[[], object]) -> None:
+    """Register a function that is called when Python exits, after the last task."""
+    _exit_callbacks.append(callback)
 
 
-def _finish() -> None:
-    """Before Python ends: all tasks done, no thread inside of compiled code. Ctrl-C drops what has not begun."""
-    global _is_ending, _is_dropping
+def _shut_down() -> None:
+    """Complete all tasks and native calls before Python exits. Ctrl-C drops the tasks that have not started."""
+    global _is_exiting, _should_drop_tasks
     with _lock:
-        _is_ending = True
+        _is_exiting = True
     pools = list(_pools)
     for workers in pools:
-        workers.end()
+        workers.stop()
     try:
         for workers in pools:
             workers.join()
     except BaseException:
-        _is_dropping = True
+        _should_drop_tasks = True
         for workers in pools:
             workers.join(MAX_EXIT_WAIT)
         raise
     finally:
-        until = time.monotonic() + MAX_EXIT_WAIT
-        while _inside - {threading.get_ident()} and time.monotonic() < until:
+        deadline = time.monotonic() + MAX_EXIT_WAIT
+        while _native_threads - {threading.get_ident()} and time.monotonic() < deadline:
             time.sleep(0.001)
-        for step in _last_steps:
-            step()
+        for callback in _exit_callbacks:
+            callback()
 
 
-def _forget_in_child() -> None:
-    """A forked child has the forking thread alone."""
+def _reset_in_child() -> None:
+    """Forget other threads after a fork: the child has only the thread that forked."""
     global _lock
     _lock = threading.RLock()
-    _inside.clear()
+    _native_threads.clear()
     _worker_threads.clear()
 
 
-atexit.register(_finish)
+atexit.register(_shut_down)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)

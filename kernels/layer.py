@@ -1,13 +1,14 @@
-"""The dialogue scope of the incremental step besides its gate: what a runtime on a GPU launches for a turn.
+"""The dialogue scope of one new turn, except for its gate: the kernels that a GPU back end launches for a turn.
 
-`keep` lets the turns committed since the last launch enter their rings, for all L layers at once. A fusion layer is
-three launches: `project` makes queries, keys and values of both modalities; kernels/step.py answers; `finish` is
-x ← LN(x + W_o answer), x ← LN(x + FFN(x)). `head` makes logits of both modalities' states. There is one query for each
-modality and conversation: little arithmetic, so that launches count. Whether three are enough is not measured on a GPU
-yet: `finish` reads a modality's weights through one multiprocessor.
+`keep` writes the turns that were committed since the last launch into their rings, for all L layers at once. A fusion
+layer takes three launches: `project` computes queries, keys and values of both modalities; kernels/step.py computes the
+gate; `finish` computes x ← LN(x + W_o gate), x ← LN(x + FFN(x)). `head` computes logits of both modalities' states.
+Each modality and conversation has one query. That is little arithmetic, so the number of launches matters. Whether
+three are few enough has not been measured on a GPU: `finish` reads a modality's weights through one multiprocessor.
 
-Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32, and states may be float32 beside weights in
-half precision. `training.layers.FusionLayer` says what is computed. Rings of P conversations lie as (P, L, W, 2, H, e).
+Inputs are float32, float16 or bfloat16; sums, norms and GELU are float32. States may be float32 with weights in half
+precision. The reference is `training.layers.FusionLayer`. The rings of P conversations have the layout
+(P, L, W, 2, H, e).
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.parts import dot, tile
+from kernels.common import dot, tile_size
 from kernels.ring import Ring, Step, StepWeights
 from kernels.step import TILE, step
 
-CHUNK = 64  # of a projection's inner axis and of its outputs
-NARROW = {torch.float32: 16}  # of `finish`, 32 in half precision: up to d = 256 its tiles take 48 KB of shared memory
-HEAD_CHUNK = 32  # of `head`: of its inner axes
+CHUNK = 64  # of the inner axis of `project` and of its outputs
+# Of `finish`: 16 in float32, else 32. Its tiles then fit into 48 KB of shared memory up to d = 256.
+FINISH_CHUNK = {torch.float32: 16}
+HEAD_CHUNK = 32  # of the inner axes of `head`
 PROJECT_WARPS, FINISH_WARPS, KEEP_WARPS, HEAD_WARPS = 4, 8, 4, 4
-MOST_LABELS = 32
-EPSILON = tl.constexpr(1e-5)  # of the norms
-WIDEST = 512  # model; a tile holds a whole row of it
+MAX_LABELS = 32
+EPSILON = tl.constexpr(1e-5)  # of LayerNorm
+MAX_WIDTH = 512  # of the model: a tile holds a complete row of its states
 
 
 class LayerWeights(NamedTuple):
-    """Both modalities' weights of a layer. Shapes: project (2, 4d, d) for q, q', key and value, with its bias (2, 4d);
-    out (2, d, d), norm and shift (2, d); up (2, 2d, d), down (2, d, 2d) with theirs; feed_norm, feed_shift (2, d); and
-    the gate's."""
+    """Weights of a layer, of both modalities.
+
+    Shapes: project (2, 4d, d) for q, q', key and value, and its bias (2, 4d); out (2, d, d); norm and shift (2, d);
+    up (2, 2d, d) and down (2, d, 2d) with their biases; feed_norm and feed_shift (2, d); and the weights of the gate.
+    """
 
     project: Tensor
     project_bias: Tensor
@@ -54,28 +58,31 @@ class LayerWeights(NamedTuple):
 
 @triton.jit
 def project(states, weight, bias, asks, news, batch, D: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
-    """Program (i, j, m): outputs j · CHUNK and on, of the 4d, of modality m of TILE conversations."""
+    """Program (i, j, m): outputs from j · CHUNK on, of the 4d, of modality m of TILE conversations.
+
+    Outputs 0 to 2d − 1 are q and q' and go to `asks`; outputs 2d to 4d − 1 are key and value and go to `news`.
+    """
     modality = tl.program_id(2)
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    made, inner = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK), tl.arange(0, CHUNK)
+    output, inner = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK), tl.arange(0, CHUNK)
     total = tl.zeros((TILE, CHUNK), tl.float32)
     for start in range(0, D, CHUNK):
         k = start + inner
         x = tl.load(states + row[:, None] * (2 * D) + modality * D + k[None, :],
                     mask=(row < batch)[:, None] & (k < D)[None, :], other=0.0)  # fmt: skip
-        w = tl.load(weight + modality * (4 * D * D) + made[None, :] * D + k[:, None],
-                    mask=(made < 4 * D)[None, :] & (k < D)[:, None], other=0.0)  # fmt: skip
+        w = tl.load(weight + modality * (4 * D * D) + output[None, :] * D + k[:, None],
+                    mask=(output < 4 * D)[None, :] & (k < D)[:, None], other=0.0)  # fmt: skip
         total = dot(x.to(w.dtype), w, total)
-    total += tl.load(bias + modality * (4 * D) + made, mask=made < 4 * D, other=0.0).to(tl.float32)[None, :]
-    at = row[:, None] * (4 * D) + modality * (2 * D) + (made % (2 * D))[None, :]
+    total += tl.load(bias + modality * (4 * D) + output, mask=output < 4 * D, other=0.0).to(tl.float32)[None, :]
+    at = row[:, None] * (4 * D) + modality * (2 * D) + (output % (2 * D))[None, :]
     real = (row < batch)[:, None]
-    tl.store(asks + at, total.to(asks.dtype.element_ty), mask=real & (made < 2 * D)[None, :])
-    tl.store(news + at, total.to(news.dtype.element_ty), mask=real & ((made >= 2 * D) & (made < 4 * D))[None, :])
+    tl.store(asks + at, total.to(asks.dtype.element_ty), mask=real & (output < 2 * D)[None, :])
+    tl.store(news + at, total.to(news.dtype.element_ty), mask=real & ((output >= 2 * D) & (output < 4 * D))[None, :])
 
 
 @triton.jit
-def _normed(x, weight, bias, at, real, D: tl.constexpr):
-    """LayerNorm over rows (TILE, D padded)."""
+def _layer_norm(x, weight, bias, at, real, D: tl.constexpr):
+    """LayerNorm of rows (TILE, BLOCK_D), of which `real` columns count."""
     mean = tl.sum(tl.where(real[None, :], x, 0.0), 1) / D
     centred = tl.where(real[None, :], x - mean[:, None], 0.0)
     scaled = centred * tl.rsqrt(tl.sum(centred * centred, 1) / D + EPSILON)[:, None]
@@ -86,7 +93,7 @@ def _normed(x, weight, bias, at, real, D: tl.constexpr):
 @triton.jit
 def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_down, b_down, feed_norm, feed_shift, batch,
            D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Program (i, m): modality m of TILE conversations, from the gate's answers to the layer's result."""
+    """Program (i, m): modality m of TILE conversations, from the gate's output to the layer's result."""
     modality = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     column, inner = tl.arange(0, BLOCK_D), tl.arange(0, CHUNK)
@@ -103,8 +110,8 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
     at = modality * D + column
     total += tl.load(b_out + at, mask=real, other=0.0).to(tl.float32)[None, :]
     total += tl.load(states + own + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    state = _normed(total, norm, shift, at, real, D)
-    # The next products take it in parts along its last axis, which registers cannot be cut along: through memory.
+    state = _layer_norm(total, norm, shift, at, real, D)
+    # The next products need parts of `state` along its last axis, and registers cannot be sliced: go through memory.
     tl.store(result + own + column[None, :], state.to(result.dtype.element_ty), mask=inside)
     tl.debug_barrier()
     fed = tl.zeros((TILE, BLOCK_D), tl.float32)
@@ -123,14 +130,14 @@ def finish(states, answers, result, w_out, b_out, norm, shift, w_up, b_up, w_dow
                     mask=real[None, :] & (hidden < 2 * D)[:, None], other=0.0)  # fmt: skip
         fed = dot(up.to(w.dtype), w, fed)
     fed += tl.load(b_down + at, mask=real, other=0.0).to(tl.float32)[None, :]
-    found = _normed(state + fed, feed_norm, feed_shift, at, real, D)
-    tl.debug_barrier()  # every warp has read what is overwritten now
-    tl.store(result + own + column[None, :], found.to(result.dtype.element_ty), mask=inside)
+    normed = _layer_norm(state + fed, feed_norm, feed_shift, at, real, D)
+    tl.debug_barrier()  # every warp has read the values that are overwritten now
+    tl.store(result + own + column[None, :], normed.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def keep(kept, rows, places, keys, values, step_row, W: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (b, l): key and value of both modalities of layer l into conversation b's slot."""
+    """Program (b, l): write layer l's keys and values into conversation b's slot; slot −1 writes nothing."""
     b, at_layer = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, BLOCK)
     place = tl.load(places + b)
@@ -145,10 +152,10 @@ def keep(kept, rows, places, keys, values, step_row, W: tl.constexpr, D: tl.cons
 @triton.jit
 def head(states, up, up_bias, down, down_bias, logits, batch, labels, D: tl.constexpr, BLOCK_L: tl.constexpr,
          CHUNK: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Program i: logits (TILE, labels) of conversations i · TILE and on, from states (B, 2 D)."""
+    """Program i: logits (TILE, labels) of the conversations from i · TILE on, from states (B, 2 D)."""
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inner, label = tl.arange(0, CHUNK), tl.arange(0, BLOCK_L)
-    found = tl.zeros((TILE, BLOCK_L), tl.float32)
+    total = tl.zeros((TILE, BLOCK_L), tl.float32)
     for first in range(0, D, CHUNK):
         column = first + inner
         hidden = tl.zeros((TILE, CHUNK), tl.float32)
@@ -163,50 +170,50 @@ def head(states, up, up_bias, down, down_bias, logits, batch, labels, D: tl.cons
         hidden = 0.5 * hidden * (1 + tl.erf(hidden * 0.7071067811865476))
         w = tl.load(down + label[None, :] * D + column[:, None], mask=(label < labels)[None, :] & (column < D)[:, None],
                     other=0.0)  # fmt: skip
-        found = dot(hidden.to(w.dtype), w, found)
-    found += tl.load(down_bias + label, mask=label < labels, other=0.0).to(tl.float32)[None, :]
-    tl.store(logits + row[:, None] * labels + label[None, :], found,
+        total = dot(hidden.to(w.dtype), w, total)
+    total += tl.load(down_bias + label, mask=label < labels, other=0.0).to(tl.float32)[None, :]
+    tl.store(logits + row[:, None] * labels + label[None, :], total,
              mask=(row < batch)[:, None] & (label < labels)[None, :])  # fmt: skip
 
 
 def project_constants(d: int) -> dict[str, int]:
-    """`project`'s compile-time constants."""
+    """Compile-time constants of `project`."""
     return {"D": d, "CHUNK": CHUNK, "TILE": TILE}
 
 
 def finish_constants(d: int, dtype: torch.dtype) -> dict[str, int]:
-    """`finish`'s compile-time constants."""
-    return {"D": d, "BLOCK_D": tile(d), "CHUNK": NARROW.get(dtype, 32), "TILE": TILE}
+    """Compile-time constants of `finish`."""
+    return {"D": d, "BLOCK_D": tile_size(d), "CHUNK": FINISH_CHUNK.get(dtype, 32), "TILE": TILE}
 
 
 def head_constants(d: int) -> dict[str, int]:
-    """`head`'s compile-time constants."""
-    return {"D": d, "BLOCK_L": MOST_LABELS, "CHUNK": HEAD_CHUNK, "TILE": TILE}
+    """Compile-time constants of `head`."""
+    return {"D": d, "BLOCK_L": MAX_LABELS, "CHUNK": HEAD_CHUNK, "TILE": TILE}
 
 
 def keep_constants(window: int, d: int) -> dict[str, int]:
-    """`keep`'s compile-time constants."""
-    return {"W": window, "D": d, "BLOCK": tile(2 * d)}
+    """Compile-time constants of `keep`."""
+    return {"W": window, "D": d, "BLOCK": tile_size(2 * d)}
 
 
-def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store: bool = False) -> Tensor:
-    """One fusion layer for one new turn of each of B conversations: (B, 2, d) -> (B, 2, d), in three launches.
+def layer(states: Tensor, inputs: Step, ring: Ring, weights: LayerWeights, store: bool = False) -> Tensor:
+    """Compute one fusion layer for one new turn of each of B conversations in three launches: (B, 2, d) -> (B, 2, d).
 
     Args:
         states: of both modalities, contiguous.
-        given: which conversations and slots; its `asks` and `news` are filled here, with what `project` makes.
-        ring: the layer's.
-        weights: the layer's.
-        store: whether new keys and values enter the ring.
+        inputs: rows, turns and slots of the conversations. Its `asks` and `news` are outputs of `project`.
+        ring: of the layer.
+        weights: of the layer.
+        store: write the new keys and values into the ring.
     """
     batch, _, d = states.shape
     tiles = triton.cdiv(batch, TILE)
     with torch.cuda.device_of(states):
         project[(tiles, triton.cdiv(4 * d, CHUNK), 2)](
-            states, weights.project, weights.project_bias, given.asks, given.news, batch, **project_constants(d),
+            states, weights.project, weights.project_bias, inputs.asks, inputs.news, batch, **project_constants(d),
             num_warps=PROJECT_WARPS,
         )  # fmt: skip
-        answers = step(given, ring, weights.gate, store)
+        answers = step(inputs, ring, weights.gate, store)
         result = torch.empty_like(states)
         finish[(tiles, 2)](
             states, answers, result, *weights[2:12], batch, **finish_constants(d, weights.project.dtype),
@@ -215,12 +222,12 @@ def layer(states: Tensor, given: Step, ring: Ring, weights: LayerWeights, store:
     return result
 
 
-def weights_of(fusion: Any, bias: Any, dtype: torch.dtype) -> LayerWeights:
-    """Of a `training.layers.FusionLayer`, which is no ablation, and its `OrderBias`; the bias stays float32."""
+def layer_weights(fusion: Any, bias: Any, dtype: torch.dtype) -> LayerWeights:
+    """Weights of a `training.layers.FusionLayer` without ablations and of its `OrderBias`; the bias stays float32."""
 
     def both(*names: str) -> Tensor:
-        of_half = [torch.cat([half.get_parameter(name).detach() for name in names]) for half in fusion.halves]
-        return torch.stack(of_half).to(dtype).contiguous()
+        halves = [torch.cat([half.get_parameter(name).detach() for name in names]) for half in fusion.halves]
+        return torch.stack(halves).to(dtype).contiguous()
 
     project = (both("queries.weight", "key_value.weight"), both("queries.bias", "key_value.bias"))
     gate = StepWeights(bias.table.detach().float().contiguous(), *map(both, StepWeights._fields[1:]))

@@ -1,8 +1,11 @@
-"""One new turn of each of several conversations against their rings: what the step kernel computes, in plain PyTorch.
+"""The gate of one new turn in each of several conversations, in plain PyTorch: the reference for the step kernel.
 
-Turn t owns slot t mod W of its conversation's ring, and sees the turns that are 1 to W − 1 behind it and itself, at
-distance 0. The slot of the turn to come still belongs to the window of the last turn, which may be revised: keys and
-values are stored when a turn is committed, not before (hbaf_edge/conversation.py).
+Turn t owns slot t mod W of its conversation's ring. It attends to the W − 1 turns before it and to itself, at distance
+0. The last turn may still be revised, and its window includes the slot of the next turn. So keys and values are stored
+when a turn is committed, not before (hbaf_edge/conversation.py).
+
+Example with W = 4: turn 5 owns slot 1. It attends to turns 2, 3 and 4 in slots 2, 3 and 0, and to itself. Until it is
+committed, slot 1 holds turn 1, which turn 4 needs if it is revised.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from kernels.reference import GateWeights, Memory, both_gates
 
 
 class Ring(NamedTuple):
-    """A layer's memory of P conversations. Shapes: keys and values (P, W, 2, H, e); modality 0 is audio, 1 is text."""
+    """Keys and values of a layer of P conversations, (P, W, 2, H, e) each; modality 0 is audio, 1 is text."""
 
     keys: Tensor
     values: Tensor
@@ -25,10 +28,14 @@ class Ring(NamedTuple):
 class Step(NamedTuple):
     """One new turn of each of B conversations.
 
-    Shapes: asks (B, 2, 2, H, e), the queries q and q' of each modality; news (B, 2, 2, H, e), key and value of each
-    modality; rows (B,) int32, the conversation's place in the ring; turn (B,) int32, how many turns came before; slots
-    (B, W) uint8, of each slot 1 where audio is present, + 2 where text is, + 4 times the relation of its speaker to
-    the new turn's; now (B,) uint8, the same of the new turn itself.
+    Attributes:
+        asks: (B, 2, 2, H, e), queries q and q' of each modality.
+        news: (B, 2, 2, H, e), key and value of each modality.
+        rows: (B,) int32, row of the conversation in `Ring`.
+        turn: (B,) int32, number of the new turn, counted from 0.
+        slots: (B, W) uint8, mark of each slot: 1 if audio is present, + 2 if text is present, + 4 times the relation
+            of its speaker to the new turn's speaker. Text by another speaker (relation 1) has mark 6.
+        now: (B,) uint8, mark of the new turn.
     """
 
     asks: Tensor
@@ -40,8 +47,11 @@ class Step(NamedTuple):
 
 
 class StepWeights(NamedTuple):
-    """Both modalities' weights. Shapes: bias (2, H, W, 3) by key modality; w_r (2, H, 2e), b_r (2, H), w_g
-    (2, H, e, 2e), b_g (2, H, e)."""
+    """Weights of both modalities.
+
+    Shapes: bias (2, H, W, 3) by key modality, distance and relation; w_r (2, H, 2e), b_r (2, H), w_g (2, H, e, 2e),
+    b_g (2, H, e).
+    """
 
     bias: Tensor
     w_r: Tensor
@@ -51,7 +61,7 @@ class StepWeights(NamedTuple):
 
 
 def distances(turn: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """(B,) -> how far behind the new turn each slot's turn is, (B, W), and whether it is inside of the window.
+    """Distance of each slot's turn from the new turn, (B, W), and whether it is in the window; `turn` is (B,).
 
     >>> far, inside = distances(torch.tensor([2]), 4)
     >>> far.tolist(), inside.tolist()
@@ -64,7 +74,7 @@ def distances(turn: Tensor, window: int) -> tuple[Tensor, Tensor]:
 def gate_inputs(
     step: Step, ring: Ring, weights: StepWeights
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Memory], list[GateWeights]]:
-    """Queries, memories and weights of both modalities, as `both_gates` takes them: one query on a ring's slots."""
+    """Arguments of `both_gates`: queries, memories and weights of both modalities, with one query per ring."""
     window = ring.keys.shape[1]
     far, inside = distances(step.turn, window)
     relation = torch.cat([step.slots, step.now[:, None]], 1).long() >> 2
@@ -74,7 +84,8 @@ def gate_inputs(
     memories = []
     for m in range(2):
         keys, values = (
-            torch.cat([held[rows, :, m], step.news[:, m, i][:, None]], 1).transpose(1, 2) for i, held in enumerate(ring)
+            torch.cat([stored[rows, :, m], step.news[:, m, i][:, None]], 1).transpose(1, 2)
+            for i, stored in enumerate(ring)
         )
         bias = weights.bias[m][:, distance, relation].transpose(0, 1)[:, :, None]
         memories.append(Memory(keys, values, (marks >> m & 1).bool()[:, None], bias.to(keys.dtype)))
@@ -83,18 +94,18 @@ def gate_inputs(
 
 
 def step_reference(step: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
-    """Gated answers (B, 2, H, e) of one new turn in each conversation; with `store` its keys and values enter the ring.
+    """Compute the gate of one new turn of each conversation, (B, 2, H, e); with `store` also call `store_turn`.
 
-    Source: training/MODEL.md, "Bimodal attention gate" and "Two scopes".
+    Source: docs/model.md, "Bimodal attention gate" and "Two scopes".
     """
-    found = torch.stack([x[:, :, 0] for x in both_gates(*gate_inputs(step, ring, weights))], 1)
+    result = torch.stack([x[:, :, 0] for x in both_gates(*gate_inputs(step, ring, weights))], 1)
     if store:
         store_turn(step, ring)
-    return found
+    return result
 
 
 def store_turn(step: Step, ring: Ring) -> None:
-    """The new turn's keys and values enter the ring."""
-    rows, place = step.rows.long(), (step.turn % ring.keys.shape[1]).long()
-    ring.keys[rows, place] = step.news[:, :, 0]
-    ring.values[rows, place] = step.news[:, :, 1]
+    """Write the new turn's keys and values into the ring."""
+    rows, slot = step.rows.long(), (step.turn % ring.keys.shape[1]).long()
+    ring.keys[rows, slot] = step.news[:, :, 0]
+    ring.values[rows, slot] = step.news[:, :, 1]

@@ -1,4 +1,4 @@
-"""The kernels that are compiled ahead of time: types of their arguments, constants, and how each is launched."""
+"""The kernels that ship compiled: their argument types, compile-time constants and warps."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels import layer, node, parts, sequence, step
+from kernels import common, layer, node, sequence, step
 
-SHORT = {torch.float16: "fp16", torch.float32: "fp32"}  # Triton's names
-# By argument's name, in every kernel; all others are pointers to the dtype of rings and weights.
+TRITON_DTYPES = {torch.float16: "fp16", torch.float32: "fp32"}  # Triton's names
+# Type of an argument by its name, in every kernel. All others are pointers to the dtype of rings and weights.
 TYPES = {
     "rows": "*i32", "turns": "*i32", "places": "*i32", "slots": "*u8", "nows": "*u8", "bias": "*fp32", "batch": "i32",
     "labels": "i32", "step_row": "i64", "store": "i32", "scale": "fp32", "states": "*fp32", "result": "*fp32",
     "logits": "*fp32", "audio_visible": "*u8", "text_visible": "*u8", **dict.fromkeys(node.SIZES, "i32"),
 }  # fmt: skip
-SOURCES = (layer, node, parts, sequence, step)
+SOURCES = (common, layer, node, sequence, step)
 
 
 class Sizes(NamedTuple):
-    """Of a model: window, heads, and the width of a head."""
+    """Sizes of a model: window, heads, and the width of a head."""
 
     window: int
     heads: int
@@ -32,37 +32,37 @@ class Sizes(NamedTuple):
         return self.heads * self.e
 
 
-class Shipped(NamedTuple):
-    """A kernel.
+class KernelSpec(NamedTuple):
+    """A kernel and how it is compiled.
 
     Attributes:
-        function: under `triton.jit`.
-        constants: of a model's sizes and a dtype.
-        warps: of a program, by dtype and architecture.
+        function: decorated with `triton.jit`.
+        constants: compile-time constants for a model's sizes and a dtype.
+        warps: of a program, for a dtype and a compute capability.
         dtypes: of rings and weights.
     """
 
     function: Any
     constants: Callable[[Sizes, torch.dtype], dict[str, Any]]
     warps: Callable[[torch.dtype, int], int]
-    dtypes: tuple[torch.dtype, ...] = tuple(SHORT)
+    dtypes: tuple[torch.dtype, ...] = tuple(TRITON_DTYPES)
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """Name of the function."""
         return str(self.function.__name__)
 
     def types(self, dtype: torch.dtype) -> dict[str, str]:
-        """Triton's name of each argument's type; `project`'s own bias is of the weights' dtype."""
-        found = {name: TYPES.get(name, f"*{SHORT[dtype]}") for name in self.function.arg_names}
-        return found if self.function is not layer.project else {**found, "bias": f"*{SHORT[dtype]}"}
+        """Triton's type of each argument. The bias of `project` has the weights' dtype; that of gates is float32."""
+        types = {name: TYPES.get(name, f"*{TRITON_DTYPES[dtype]}") for name in self.function.arg_names}
+        return types if self.function is not layer.project else {**types, "bias": f"*{TRITON_DTYPES[dtype]}"}
 
 
 SHIPPED = (
-    Shipped(step.gate_step, lambda s, _: step.constants(*s), step.warps),
-    Shipped(layer.keep, lambda s, _: layer.keep_constants(s.window, s.d), lambda *_: layer.KEEP_WARPS),
-    Shipped(layer.project, lambda s, _: layer.project_constants(s.d), lambda *_: layer.PROJECT_WARPS),
-    Shipped(layer.finish, lambda s, dtype: layer.finish_constants(s.d, dtype), lambda *_: layer.FINISH_WARPS),
-    Shipped(layer.head, lambda s, _: layer.head_constants(s.d), lambda *_: layer.HEAD_WARPS),
-    Shipped(node.gate_node, lambda s, _: node.constants(s.heads, s.e), lambda *_: node.WARPS, (torch.float32,)),
+    KernelSpec(step.gate_step, lambda s, _: step.constants(*s), step.warps),
+    KernelSpec(layer.keep, lambda s, _: layer.keep_constants(s.window, s.d), lambda *_: layer.KEEP_WARPS),
+    KernelSpec(layer.project, lambda s, _: layer.project_constants(s.d), lambda *_: layer.PROJECT_WARPS),
+    KernelSpec(layer.finish, lambda s, dtype: layer.finish_constants(s.d, dtype), lambda *_: layer.FINISH_WARPS),
+    KernelSpec(layer.head, lambda s, _: layer.head_constants(s.d), lambda *_: layer.HEAD_WARPS),
+    KernelSpec(node.gate_node, lambda s, _: node.constants(s.heads, s.e), lambda *_: node.WARPS, (torch.float32,)),
 )

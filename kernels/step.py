@@ -1,9 +1,10 @@
-"""The incremental step as one Triton launch: every head, both modalities, a whole batch of conversations.
+"""The incremental gate as one Triton launch: every head, both modalities, a batch of conversations.
 
-One query for each modality and memory stands against a ring of W keys. The ring is read where it lies, by place in the
-pool and by slot: nothing is gathered, concatenated or copied, and each key is read once for both queries that ask it.
-Distance and bias come from the turn's number; with `store` the new key and value go into the ring on the way. Inputs
-are float32, float16 or bfloat16; all sums are float32. `kernels.ring.step_reference` says what is computed.
+For each modality, two queries attend to a ring of W keys: q of the modality itself and q' of the other one. The kernel
+reads the ring in place, by row and slot. It gathers, concatenates and copies nothing, and reads each key once for both
+queries. Distance and bias follow from the turn's number. With `store`, the kernel also writes the new key and value
+into the ring. Inputs are float32, float16 or bfloat16; all sums are float32. The reference is
+`kernels.ring.step_reference`.
 """
 
 from __future__ import annotations
@@ -13,47 +14,53 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.parts import NOTHING, WIDEST, dot, tile, weigh
+from kernels.common import MASKED_SCORE, MAX_HEAD_WIDTH, dot, mix, tile_size
 from kernels.ring import Ring, Step, StepWeights
 
-LONGEST = 128  # window: what one tile holds
-LIMITS = f"windows up to {LONGEST} and heads up to {', '.join(f'{e} in {kind}' for kind, e in WIDEST.items())}"
-TILE = 16  # rows of a tile; tensor cores take no fewer
-LARGE = 128  # conversations from which several share a program, so that a gate's weights are read once for them
+MAX_WINDOW = 128  # slots that fit in one tile
+_HEADS = ", ".join(f"{width} in {dtype}" for dtype, width in MAX_HEAD_WIDTH.items())
+LIMITS = f"windows up to {MAX_WINDOW} and heads up to {_HEADS}"
+TILE = 16  # rows of a tile; tensor cores need at least 16
+# From this batch size on, TILE conversations share a program, so that it reads a gate's weights once for all of them.
+LARGE_BATCH = 128
 
 
 @triton.jit
-def _ask(query, cross, memory, first, batch, rows, turns, slots, head, W: tl.constexpr, H: tl.constexpr,
-         E: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
-         BIT: tl.constexpr):  # fmt: skip
-    """What the queries of all rows (TILE, E), own and cross, find in one modality's memory; and whether they saw any.
+def _attend_ring(query, cross, memory, first, batch, rows, turns, slots, head, W: tl.constexpr, H: tl.constexpr,
+                 E: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
+                 BIT: tl.constexpr):  # fmt: skip
+    """Attention of all rows' queries (TILE, E), own and cross, to one modality; and whether a key was visible.
 
-    Each conversation is asked by its own row alone; its ring is read once for both queries.
+    Row r attends only to its own conversation's ring, which is read once for both queries.
+
+    A slot's mark is a byte: bit 0 says that audio is present, bit 1 that text is, and the bits above hold the relation
+    of the slot's speaker to the new turn's. BIT selects the modality. Mark 9 = 0b1001: audio only, relation 2.
     """
     keys, values, news, nows, table, step_row, scale = memory
     line = tl.arange(0, query.shape[0])
     slot, column = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_E)
     sums, cross_sums = tl.zeros(query.shape, tl.float32), tl.zeros(query.shape, tl.float32)
-    top, cross_top = tl.full(line.shape, NOTHING, tl.float32), tl.full(line.shape, NOTHING, tl.float32)
+    top, cross_top = tl.full(line.shape, MASKED_SCORE, tl.float32), tl.full(line.shape, MASKED_SCORE, tl.float32)
     total, cross_total = tl.zeros(line.shape, tl.float32), tl.zeros(line.shape, tl.float32)
     for r in range(ROWS):
         row = first + r
         real = row < batch
         turn = tl.load(turns + row, mask=real, other=0)
+        # Distance of each slot's turn, 1 to W. W = 4, turn 6: slots 0 to 3 hold turns 4, 5, 2, 3 at 2, 1, 4, 3.
         far = (turn - 1 - slot + 2 * W) % W + 1
         marks = tl.load(slots + row.to(tl.int64) * W + slot, mask=(slot < W) & (row + 0 * slot < batch), other=0).to(
             tl.int32
         )
-        present = ((marks >> BIT) & 1 > 0) & (far < W) & (far <= turn)
-        bias = tl.load(table + tl.minimum(far, W - 1) * 3 + (marks >> 2), mask=present, other=0.0)
-        place = tl.load(rows + row, mask=real, other=0).to(tl.int64) * step_row + (BIT * H + head) * E
-        at = place + slot[:, None] * (2 * H * E) + column[None, :]
-        there = present[:, None] & (column < E)[None, :]
+        visible = ((marks >> BIT) & 1 > 0) & (far < W) & (far <= turn)
+        bias = tl.load(table + tl.minimum(far, W - 1) * 3 + (marks >> 2), mask=visible, other=0.0)
+        start = tl.load(rows + row, mask=real, other=0).to(tl.int64) * step_row + (BIT * H + head) * E
+        at = start + slot[:, None] * (2 * H * E) + column[None, :]
+        there = visible[:, None] & (column < E)[None, :]
         key = tl.load(keys + at, mask=there, other=0.0)
         value = tl.load(values + at, mask=there, other=0.0)
-        sums, top, total = _add(query, key, value, line == r, present, bias, scale, sums, top, total)
-        cross_sums, cross_top, cross_total = _add(cross, key, value, line == r, present, bias, scale, cross_sums,
-                                                  cross_top, cross_total)  # fmt: skip
+        sums, top, total = _add_ring(query, key, value, line == r, visible, bias, scale, sums, top, total)
+        cross_sums, cross_top, cross_total = _add_ring(cross, key, value, line == r, visible, bias, scale, cross_sums,
+                                                       cross_top, cross_total)  # fmt: skip
     row = first + line
     real = (row < batch) & (line < ROWS)
     mark = tl.load(nows + row, mask=real, other=0).to(tl.int32)
@@ -62,28 +69,31 @@ def _ask(query, cross, memory, first, batch, rows, turns, slots, head, W: tl.con
     inside = real[:, None] & (column < E)[None, :]
     key, value = tl.load(news + at, mask=inside, other=0.0), tl.load(news + at + H * E, mask=inside, other=0.0)
     bias = tl.load(table + (mark >> 2), mask=real, other=0.0)
-    found = _own(query, key, value, now, bias, scale, sums, top, total)
-    found_cross = _own(cross, key, value, now, bias, scale, cross_sums, cross_top, cross_total)
-    return found, found_cross, now | (total > 0), key, value
+    result = _add_new(query, key, value, now, bias, scale, sums, top, total)
+    cross_result = _add_new(cross, key, value, now, bias, scale, cross_sums, cross_top, cross_total)
+    return result, cross_result, now | (total > 0), key, value
 
 
 @triton.jit
-def _add(query, key, value, mine, present, bias, scale, sums, top, total):
-    """One conversation's ring (W, E) to the sums of the row that asks it; the others keep theirs, whatever it holds."""
-    asked = mine[:, None] & present[None, :]
-    scores = dot(query, tl.trans(key), tl.zeros(asked.shape, tl.float32)) * scale + bias[None, :]
-    scores = tl.where(asked, scores, NOTHING)
+def _add_ring(query, key, value, mine, visible, bias, scale, sums, top, total):
+    """Add one conversation's ring (W, E) to the softmax sums of its own row; all other rows keep theirs.
+
+    `top` is the highest score so far, `total` the sum of exp(score - top), `sums` that of exp(score - top) value.
+    """
+    pairs = mine[:, None] & visible[None, :]
+    scores = dot(query, tl.trans(key), tl.zeros(pairs.shape, tl.float32)) * scale + bias[None, :]
+    scores = tl.where(pairs, scores, MASKED_SCORE)
     highest = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.where(asked, tl.exp(scores - highest[:, None]), 0.0)
-    found = dot(weights.to(value.dtype), value, tl.zeros(sums.shape, tl.float32))
-    return tl.where(mine[:, None], found, sums), highest, total + tl.sum(weights, 1)
+    weights = tl.where(pairs, tl.exp(scores - highest[:, None]), 0.0)
+    update = dot(weights.to(value.dtype), value, tl.zeros(sums.shape, tl.float32))
+    return tl.where(mine[:, None], update, sums), highest, total + tl.sum(weights, 1)
 
 
 @triton.jit
-def _own(query, key, value, now, bias, scale, sums, top, total):
-    """The new turn's own key and value (TILE, E) added; weighted values, zero where nothing was visible."""
+def _add_new(query, key, value, now, bias, scale, sums, top, total):
+    """Add the new turn's own key and value (TILE, E); returns the attention result, zero where no key is visible."""
     score = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * scale + bias
-    score = tl.where(now, score, NOTHING)
+    score = tl.where(now, score, MASKED_SCORE)
     highest = tl.maximum(top, score)
     before, weight = tl.exp(top - highest), tl.where(now, tl.exp(score - highest), 0.0)
     total = total * before + weight
@@ -108,10 +118,13 @@ def gate_step(asks, news, keys, values, rows, turns, slots, nows, bias, w_r, b_r
     table = bias + head * (W * 3)
     memory_a = keys, values, news, nows, table, step_row, scale
     memory_t = keys, values, news, nows, table + H * W * 3, step_row, scale
-    intra_a, inter_t, seen_a, key_a, value_a = _ask(query_a, cross_t, memory_a, first, batch, rows, turns, slots, head,
-                                                    W, H, E, BLOCK_W, BLOCK_E, ROWS, 0)  # fmt: skip
-    intra_t, inter_a, seen_t, key_t, value_t = _ask(query_t, cross_a, memory_t, first, batch, rows, turns, slots, head,
-                                                    W, H, E, BLOCK_W, BLOCK_E, ROWS, 1)  # fmt: skip
+    # The text's q' attends to audio: its result is the text's inter. The same holds the other way round.
+    intra_a, inter_t, seen_a, key_a, value_a = _attend_ring(
+        query_a, cross_t, memory_a, first, batch, rows, turns, slots, head, W, H, E, BLOCK_W, BLOCK_E, ROWS, 0
+    )
+    intra_t, inter_a, seen_t, key_t, value_t = _attend_ring(
+        query_t, cross_a, memory_t, first, batch, rows, turns, slots, head, W, H, E, BLOCK_W, BLOCK_E, ROWS, 1
+    )
     if store:
         turn = tl.load(turns + row, mask=real, other=0)
         here = tl.load(rows + row, mask=real, other=0).to(tl.int64) * step_row + (turn % W) * (2 * H * E) + head * E
@@ -123,41 +136,41 @@ def gate_step(asks, news, keys, values, rows, turns, slots, nows, bias, w_r, b_r
     at = row.to(tl.int64)[:, None] * (2 * H * E) + head * E + column[None, :]
     w_r += head * 2 * E
     w_g += head * 2 * E * E
-    answer = weigh(intra_a, inter_a, cross_a, seen_a, seen_t, w_r, b_r + head, w_g, b_g + head * E, E, BLOCK_E)
+    answer = mix(intra_a, inter_a, cross_a, seen_a, seen_t, w_r, b_r + head, w_g, b_g + head * E, E, BLOCK_E)
     tl.store(out + at, answer.to(out.dtype.element_ty), mask=inside)
-    answer = weigh(intra_t, inter_t, cross_t, seen_t, seen_a, w_r + H * 2 * E, b_r + H + head, w_g + H * 2 * E * E,
-                    b_g + (H + head) * E, E, BLOCK_E)  # fmt: skip
+    answer = mix(intra_t, inter_t, cross_t, seen_t, seen_a, w_r + H * 2 * E, b_r + H + head, w_g + H * 2 * E * E,
+                 b_g + (H + head) * E, E, BLOCK_E)  # fmt: skip
     tl.store(out + at + H * E, answer.to(out.dtype.element_ty), mask=inside)
 
 
 def constants(window: int, heads: int, e: int, rows: int = 1) -> dict[str, int]:
-    """The kernel's compile-time constants for a shape."""
+    """Compile-time constants of the kernel for a shape."""
     return {
         "W": window,
         "H": heads,
         "E": e,
-        "BLOCK_W": tile(window),
-        "BLOCK_E": tile(e),
+        "BLOCK_W": tile_size(window),
+        "BLOCK_E": tile_size(e),
         "ROWS": rows,
         "TILE": TILE,
     }
 
 
 def warps(dtype: torch.dtype, capability: int) -> int:
-    """Of a program: without tensor cores for a dtype there is more to hold in registers."""
+    """Warps of a program. Without tensor cores for a dtype a program needs more registers, so it gets more warps."""
     return 8 if dtype == torch.float32 or capability < 80 else 4
 
 
-def step(given: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
-    """`kernels.ring.step_reference` in one launch; tensors are contiguous, up to LIMITS."""
-    batch, _, _, heads, e = given.asks.shape
+def step(inputs: Step, ring: Ring, weights: StepWeights, store: bool = False) -> Tensor:
+    """Compute `kernels.ring.step_reference` in one launch; tensors are contiguous and within LIMITS."""
+    batch, _, _, heads, e = inputs.asks.shape
     window = ring.keys.shape[1]
-    out = torch.empty(batch, 2, heads, e, dtype=given.asks.dtype, device=given.asks.device)
-    rows = 1 if batch < LARGE else TILE
+    out = torch.empty(batch, 2, heads, e, dtype=inputs.asks.dtype, device=inputs.asks.device)
+    rows = 1 if batch < LARGE_BATCH else TILE
     major, minor = torch.cuda.get_device_capability(out.device) if out.is_cuda else (8, 0)
     with torch.cuda.device_of(out):
         gate_step[(triton.cdiv(batch, rows), heads)](
-            *given[:2], *ring, *given[2:], *weights, out, batch, ring.keys.stride(0), int(store), e**-0.5,
+            *inputs[:2], *ring, *inputs[2:], *weights, out, batch, ring.keys.stride(0), int(store), e**-0.5,
             **constants(window, heads, e, rows), num_warps=warps(out.dtype, 10 * major + minor)
         )  # fmt: skip
     return out

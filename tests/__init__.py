@@ -1,4 +1,4 @@
-"""Without a GPU driver, kernels run in Triton's interpreter; that is chosen before anything imports Triton."""
+"""Without a GPU driver, kernels run in Triton's interpreter. The switch must be set before Triton is imported."""
 
 import ctypes
 import os

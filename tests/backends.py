@@ -1,4 +1,4 @@
-"""Stand-ins around a runtime's back end, and turns that are committed by hand."""
+"""Wrappers around a runtime's back end, and turns that are committed without computing them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from hbaf_edge.backends.base import Request, Result
 from hbaf_edge.conversation import Conversation, TurnState
 
 
-class Watched:
-    """A back end around another one.
+class BackendSpy:
+    """A back end that records the calls of another one.
 
     Attributes:
-        before: called with the requests before they are computed; what it raises fails them.
-        after: makes other results of them.
-        sizes: of all batches.
+        before: called with the requests before they are computed; an exception that it raises fails the batch.
+        after: called with the results; returns those that are passed on.
+        batch_sizes: number of requests of each call.
+        threads: the threads that called `infer`.
     """
 
     def __init__(self, backend: Any) -> None:
-        self.backend, self.sizes = backend, list[int]()
+        self.backend, self.batch_sizes = backend, list[int]()
         self.before: Callable[[Sequence[Request]], object] = len
         self.after: Callable[[list[Result]], list[Result]] = list
         self.threads: set[threading.Thread] = set()
 
     def infer(self, requests: Sequence[Request]) -> list[Result]:
-        self.sizes.append(len(requests))
+        self.batch_sizes.append(len(requests))
         self.threads.add(threading.current_thread())
         self.before(requests)
         return self.after(self.backend.infer(requests))
@@ -38,31 +39,31 @@ class Watched:
 
 
 @contextmanager
-def watched(runtime: HBAFRuntime) -> Iterator[Watched]:
-    """The runtime's back end, wrapped while the context is open."""
+def spy_on_backend(runtime: HBAFRuntime) -> Iterator[BackendSpy]:
+    """Record the calls of the runtime's back end while the context is open."""
     engine = runtime.engine
-    wrapped = engine.backend = Watched(engine.backend)
+    spy = engine.backend = BackendSpy(engine.backend)
     try:
-        yield wrapped
+        yield spy
     finally:
-        engine.backend = wrapped.backend
+        engine.backend = spy.backend
 
 
 @contextmanager
-def failing(runtime: HBAFRuntime, error: BaseException) -> Iterator[Watched]:
-    """The runtime's back end raises an error while the context is open."""
+def failing_backend(runtime: HBAFRuntime, error: BaseException) -> Iterator[BackendSpy]:
+    """Let the runtime's back end raise an error while the context is open."""
 
     def fail(requests: Sequence[Request]) -> None:
         raise error
 
-    with watched(runtime) as backend:
+    with spy_on_backend(runtime) as backend:
         backend.before = fail
         yield backend
 
 
-def commit(
+def commit_turn(
     chat: Conversation, state: TurnState, speaker: str | None = None, label: str | None = None,
     confidence: float = 0.0, modalities: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
-    """A turn that nobody computed."""
+    """Commit a turn without computing it."""
     chat.memory.store(state, Turn(chat.turn, label, confidence, speaker, modalities, 0.0))

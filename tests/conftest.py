@@ -1,4 +1,4 @@
-"""Shared pieces: the default runtime, a tiny random model exported end to end, and speech-like sound."""
+"""Fixtures that several packages share: the default runtime, a tiny random model, and speech-like audio."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import pytest
 
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bundle import DEFAULT
-from tests.made import small  # noqa: F401 - a fixture for all
+from tests.corpora import small_corpora  # noqa: F401 - a fixture for all tests
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "hbaf_edge" / "examples"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `data` run where the corpora of DATA.md lie, `gpu` where torch sees a GPU.
+    """Skip tests marked `data` without the corpora of DATA.md, and tests marked `gpu` without a GPU.
 
-    Those that need the tiny model are marked `exports`: its export takes half a minute, which `make quick` spares.
+    Tests that use the tiny model get the marker `exports`, so that `make quick` can leave out its export (30 s).
     """
     import torch
 
     from training.corpora.records import data_folder
 
-    no_gpu = pytest.mark.skip(reason="there is no NVIDIA GPU that PyTorch sees")
-    no_data = pytest.mark.skip(reason="the corpora of DATA.md are not here; set HBAF_DATA")
+    no_gpu = pytest.mark.skip(reason="PyTorch does not find an NVIDIA GPU")
+    no_data = pytest.mark.skip(reason="the corpora of DATA.md are missing; set HBAF_DATA")
     for item in items:
         if "tiny" in getattr(item, "fixturenames", ()):
             item.add_marker("exports")
@@ -39,12 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def runtime() -> HBAFRuntime:
-    """The default model."""
+    """A runtime with the default model on one thread."""
     return HBAFRuntime(threads=1)
 
 
 def speech(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
-    """A buzz with moving pitch and loudness, and noise: (samples,) float32, nowhere silent."""
+    """Return (samples,) float32 that resembles speech: harmonics of a varying pitch and loudness, and noise."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
     phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(2 * np.pi * 0.7 * t + seed)) / rate
@@ -54,7 +54,7 @@ def speech(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
 
 @dataclass
 class Tiny:
-    """A tiny random model, its encoders and the bundle made of them."""
+    """A tiny random model, its encoders, the exported graphs and the bundle."""
 
     model: Any
     text: Any
@@ -65,7 +65,7 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """HBAF with d = 32 and a window of 5 on tiny random encoders, through the real export and the real bundle."""
+    """An HBAF with d = 32 and a window of 5 on tiny random encoders, exported and bundled by the real code."""
     import shutil
 
     import torch
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     config = ModelConfig(audio_dim=16, audio_states=3, text_dim=24, text_states=3, width=32, heads=2, window=5)
     model = HBAF(config)
     for table in [b.table for b in model.bias] + [model.context.bias.table]:
-        torch.nn.init.normal_(table)  # zero at birth: order and speakers would go untested
+        torch.nn.init.normal_(table)  # they start at zero, and would leave order and speakers untested
     for head in model.head[-1].weight, model.absent:
         torch.nn.init.normal_(head)
     bert = BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -89,7 +89,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     audio = WhisperEncoder(WhisperSize(dim=16, heads=2, layers=2))
     for parameter in (p for part in (model, text, audio) for p in part.parameters()):
         if parameter.ndim == 1 or not parameter.any():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))  # norms and biases are all alike at birth
+            parameter.data.add_(0.1 * torch.randn_like(parameter))  # norms and biases start with equal values
     folder = tmp_path_factory.mktemp("tiny")
     export(model, audio, text, folder / "onnx")
     shutil.copy(DEFAULT / "tokenizer.json", folder / "onnx")
@@ -104,24 +104,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture
-def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model's small matrices count as large ones."""
-    for module in ("linears", "qdq"):
+def quantise_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let INT8 conversion treat the small matrices of the tiny model as large ones."""
+    for module in ("quantizable_matmuls", "qdq"):
         monkeypatch.setattr(f"export.{module}.SMALLEST", 64)
 
 
 @pytest.fixture
-def talks() -> Any:
-    """Three conversations of twelve turns on the example's clips and words."""
-    from export.verify import conversation
+def dialogues() -> Any:
+    """Three conversations of twelve turns on the example's clips and texts."""
+    from export.verify import example_dialogue
 
-    return [conversation(12, seed) for seed in range(3)]
+    return [example_dialogue(12, seed) for seed in range(3)]
 
 
 @pytest.fixture
-def calibrated(tiny: Tiny, talks: Any, small_counts: None, tmp_path: Path) -> Any:
-    """The tiny model's calibration; its file is tmp_path / "calibration.json"."""
+def calibrated(tiny: Tiny, dialogues: Any, quantise_small_matrices: None, tmp_path: Path) -> Any:
+    """The calibration of the tiny model, also written to tmp_path / "calibration.json"."""
     from export.calibrate import calibrate
     from hbaf_edge.bundle import load_bundle
 
-    return calibrate(load_bundle(tiny.bundle), talks, tmp_path / "calibration.json", threads=1)
+    return calibrate(load_bundle(tiny.bundle), dialogues, tmp_path / "calibration.json", threads=1)

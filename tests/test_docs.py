@@ -1,4 +1,4 @@
-"""README and the site: examples run, commands and links exist, generated parts are current, and the site builds."""
+"""README and the site: examples run, commands and links exist, generated parts are up to date, the site builds."""
 
 import importlib.util
 import json
@@ -22,27 +22,27 @@ else:
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 CLIP = EXAMPLES / "turn4_anna.flac"
-SYSTEM = {"openssl", "sudo", "sha256sum", "torchrun", ".ci/run"}  # commands that are not this project's
+SYSTEM = {"openssl", "sudo", "sha256sum", "torchrun", ".ci/run"}  # commands that are not tested here
 SKIPPED_WHEELS = ("onnxruntime_gpu-",)  # a file that the reader brings
 
 
 def blocks(page, language):
-    """Fenced code blocks of one language, indented ones too."""
+    """Return the fenced code blocks of one language, including indented ones."""
     text = page.read_text(encoding="utf-8")
     pattern = rf"^( *)```{language}\n(.*?)^\1```"
     return [match[2] for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE)]
 
 
-def module(name):
-    """A script of docs/ as a module."""
+def import_script(name):
+    """Import a script of docs/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 class Microphone:
-    """Feeds a clip in chunks to whoever sets `on_samples`."""
+    """Passes a clip in chunks to the callback that is assigned to `on_samples`."""
 
     def __setattr__(self, name, callback):
         assert name == "on_samples"
@@ -64,18 +64,18 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsy
 
 
 def commands():
-    """Every line of a shell block, with its page."""
+    """Yield the arguments of every line of a shell block."""
     for page in PAGES:
         for block in blocks(page, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words:
-                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)}"[:80])
+                command = shlex.split(line, comments=True)
+                if command:
+                    yield pytest.param(command, id=f"{page.stem}: {' '.join(command)}"[:80])
 
 
-@pytest.mark.parametrize("words", commands())
-def test_a_command_of_a_page_exists_with_its_options(words, help_of):
-    program, *arguments = words
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_a_page_exists_with_its_options(command, help_of):
+    program, *arguments = command
     if program == "pip":
         check_extras(arguments)
     elif program == "make":
@@ -92,16 +92,16 @@ def test_a_command_of_a_page_exists_with_its_options(words, help_of):
 
 @pytest.fixture(scope="module")
 def help_of():
-    """The help text of a command, asked for once."""
+    """A function that returns the help text of a command and caches it."""
     texts = {}
 
     def get(*command):
         if command[1] in ("build", "mkdocs"):
             return " ".join(command)
         if command not in texts:
-            done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            texts[command] = done.stdout
+            process = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+            assert process.returncode == 0, process.stderr
+            texts[command] = process.stdout
         return texts[command]
 
     return get
@@ -120,7 +120,7 @@ def check_extras(arguments):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_links_to_files_and_json_blocks_are_right(page):
+def test_linked_files_exist_and_json_blocks_are_valid(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
@@ -130,12 +130,12 @@ def test_links_to_files_and_json_blocks_are_right(page):
             json.loads(line)
 
 
-def test_the_list_of_messages_is_current():
-    messages = module("messages")
+def test_the_list_of_messages_is_up_to_date():
+    messages = import_script("messages")
     assert messages.PAGE.read_text(encoding="utf-8") == messages.page(), "run python docs/messages.py"
 
 
-def test_the_picture_shows_the_bundle_that_ships():
+def test_the_picture_was_drawn_with_the_default_bundle():
     image = pytest.importorskip("PIL.Image")
     key = image.open(ROOT / "docs" / "how_it_works.png").info["Description"]
     assert key == f"bundle {load_bundle().key}", "run python docs/how_it_works.py"
@@ -148,6 +148,6 @@ def test_the_readme_is_short():
 @pytest.mark.slow
 def test_the_site_builds(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
     assert len(list((tmp_path / "site").rglob("index.html"))) >= 14

@@ -1,8 +1,8 @@
-"""Encoder states computed once and kept on the disk, so that a head trains on two CPU cores.
+"""A cache of encoder states on disk, so that a model on frozen encoders can be trained on two CPU cores.
 
-A cache is a folder `.cache/states/KEY`, KEY hashing the encoder's weights, the front end's version and settings. It
-holds one file for each clip or text: its (frames, states, dim) states in float16. A file appears whole or not at all,
-so a killed run loses what it was writing and nothing else, and several processes may fill one cache.
+A cache is a folder `.cache/states/KEY`. KEY is a hash of the encoder's weights, the code of the front end and the
+settings. The folder has one file per clip or text with its (frames, states, dim) states in float16. Files are written
+atomically: a killed run loses only the file it was writing, and several processes may fill the same cache.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from training.batches import Tokens
 from training.files import cache_folder
 
 States = NDArray[np.float16]
-Encode = Callable[[list[str]], Iterable[tuple[str, States]]]  # missing keys -> each with its states, in any order
+Encode = Callable[[list[str]], Iterable[tuple[str, States]]]  # missing keys -> (key, states) in any order
 
 
 class StateCache:
     """States by key: `cache[key]` is (frames, states, dim) float16, memory-mapped.
 
     Args:
-        folder: where it lies; made if need be.
+        folder: created on the first write.
         shape: (states, dim).
     """
 
@@ -49,23 +49,25 @@ class StateCache:
         return self._path(key).exists()
 
     def __getitem__(self, key: str) -> States:
-        return np.memmap(self._path(key), np.float16, "c").reshape(-1, *self.shape)  # "r" would make torch warn
+        return np.memmap(self._path(key), np.float16, "c").reshape(
+            -1, *self.shape
+        )  # copy-on-write: torch warns about read-only arrays
 
-    def add(self, wanted: Sequence[str], encode: Encode, what: str) -> None:
-        """Encode the keys that are not there yet, with a progress bar.
+    def add(self, keys: Sequence[str], encode: Encode, description: str) -> None:
+        """Encode the keys that are not cached yet, with a progress bar.
 
         Args:
-            wanted: distinct keys.
-            encode: what makes the states.
-            what: shown beside the bar.
+            keys: distinct keys.
+            encode: computes the states of missing keys.
+            description: label of the progress bar.
         """
-        missing = [key for key in wanted if key not in self]
+        missing = [key for key in keys if key not in self]
         if not missing:
             return
         console = Console(stderr=True)
-        if len(missing) < len(wanted):
-            console.print(f"{what}: {len(wanted) - len(missing)} of {len(wanted)} are cached already")
-        for key, states in track(encode(missing), description=what, total=len(missing), console=console):
+        if len(missing) < len(keys):
+            console.print(f"{description}: {len(keys) - len(missing)} of {len(keys)} are already cached")
+        for key, states in track(encode(missing), description=description, total=len(missing), console=console):
             path = self._path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")
@@ -77,44 +79,44 @@ class StateCache:
         return self.folder / name[:2] / name[2:]
 
 
-def digest(model: nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
     """SHA-256 over a model's parameters and buffers."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def front_end() -> str:
-    """Hash of the code that makes the encoders' input: a cache must not outlive a change to it."""
+def front_end_hash() -> str:
+    """Hash of the code that computes the encoders' input, since a change to it invalidates the cache."""
     audio = sorted(Path(runtime_audio.__path__[0]).glob("*.py"))
     code = [path.read_text() for path in audio]
     code += [inspect.getsource(m) for m in (runtime_features, runtime_text, mel, augment, hub)]
     return hashlib.sha256("".join(code).encode()).hexdigest()
 
 
-def cache_of(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> StateCache:
-    """The cache of this encoder's states, (states, dim) a frame."""
-    name = hashlib.sha256(f"{kind} {digest(encoder)} {front_end()} {shape}".encode()).hexdigest()[:16]
+def encoder_cache(kind: str, encoder: nn.Module, shape: tuple[int, int]) -> StateCache:
+    """The cache of an encoder's states; `shape` is (states, dim)."""
+    name = hashlib.sha256(f"{kind} {weights_hash(encoder)} {front_end_hash()} {shape}".encode()).hexdigest()[:16]
     return StateCache(cache_folder() / "states" / f"{kind}-{name}", shape)
 
 
 class AudioCache:
-    """States of clips at 50 Hz, unpadded, at most 20 s each; and of `copies` augmented variants of each.
+    """Cached states at 50 Hz of clips of up to 20 s, without padding, and of augmented variants of them.
 
     Args:
-        encoder: frozen.
+        encoder: a frozen audio encoder.
         shape: (states, dim) of its states.
     """
 
     def __init__(self, encoder: nn.Module, shape: tuple[int, int]) -> None:
         self.encoder = encoder
-        self.cache = cache_of("audio", encoder, shape)
+        self.cache = encoder_cache("audio", encoder, shape)
         self._hash: dict[Path, str] = {}
 
     def fill(self, paths: Sequence[Path], copies: int = 0) -> AudioCache:
-        """Encode what is not there yet: each clip, and variants of it augmented each by a seed of its own."""
+        """Encode missing clips and `copies` augmented variants of each; every variant has its own seed."""
         for path in paths:
             if path not in self._hash:
                 self._hash[path] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -131,7 +133,7 @@ class AudioCache:
         return self
 
     def states(self, path: Path, copy: int = 0) -> States:
-        """(frames, states, dim) of a clip or of one of its variants."""
+        """States (frames, states, dim) of a clip (copy 0) or of one of its variants."""
         return self.cache[self._key(path, copy)]
 
     def __contains__(self, path: object) -> bool:
@@ -150,13 +152,13 @@ class AudioCache:
 
 
 def fill_texts(cache: StateCache, encoder: nn.Module, texts: Iterable[Tokens]) -> StateCache:
-    """Encode the texts that are not there yet."""
+    """Encode the texts that are not cached yet."""
     by_key = {t.key: t for t in texts}
 
     @torch.inference_mode()
-    def states(keys: list[str]) -> Iterator[tuple[str, States]]:
-        for place, found in batches.encode_texts(encoder, [by_key[k] for k in keys]):
-            yield keys[place], found.half().cpu().numpy()
+    def encode(keys: list[str]) -> Iterator[tuple[str, States]]:
+        for i, states in batches.encode_texts(encoder, [by_key[k] for k in keys]):
+            yield keys[i], states.half().cpu().numpy()
 
-    cache.add(list(by_key), states, "text states")
+    cache.add(list(by_key), encode, "text states")
     return cache

@@ -1,17 +1,17 @@
-"""Decode every clip of a corpus and say what is there: counts, lengths, and what is missing, broken, long or double.
+"""Decode every clip of a corpus and report counts, lengths, and missing, broken, overlong or duplicate clips.
 
     python -m training.check manifest:mine.jsonl --skip runs/skip.txt
     python -m training.train --corpus manifest:mine.jsonl --skip runs/skip.txt --out runs/mine
 
-The skip list holds the clips that training cannot use (missing, broken, silent, too short) and all but the first of
-each set of doubles. Exits with 1 where something was found, so that a script can stop there; the last line is JSON.
+The skip list contains the clips that training cannot use (missing, broken, silent, too short) and all duplicates but
+the first. The exit code is 1 if there are any, for use in scripts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,24 +24,24 @@ from rich.table import Table
 from hbaf_edge.audio import MAX_SECONDS, load_audio
 from hbaf_edge.errors import InputError
 from training import corpora
-from training.command import cli
+from training.command import cli, emit
 from training.corpora.records import SPLITS, UNLABELLED, Corpus
 from training.files import write
 
 UNUSABLE = ("missing", "broken", "silent", "short", "double")
-WORDS = {
-    "missing": "no such file",
-    "broken": "cannot be decoded",
+DESCRIPTIONS = {
+    "missing": "the file does not exist",
+    "broken": "the file cannot be decoded",
     "silent": "digital silence",
     "short": "shorter than 0.1 s",
-    "double": "the same sound as another clip",
-    "long": f"longer than {MAX_SECONDS:.0f} s: its last {MAX_SECONDS:.0f} s are used",
-    "truncated": "its header promises more than it holds: what is there is used",
+    "double": "the same audio as another clip",
+    "long": f"longer than {MAX_SECONDS:.0f} s: only the last {MAX_SECONDS:.0f} s are used",
+    "truncated": "shorter than its header says: the existing part is used",
 }
 
 
 class Clip(NamedTuple):
-    """What decoding one clip showed: `fault` is a key of WORDS or empty."""
+    """The result of decoding one clip. `fault` is a key of DESCRIPTIONS or empty."""
 
     path: Path
     seconds: float = 0.0
@@ -51,40 +51,39 @@ class Clip(NamedTuple):
 
 
 def decode(path: Path) -> Clip:
-    """Decode one clip as training would."""
+    """Decode one clip as in training."""
     if not path.is_file():
-        return Clip(path, fault="missing", detail=WORDS["missing"])
+        return Clip(path, fault="missing", detail=DESCRIPTIONS["missing"])
     try:
-        heard = load_audio(path)
+        audio = load_audio(path)
     except InputError as error:
         return Clip(path, fault="broken", detail=str(error))
-    truncated = next((w for w in heard.warnings if "truncated" in w), "")
+    truncated = next((w for w in audio.warnings if "truncated" in w), "")
     faults = {
-        "silent": heard.is_silent,
-        "short": heard.is_too_short,
-        "long": heard.seconds > MAX_SECONDS,
+        "silent": audio.is_silent,
+        "short": audio.is_too_short,
+        "long": audio.seconds > MAX_SECONDS,
         "truncated": bool(truncated),
     }
-    fault = next((name for name, found in faults.items() if found), "")
-    digest = hashlib.sha256(heard.samples.tobytes()).hexdigest()
-    return Clip(path, heard.seconds, fault, truncated or WORDS.get(fault, ""), digest)
+    fault = next((name for name, applies in faults.items() if applies), "")
+    digest = hashlib.sha256(audio.samples.tobytes()).hexdigest()
+    return Clip(path, audio.seconds, fault, truncated or DESCRIPTIONS.get(fault, ""), digest)
 
 
 def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
-    """Counts per split and label, lengths, and every fault found."""
+    """Decode all clips. Return counts per split and label, lengths and faults."""
     paths = list(dict.fromkeys(t.audio for d in corpus.dialogues for t in d.turns if t.audio))
+    console = Console(stderr=True)
     with ThreadPoolExecutor(workers) as pool:
-        clips = list(
-            track(pool.map(decode, paths), f"{corpus.name}: decoding", len(paths), console=Console(stderr=True))
-        )
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    found["missing"] += [(str(path), WORDS["missing"]) for path in corpus.missing]
-    first: dict[str, Path] = {}
+        clips = list(track(pool.map(decode, paths), f"{corpus.name}: decoding", len(paths), console=console))
+    faults: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    faults["missing"] += [(str(path), DESCRIPTIONS["missing"]) for path in corpus.missing]
+    first_with: dict[str, Path] = {}  # hash of the samples -> first clip
     for clip in clips:
         if clip.fault:
-            found[clip.fault].append((str(clip.path), clip.detail))
-        if clip.digest and clip.fault not in UNUSABLE and first.setdefault(clip.digest, clip.path) != clip.path:
-            found["double"].append((str(clip.path), f"the same sound as {first[clip.digest]}"))
+            faults[clip.fault].append((str(clip.path), clip.detail))
+        if clip.digest and clip.fault not in UNUSABLE and first_with.setdefault(clip.digest, clip.path) != clip.path:
+            faults["double"].append((str(clip.path), f"the same audio as {first_with[clip.digest]}"))
     seconds = np.array([clip.seconds for clip in clips if clip.seconds])
     percentiles = np.percentile(seconds, (1, 50, 99)).tolist() if seconds.size else []
     return {
@@ -92,18 +91,18 @@ def check(corpus: Corpus, workers: int = 2) -> dict[str, Any]:
         "counts": _counts(corpus),
         "hours": float(seconds.sum() / 3600),
         "seconds": dict(zip(("p1", "p50", "p99"), percentiles)),
-        "faults": {name: clips for name, clips in found.items() if clips},
+        "faults": {name: entries for name, entries in faults.items() if entries},
     }
 
 
 def _counts(corpus: Corpus) -> dict[str, dict[str, int]]:
-    """Split -> label -> utterances, with dialogues and speakers."""
-    found: dict[str, dict[str, int]] = {}
+    """Numbers of dialogues, utterances, speakers and labels in each split."""
+    counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         dialogues = corpus.split(split)
         turns = [t for d in dialogues for t in d.turns]
         labels = Counter("(none)" if t.label == UNLABELLED else corpus.labels[t.label] for t in turns)
-        found[split] = {
+        counts[split] = {
             "dialogues": len(dialogues),
             "utterances": len(turns),
             "with text": sum(bool(t.text) for t in turns),
@@ -111,45 +110,44 @@ def _counts(corpus: Corpus) -> dict[str, dict[str, int]]:
             "speakers": len({t.speaker for t in turns if t.speaker}),
             **{name: labels[name] for name in (*corpus.labels, "(none)") if labels[name]},
         }
-    return found
+    return counts
 
 
 def skip_list(result: dict[str, Any]) -> str:
-    """Paths of unusable clips, each with its reason behind a tab."""
-    return "".join(f"{path}\t{why}\n" for fault in UNUSABLE for path, why in result["faults"].get(fault, ()))
+    """The unusable clips, one per line, each with a tab and the reason."""
+    return "".join(f"{path}\t{reason}\n" for fault in UNUSABLE for path, reason in result["faults"].get(fault, ()))
 
 
-def show(result: dict[str, Any]) -> None:
-    """Tables for people."""
+def tables(result: dict[str, Any]) -> Iterator[Table | str]:
+    """Tables of counts and faults, and a line about lengths."""
     rows = list(dict.fromkeys(name for counts in result["counts"].values() for name in counts))
     counts = Table(result["corpus"], *SPLITS)
     for row in rows:
         counts.add_row(row, *(str(result["counts"][split].get(row, 0)) for split in SPLITS))
-    console = Console()
-    console.print(counts)
+    yield counts
     if result["seconds"]:
         lengths = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds"].items())
-        console.print(f"{result['hours']:.2f} h of audio; utterances: {lengths}", highlight=False)
-    faults = Table("fault", "clips", "what it is", "for instance")
-    for name, found in result["faults"].items():
-        faults.add_row(name, str(len(found)), WORDS[name], found[0][0])
-    console.print(faults if result["faults"] else "every clip can be used", highlight=False)
+        yield f"{result['hours']:.2f} h of audio; length of utterances: {lengths}"
+    faults = Table("fault", "clips", "description", "example")
+    for name, entries in result["faults"].items():
+        faults.add_row(name, str(len(entries)), DESCRIPTIONS[name], entries[0][0])
+    yield faults if result["faults"] else "All clips can be used."
 
 
-def main(corpus: str, /, skip: Path | None = None, workers: int = 2) -> None:
+def main(corpus: str, /, skip: Path | None = None, workers: int = 2, json_output: bool = False) -> None:
     """Check a corpus.
 
     Args:
-        corpus: NAME or NAME:PATH, as training.train takes it.
-        skip: where to write the skip list.
-        workers: clips decoded at once.
+        corpus: NAME or NAME:PATH, as in training.train.
+        skip: file for the skip list.
+        workers: number of clips decoded at the same time.
     """
     result = check(corpora.load(corpus), workers)
-    show(result)
     if skip:
         write(skip, skip_list(result).encode())
-    print(json.dumps({**result, "faults": {name: len(found) for name, found in result["faults"].items()}}))
-    if any(result["faults"].get(name) for name in UNUSABLE):
+    fault_counts = {name: len(entries) for name, entries in result["faults"].items()}
+    emit({**result, "faults": fault_counts}, json_output, *tables(result))
+    if any(fault_counts.get(name) for name in UNUSABLE):
         raise SystemExit(1)
 
 

@@ -1,9 +1,9 @@
-"""Several processes, each with its own device, under `torchrun`; one process needs none of this.
+"""Training with several processes under `torchrun`, one device each. A single process needs none of this.
 
     torchrun --nproc-per-node 2 -m training.train --corpus meld --out runs/meld
 
-Every process draws the same groups of histories from the same seed and takes its own share of each step, so two
-processes take the same steps as one that accumulates two batches (tests/training/test_distributed.py).
+Every process builds the same groups of histories from the same seed and takes its own part of each step. So two
+processes take the same steps as one process that accumulates two batches (tests/training/test_distributed.py).
 """
 
 from __future__ import annotations
@@ -18,66 +18,66 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=4)  # the first process may encode a whole corpus while the others wait
+TIMEOUT = timedelta(hours=4)  # the first process may encode a whole corpus while the others wait
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What a command computes on."""
+    """The device of a command and its CPU threads."""
 
     device: str = "auto"  # cpu, cuda, or auto
-    threads: int | None = None  # of the CPU; None leaves torch's choice
+    threads: int | None = None  # CPU threads; None uses torch's default
 
     def start(self) -> torch.device:
-        """The device of this process; joins the group where torchrun says there is one."""
+        """Return the device of this process. Join the process group if torchrun started it."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        local = int(os.environ.get("LOCAL_RANK", 0))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
         kind = self.device
         if kind == "auto":
             kind = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+        device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if "RANK" in os.environ and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         return device
 
 
 def rank() -> int:
-    """Number of this process, 0 without a group."""
+    """Number of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def first_then_all(work: Callable[[], T]) -> T:
-    """Run in the first process, then in the others: what the first wrote to the disk, they find."""
+    """Run `work` in the first process, then in the others, which then find on disk what the first one wrote."""
     if rank() == 0:
-        found = work()
-    if size() > 1:
+        result = work()
+    if world_size() > 1:
         dist.barrier()
-    return found if rank() == 0 else work()
+    return result if rank() == 0 else work()
 
 
-def agreed(value: float) -> float:
-    """The first process' number, in all of them; decisions on it are then the same."""
-    return _shared(value, lambda tensor: dist.broadcast(tensor, 0))
+def broadcast(value: float) -> float:
+    """The first process' number in every process, so that all of them take the same decisions."""
+    return _exchange(value, lambda tensor: dist.broadcast(tensor, 0))
 
 
-def total(value: float) -> float:
-    """Sum over all processes."""
-    return _shared(value, dist.all_reduce)
+def sum_over_processes(value: float) -> float:
+    """Sum of a number over all processes."""
+    return _exchange(value, dist.all_reduce)
 
 
-def _shared(value: float, exchange: Callable[[torch.Tensor], object]) -> float:
-    """A number after an exchange with the other processes."""
-    if size() == 1:
+def _exchange(value: float, operation: Callable[[torch.Tensor], object]) -> float:
+    """Apply a collective operation to one number."""
+    if world_size() == 1:
         return value
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([value], dtype=torch.float64, device=device)
-    exchange(tensor)
+    operation(tensor)
     return float(tensor)

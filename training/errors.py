@@ -1,4 +1,4 @@
-"""What training raises on purpose; the texts name what came, what is accepted and what to do."""
+"""Errors of training. Their messages name the input, what is accepted and what to do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from hbaf_edge.errors import HBAFError
 
 
 class TrainingError(HBAFError):
-    """A choice, a checkpoint or an encoder that cannot be trained with."""
+    """A setting, checkpoint or encoder that cannot be used."""
 
 
 class CorpusError(TrainingError):
-    """Data that cannot be used as they are. The message names the file and line and says how to mend it."""
+    """Data that cannot be used. The message names the file and line and says how to fix them."""

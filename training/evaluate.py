@@ -1,17 +1,15 @@
-"""Score a checkpoint: temperatures from dev, then the test splits, with intervals and by gender.
+"""Evaluate a checkpoint: fit temperatures on dev, then score the test splits, with intervals and by gender.
 
-    python -m training.evaluate runs/default/whole                # on what it was trained for
-    python -m training.evaluate runs/default/whole --stress       # and on harder versions of it
+    python -m training.evaluate runs/default/whole                # on the corpora it was trained for
+    python -m training.evaluate runs/default/whole --stress       # and on harder versions of them
     python -m training.evaluate runs/mine --on manifest:new.jsonl --use text
 
-Scores and temperatures go into the checkpoint's config.json and into CHECKPOINT/evaluation/scores.json; the last line
-of output is JSON. Test is read, never tuned to. A model that sees future turns is labelled bidirectional wherever its
-scores stand.
+Scores and temperatures are stored in the checkpoint's config.json and in CHECKPOINT/evaluation/scores.json. Nothing is
+selected on test. A model that uses future turns is labelled bidirectional in all tables.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,24 +22,24 @@ from rich.table import Table
 
 from hbaf_edge.card import NOTICE
 from training import checkpoint, corpora
-from training.command import cli
+from training.command import cli, emit
 from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
-from training.corpora import plain
+from training.corpora import uninformative
 from training.corpora.records import UNLABELLED, Corpus, CorpusError, Dialogue, Utterance
 from training.distributed import Compute
+from training.feature_provider import FeatureProvider
 from training.files import write_json
-from training.learner import Learner, check_kind, load_learner
-from training.material import Material
-from training.metrics import FIRST, fit_temperature, intervals, least_ece, scores
-from training.pairs import WORTH_SAYING
-from training.stages import Predicted, load_corpus, score
+from training.metrics import MAIN_SCORES, bootstrap_intervals, ece_floor, fit_temperature, scores
+from training.pairs import MIN_SENTENCE_LENGTH
+from training.tasks import Predictions, load_corpus, predict_labelled
+from training.training_module import TrainingModule, check_inputs, load_training_module
 
 FOREIGN_TURNS = 100
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Dialogues to score, and with which modalities."""
+class EvaluationSet:
+    """Dialogues to score, and the modalities to use."""
 
     use: Use
     dialogues: list[Dialogue]
@@ -55,151 +53,173 @@ def evaluate(
     device: torch.device | str = "cpu",
     skip: str = "",
 ) -> dict[str, Any]:
-    """Temperatures and scores of a checkpoint; kept beside it and, on its own corpora, in it."""
+    """Fit the temperatures of a checkpoint and score it. Results on its own corpora are stored in the checkpoint.
+
+    Args:
+        folder: checkpoint.
+        on: another corpus to score on.
+        use: modalities; None uses those of training.
+        stressed: also score the harder versions of the test sets.
+        device: where to compute.
+        skip: skip list of training.check.
+
+    Returns:
+        temperatures by modalities, scores by test set, and a note.
+    """
     about, model = checkpoint.describe(folder)
-    config = settings(about)
+    config = scoring_config(about)
     config = replace(config, skip=skip or config.skip)
-    learner = load_learner(folder, device)
-    material = Material(learner, config, cached=False)
-    corpus = own_corpus(config, model, on)
-    dev, tests = trials(config, corpus, use)
-    temperatures = _temperatures(learner, material, dev)
-    where = folder / "evaluation" / (corpus.name if corpus is not None and on else "")
+    module = load_training_module(folder, device)
+    features = FeatureProvider(module, config, cached=False)
+    corpus = scoring_corpus(config, model, on)
+    dev, tests = evaluation_sets(config, corpus, use)
+    temperatures = _temperatures(module, features, dev)
+    out = folder / "evaluation" / (corpus.name if corpus is not None and on else "")
     if stressed:
-        tests |= stressed_trials(tests)
-    found = {}
-    for name, trial in tests.items():
-        shown = name if model.causal else f"{name}, bidirectional"
-        predicted = score(learner, material, trial.dialogues, trial.use)
-        found[shown] = judged(predicted, temperatures, model.labels)
-    result = {"temperatures": temperatures, "scores": found, "note": NOTICE}
-    write_json(where / "scores.json", result, indent=1)
+        tests |= stress_sets(tests)
+    results = {}
+    for name, test in tests.items():
+        shown_name = name if model.causal else f"{name}, bidirectional"
+        predictions = predict_labelled(module, features, test.dialogues, test.use)
+        results[shown_name] = score_predictions(predictions, temperatures, model.labels)
+    result = {"temperatures": temperatures, "scores": results, "note": NOTICE}
+    write_json(out / "scores.json", result, indent=1)
     if on is None and use is None:
-        checkpoint.amend(folder, temperatures=temperatures, scores=found)
+        checkpoint.update_about(folder, temperatures=temperatures, scores=results)
     return result
 
 
-def settings(about: dict[str, Any]) -> TrainConfig:
-    """The config a checkpoint was trained with, as far as scoring needs it."""
+def scoring_config(about: dict[str, Any]) -> TrainConfig:
+    """The settings of a checkpoint's training that matter for scoring."""
     stored = about.get("train", {})
     names = ("corpus", "pair", "use", "fold", "skip")
     clips = tuple(stored.get("pairs", {}).get("clips", PairConfig().clips))
     return TrainConfig(**{name: stored[name] for name in names if name in stored}, pairs=PairConfig(clips=clips))
 
 
-def judged(found: Predicted, temperatures: dict[Use, float], labels: Sequence[str]) -> dict[str, Any]:
-    """All scores of one set of predictions, every turn calibrated by what it showed, as the runtime does it."""
-    scaled = _scaled(found, temperatures)
-    result = scores(scaled, found.labels, labels)
-    result["ece_before_scaling"] = scores(found.logits, found.labels, labels)["ece"]
-    result["least_ece"] = least_ece(scaled)
-    result["interval_95"] = intervals(scaled, found.labels, [turn.dialogue for turn in found.turns])
+def score_predictions(
+    predictions: Predictions, temperatures: dict[Use, float], labels: Sequence[str]
+) -> dict[str, Any]:
+    """All scores of a set of predictions. Turns are calibrated by their modalities, as in the runtime."""
+    scaled = _scaled_logits(predictions, temperatures)
+    result = scores(scaled, predictions.labels, labels)
+    result["ece_before_scaling"] = scores(predictions.logits, predictions.labels, labels)["ece"]
+    result["least_ece"] = ece_floor(scaled)
+    dialogues = [turn.dialogue for turn in predictions.turns]
+    result["interval_95"] = bootstrap_intervals(scaled, predictions.labels, dialogues)
     by_gender = {}
-    genders = [turn.utterance.gender for turn in found.turns]
+    genders = [turn.utterance.gender for turn in predictions.turns]
     for gender in sorted({g for g in genders if g}):
-        part = found.chosen([g == gender for g in genders])
-        kept = scores(_scaled(part, temperatures), part.labels, labels)
-        by_gender[gender] = {k: kept[k] for k in ("utterances", *FIRST, "ece")}
+        part = predictions.select([g == gender for g in genders])
+        part_scores = scores(_scaled_logits(part, temperatures), part.labels, labels)
+        by_gender[gender] = {k: part_scores[k] for k in ("utterances", *MAIN_SCORES, "ece")}
     return result | ({"by_gender": by_gender} if by_gender else {})
 
 
-def _scaled(found: Predicted, temperatures: dict[Use, float]) -> torch.Tensor:
-    return found.logits / torch.tensor([temperatures[kind] for kind in found.shown])[:, None]
+def _scaled_logits(predictions: Predictions, temperatures: dict[Use, float]) -> torch.Tensor:
+    return predictions.logits / torch.tensor([temperatures[use] for use in predictions.modalities])[:, None]
 
 
-def _temperatures(learner: Learner, material: Material, dev: dict[Use, Trial]) -> dict[Use, float]:
-    """One temperature per modality combination, on the dev turns that show just that."""
+def _temperatures(module: TrainingModule, features: FeatureProvider, dev: dict[Use, EvaluationSet]) -> dict[Use, float]:
+    """Fit one temperature per combination of modalities, on the dev turns with exactly this combination."""
     fitted: dict[Use, float] = {}
-    for kind, trial in dev.items():
-        found = score(learner, material, trial.dialogues, trial.use)
-        same = found.chosen([shown == kind for shown in found.shown])
-        if same.turns:
-            fitted[kind] = round(fit_temperature(same.logits, same.labels), 3)
-    # A combination that dev does not show is trusted no more than the least certain one it does.
-    kinds: tuple[Use, ...] = ("audio", "text", "audio+text")
-    return {kind: fitted.get(kind, max(fitted.values(), default=1.0)) for kind in kinds}
+    for use, dev_set in dev.items():
+        predictions = predict_labelled(module, features, dev_set.dialogues, dev_set.use)
+        exact = predictions.select([modalities == use for modalities in predictions.modalities])
+        if exact.turns:
+            fitted[use] = round(fit_temperature(exact.logits, exact.labels), 3)
+    # A combination without dev turns gets the highest temperature, that of the least confident combination.
+    uses: tuple[Use, ...] = ("audio", "text", "audio+text")
+    return {use: fitted.get(use, max(fitted.values(), default=1.0)) for use in uses}
 
 
-def own_corpus(config: TrainConfig, model: ModelConfig, on: str | None = None) -> Corpus | None:
-    """The corpus that a checkpoint is scored on, found fit for it; None: the default recipe has sets of its own."""
+def scoring_corpus(config: TrainConfig, model: ModelConfig, on: str | None = None) -> Corpus | None:
+    """Load the corpus to score a checkpoint on; None for the default recipe, which has several evaluation sets.
+
+    Raises:
+        CorpusError, TrainingError: the corpus does not fit the model.
+    """
     if config.pair and on is None:
         return None
-    own = load_corpus(replace(config, corpus=on, fold=None, skip="") if on else config, model.labels, needed=("dev",))
-    check_kind(own, model)
-    return own
+    settings = replace(config, corpus=on, fold=None, skip="") if on else config
+    corpus = load_corpus(settings, model.labels, needed=("dev",))
+    check_inputs(corpus, model)
+    return corpus
 
 
-def trials(
-    config: TrainConfig, own: Corpus | None, use: Use | None = None
-) -> tuple[dict[Use, Trial], dict[str, Trial]]:
-    """Dev sets by modality combination, and test sets by name; without a corpus those of the default recipe."""
-    if own is None:
-        parts = {kind: trial for kind, trial in dev_sets(config).items() if use in (None, kind)}
-        return parts, {name: trial for name, trial in held_out().items() if use in (None, trial.use)}
-    kinds: list[Use] = [use or config.use]
-    if kinds == ["audio+text"]:
-        kinds += [k for k in ("text", "audio") if k in own.modalities("dev")]
-    dev = {k: Trial(k, own.split("dev")) for k in kinds}
-    on = own.scored_split
-    return dev, {f"{own.name} {on}, {k}": Trial(k, own.split(on)) for k in kinds}
+def evaluation_sets(
+    config: TrainConfig, corpus: Corpus | None, use: Use | None = None
+) -> tuple[dict[Use, EvaluationSet], dict[str, EvaluationSet]]:
+    """Dev sets by modalities, and test sets by name. Without a corpus, those of the default recipe."""
+    if corpus is None:
+        dev = {dev_use: dev_set for dev_use, dev_set in default_dev_sets(config).items() if use in (None, dev_use)}
+        return dev, {name: test for name, test in default_test_sets().items() if use in (None, test.use)}
+    uses: list[Use] = [use or config.use]
+    if uses == ["audio+text"]:
+        uses += [u for u in ("text", "audio") if u in corpus.modalities("dev")]
+    dev = {u: EvaluationSet(u, corpus.split("dev")) for u in uses}
+    split = corpus.scored_split
+    return dev, {f"{corpus.name} {split}, {u}": EvaluationSet(u, corpus.split(split)) for u in uses}
 
 
-def dev_sets(config: TrainConfig) -> dict[Use, Trial]:
-    """What the default recipe's temperatures are fitted on: words, clips, and clips that have words."""
-    words = corpora.load(config.corpus).split("dev")
+def default_dev_sets(config: TrainConfig) -> dict[Use, EvaluationSet]:
+    """Dev sets of the default recipe: text dialogues, clips, and clips with text."""
+    text = corpora.load(config.corpus).split("dev")
     clips = next((c for name in config.pairs.clips if (c := corpora.load(name).split("dev"))), [])
-    spoken = [d for d in clips if any(t.text for t in d.turns)]
-    found: dict[Use, list[Dialogue]] = {"text": words, "audio": clips, "audio+text": spoken}
-    return {kind: Trial(kind, dialogues) for kind, dialogues in found.items() if dialogues}
+    clips_with_text = [d for d in clips if any(t.text for t in d.turns)]
+    by_use: dict[Use, list[Dialogue]] = {"text": text, "audio": clips, "audio+text": clips_with_text}
+    return {use: EvaluationSet(use, dialogues) for use, dialogues in by_use.items() if dialogues}
 
 
-def held_out() -> dict[str, Trial]:
-    """The default recipe's test splits by name. Absent data are said."""
-    wanted: dict[str, tuple[Use, str]] = {
+def default_test_sets() -> dict[str, EvaluationSet]:
+    """Test sets of the default recipe by name. Missing corpora are reported and left out."""
+    corpora_of_sets: dict[str, tuple[Use, str]] = {
         "meld_test_text": ("text", "meld"),
         "ravdess_17_20_audio": ("audio", "ravdess"),
     }
-    found = {}
-    for name, (use, corpus) in wanted.items():
+    tests = {}
+    for name, (use, corpus) in corpora_of_sets.items():
         try:
-            found[name] = Trial(use, corpora.load(corpus).split("test"))
+            tests[name] = EvaluationSet(use, corpora.load(corpus).split("test"))
         except CorpusError as error:
             Console(stderr=True).print(f"[yellow]{name} is not scored[/]: {error}", highlight=False)
-    return found
+    return tests
 
 
-def stressed_trials(tests: dict[str, Trial]) -> dict[str, Trial]:
-    """Test sets made harder: what a robot meets and a corpus does not hold.
+def stress_sets(tests: dict[str, EvaluationSet]) -> dict[str, EvaluationSet]:
+    """Harder versions of the test sets, as a robot meets them.
 
-    Foreign talk before each dialogue asks whether a full window of somebody else's conversation does harm; a
-    misleading partner, whether relevance and gate reject what says nothing.
+    Foreign turns before each dialogue test whether a window full of another conversation does harm. A mismatched
+    modality tests whether relevance and gate reject it.
     """
     train = corpora.load("meld").split("train")
-    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > WORTH_SAYING]
-    found = {}
-    for name, trial in tests.items():
-        if trial.use == "text":
-            found[f"{name}, after 100 foreign turns"] = Trial("text", after_foreign_talk(trial.dialogues, train))
-            noisy = beside(trial.dialogues, "audio", plain.unheard_noise())
-            found[f"{name}, noise beside"] = Trial("audio+text", noisy)
-        if trial.use == "audio":
-            spoken = beside(trial.dialogues, "text", sentences)
-            found[f"{name}, neutral sentence beside"] = Trial("audio+text", spoken)
-    return found
+    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > MIN_SENTENCE_LENGTH]
+    harder = {}
+    for name, test in tests.items():
+        if test.use == "text":
+            after_foreign = with_foreign_history(test.dialogues, train)
+            harder[f"{name}, after 100 foreign turns"] = EvaluationSet("text", after_foreign)
+            with_noise = with_random(test.dialogues, "audio", uninformative.unseen_noise())
+            harder[f"{name}, noise beside"] = EvaluationSet("audio+text", with_noise)
+        if test.use == "audio":
+            with_sentence = with_random(test.dialogues, "text", sentences)
+            harder[f"{name}, neutral sentence beside"] = EvaluationSet("audio+text", with_sentence)
+    return harder
 
 
-def after_foreign_talk(
+def with_foreign_history(
     dialogues: Sequence[Dialogue], others: Sequence[Dialogue], turns: int = FOREIGN_TURNS, seed: int = 0
 ) -> list[Dialogue]:
-    """Each dialogue behind `turns` turns of other dialogues by other speakers, which are context and not scored.
+    """Put unlabelled turns of other dialogues, with other speakers, before each dialogue.
 
-    >>> talk = Dialogue("talk", "test", (Utterance("Hello.", 0, "anna"),))
-    >>> (found,) = after_foreign_talk([talk], [Dialogue("x", "train", (Utterance("What?", 1, "anna"),))], turns=3)
-    >>> [(t.text, t.label, t.speaker) for t in found.turns][-2:]
+    >>> dialogue = Dialogue("d", "test", (Utterance("Hello.", 0, "anna"),))
+    >>> other = Dialogue("x", "train", (Utterance("What?", 1, "anna"),))
+    >>> (longer,) = with_foreign_history([dialogue], [other], turns=3)
+    >>> [(t.text, t.label, t.speaker) for t in longer.turns][-2:]
     [('What?', -1, 'x/anna'), ('Hello.', 0, 'anna')]
     """
     rng = random.Random(seed)
-    found = []
+    longer = []
     for dialogue in dialogues:
         before: list[Utterance] = []
         while len(before) < turns:
@@ -207,12 +227,12 @@ def after_foreign_talk(
             before += [
                 replace(u, label=UNLABELLED, speaker=u.speaker and f"{other.name}/{u.speaker}") for u in other.turns
             ]
-        found.append(replace(dialogue, turns=(*before[-turns:], *dialogue.turns)))
-    return found
+        longer.append(replace(dialogue, turns=(*before[-turns:], *dialogue.turns)))
+    return longer
 
 
-def beside(dialogues: Sequence[Dialogue], field: str, choices: Sequence[Any], seed: int = 0) -> list[Dialogue]:
-    """Turns whose `field`, audio or text, is drawn from choices that say nothing of their label."""
+def with_random(dialogues: Sequence[Dialogue], field: str, choices: Sequence[Any], seed: int = 0) -> list[Dialogue]:
+    """Replace the `field` (audio or text) of every turn by a random choice."""
     rng = random.Random(seed)
 
     def changed(u: Utterance) -> Utterance:
@@ -221,12 +241,10 @@ def beside(dialogues: Sequence[Dialogue], field: str, choices: Sequence[Any], se
     return [replace(d, turns=tuple(changed(u) for u in d.turns)) for d in dialogues]
 
 
-def table(found: dict[str, Any]) -> Table:
-    """Scores for people, with 95 % intervals, and the ECE that so few utterances show at least."""
-    shown = Table(
-        "scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled; at least)", caption=NOTICE
-    )
-    for name, s in found.items():
+def table(results: dict[str, Any]) -> Table:
+    """Scores with 95 % intervals, and the ECE with its value before scaling and its floor."""
+    shown = Table("scored on", "utterances", "weighted F1", "macro F1", "UAR", "ECE (unscaled; floor)", caption=NOTICE)
+    for name, s in results.items():
         cells = [f"{s[k]:.3f} [{s['interval_95'][k][0]:.3f}, {s['interval_95'][k][1]:.3f}]" for k in
                  ("weighted_f1", "macro_f1", "uar")]  # fmt: skip
         shown.add_row(
@@ -246,20 +264,20 @@ def main(
     skip: str = "",
     stress: bool = False,
     compute: Compute = Compute(),
+    json_output: bool = False,
 ) -> None:
-    """Score.
+    """Evaluate a checkpoint.
 
     Args:
-        folder: checkpoint that training.train wrote.
-        on: corpus to score on in place of its own; it has to have a dev split too, for the temperature.
-        use: modalities shown; None takes those it was trained with.
+        folder: checkpoint written by training.train.
+        on: corpus to score on instead of its own; it needs a dev split for the temperature.
+        use: modalities to use; None uses those of training.
         skip: skip list of training.check.
-        stress: also behind 100 turns of foreign talk and beside misleading partners.
+        stress: also score after 100 turns of another conversation and with mismatched modalities.
         compute: device and threads.
     """
     result = evaluate(folder, on, use, stress, compute.start(), skip)
-    Console().print(table(result["scores"]))
-    print(json.dumps(result))
+    emit(result, json_output, table(result["scores"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where training finds its corpora and keeps what it made once, and files that are written whole or not at all."""
+"""Data and cache folders, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def data_folder() -> Path:
-    """Where the corpora of DATA.md lie: $HBAF_DATA, or `../shared/data` beside the checkout."""
+    """Folder of the corpora of DATA.md: $HBAF_DATA, or `../shared/data` next to the checkout."""
     return Path(os.environ.get("HBAF_DATA") or CHECKOUT.parent / "shared" / "data")
 
 
 def cache_folder() -> Path:
-    """Where converted encoders, cached states and made clips are kept: $HBAF_CACHE, or `.cache` in the checkout."""
+    """Folder of converted encoders, cached states and generated clips: $HBAF_CACHE, or `.cache` in the checkout."""
     return Path(os.environ.get("HBAF_CACHE") or CHECKOUT / ".cache")
 
 
 def write(path: Path, content: bytes) -> None:
-    """A file that everybody may read, in a folder that is made if need be."""
+    """Write a world-readable file atomically. Create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, mode=0o644)
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """The same, of JSON."""
+    """Write JSON atomically."""
     write(path, (json.dumps(content, indent=indent) + "\n").encode())

@@ -1,16 +1,15 @@
-"""Go on from the default model, or another, on data of your own with labels of your own: one command, on a CPU.
+"""Fine-tune the default model, or another one, on your own data and labels, on a CPU.
 
     python -m training.finetune mine.jsonl --out runs/mine
     python -m export.release runs/mine --work runs/work --out mine-bundle --name "my model"
 
-The manifest is described in training/corpora/manifest.py. Encoders are frozen and their states cached, so that 1,000
-utterances take minutes on two cores; --text-tuning full lets the words be learned anew as well. It stops early where
-dev gains nothing. What the base model learned from binds the result: its licence follows the weights.
+training/corpora/manifest.py describes the manifest. Encoders are frozen and their states cached, so 1,000 utterances
+take minutes on two cores; --text-tuning full also trains the text encoder. Training stops early when dev no longer
+improves. The licence of the base model also applies to the result.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from rich.console import Console
 
 from hbaf_edge.bundle import DEFAULT, load_bundle
 from training import checkpoint, distributed, evaluate, from_bundle, loop
-from training.command import cli
+from training.command import cli, emit
 from training.config import LossWeights, TrainConfig
-from training.stages import load_corpus
+from training.tasks import load_corpus
 
 RECIPE = TrainConfig(
     corpus="",
@@ -38,9 +37,12 @@ RECIPE = TrainConfig(
 def finetune(
     config: TrainConfig, out: Path, init: Path | None = None, device: torch.device | str = "cpu", restart: bool = False
 ) -> dict[str, Any]:
-    """Train from a checkpoint (the default bundle's where none is given) and score; returns scores before and after."""
-    labels = load_corpus(config).labels  # its errors come before anything is unpacked
-    base = init or _default(out / "base")
+    """Fine-tune a checkpoint and score it. Return the scores before and after.
+
+    `init` None means the default bundle. `before` is None if the base model has other labels.
+    """
+    labels = load_corpus(config).labels  # reports errors in the data first
+    base = init or _default_checkpoint(out / "base")
     before = None
     if checkpoint.describe(base)[1].labels == labels:
         before = evaluate.evaluate(base, config.corpus, config.use, device=device, skip=config.skip)["scores"]
@@ -48,27 +50,25 @@ def finetune(
     return {"before": before, **evaluate.evaluate(out, device=device)}
 
 
-def _default(folder: Path) -> Path:
-    """The default bundle as a checkpoint."""
+def _default_checkpoint(folder: Path) -> Path:
+    """Convert the default bundle to a checkpoint, and warn if its licence is non-commercial."""
     if not (folder / "config.json").exists():
-        from_bundle.main(DEFAULT, out=folder)
+        from_bundle.save_checkpoint(DEFAULT, folder)
     licence = load_bundle(DEFAULT).manifest["licence"]
     if not licence["commercial"]:
-        said = (
-            f"The default model's weights are {licence['id']}, so what is trained from them is not for commercial use."
-        )
-        Console(stderr=True).print(f"[yellow]{said}[/] --init with a checkpoint of the open recipe is free of this.")
+        warning = f"The default model's weights are {licence['id']}, so the fine-tuned model is not for commercial use."
+        Console(stderr=True).print(f"[yellow]{warning}[/] --init with a checkpoint of the open recipe avoids this.")
     return folder
 
 
-def both(result: dict[str, Any]) -> dict[str, Any]:
-    """The scores of each set before (where the labels are the same) and after."""
-    found: dict[str, Any] = {}
+def before_and_after(result: dict[str, Any]) -> dict[str, Any]:
+    """Scores of each set before fine-tuning (if the labels are the same) and after it."""
+    results: dict[str, Any] = {}
     for name, after in result["scores"].items():
         before = (result["before"] or {}).get(name)
-        found |= {f"{name}, before": before} if before else {}
-        found[f"{name}, after"] = after
-    return found
+        results |= {f"{name}, before": before} if before else {}
+        results[f"{name}, after"] = after
+    return results
 
 
 def main(
@@ -79,24 +79,21 @@ def main(
     init: Path | None = None,
     restart: bool = False,
     compute: distributed.Compute = distributed.Compute(),
+    json_output: bool = False,
 ) -> None:
     """Fine-tune.
 
     Args:
-        corpus: .jsonl or .csv, or any corpus as training.train takes it.
+        corpus: a .jsonl or .csv manifest, or any corpus of training.train.
         out: folder of the run.
-        train: the run.
-        init: checkpoint to go on from; none is the default model.
-        restart: forget what the folder holds.
+        train: settings of the run.
+        init: checkpoint to start from; None uses the default model.
+        restart: remove an earlier run from the folder.
         compute: device and threads.
     """
     result = finetune(train, out, init, compute.start(), restart)
-    console = Console()
-    console.print(evaluate.table(both(result)))
-    console.print(
-        f"a bundle of it: python -m export.release {out} --work {out}/work --out {out}/bundle", highlight=False
-    )
-    print(json.dumps(result))
+    next_step = f"to make a bundle: python -m export.release {out} --work {out}/work --out {out}/bundle"
+    emit(result, json_output, evaluate.table(before_and_after(result)), next_step)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts HBAF is made of; training/model.py puts them together. Shapes are named as there."""
+"""Layers of HBAF; training/model.py combines them and defines the names of shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.config import ModelConfig
 AUDIO, TEXT = 0, 1
 
 
-class Slots(NamedTuple):
+class KeyValues(NamedTuple):
     """Keys and values of both modalities: (B, M, 2, d) each."""
 
     keys: Tensor
@@ -23,7 +23,7 @@ class Slots(NamedTuple):
 
 
 class ConvContext(nn.Module):
-    """Conformer's convolution module with LayerNorm in place of BatchNorm: (U, F, d) -> (U, F, d)."""
+    """Conformer's convolution module with LayerNorm instead of BatchNorm: (U, F, d) -> (U, F, d)."""
 
     def __init__(self, d: int, kernel: int, dropout: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ConvContext(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         gated = functional.glu(self.gate(self.norm_in(x)), dim=-1)
-        gated = torch.where(mask[..., None], gated, 0.0)  # padding must not leak into its neighbours
+        gated = torch.where(mask[..., None], gated, 0.0)  # the convolution must not read padding
         convolved = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
         return x + self.dropout(self.out(functional.silu(self.norm(convolved))))
 
@@ -57,62 +57,66 @@ class SelfAttention(nn.Module):
 
 
 class OrderBias(nn.Module):
-    """Where order and speakers enter: a bias by distance in turns and by speaker relation, per key modality.
+    """Attention bias by distance in turns and by speaker relation, for each modality of the keys.
 
-    It starts from the guess that near turns matter more, each head with a reach of its own (1, 2, 4, … turns), since a
-    mean over a whole window says little and a small corpus does not teach otherwise.
+    Order and speakers only enter here. The bias starts at −distance / 2^h for head h, so that near turns weigh more and
+    each head has a range of its own. Without it heads would start with the mean over the whole window, and a small
+    corpus does not suffice to learn the difference. Example: head 1 starts with 0, −0.5, −1, −1.5, …
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.window = config.window
-        reach = 2.0 ** torch.arange(config.heads)
-        fall = -torch.arange(config.window) / reach[:, None]
-        self.table = nn.Parameter(fall[None, :, :, None].repeat(2, 1, 1, 3))
+        scale = 2.0 ** torch.arange(config.heads)
+        start = -torch.arange(config.window) / scale[:, None]
+        self.table = nn.Parameter(start[None, :, :, None].repeat(2, 1, 1, 3))
 
     def forward(self, distance: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, M) each -> two of (B, H, N, M)"""
+        """Distances and relations (B, N, M) -> biases for audio and text keys, (B, H, N, M) each."""
         index = distance.clamp(0, self.window - 1) * 3 + relation
         audio, text = self.table.flatten(2).unbind(0)
         return audio[:, index].transpose(0, 1), text[:, index].transpose(0, 1)
 
 
 class FusionLayer(nn.Module):
-    """x ← LN(x + W_o gate(x)), x ← LN(x + FFN(x)), both modalities at once, each reading the other's old state."""
+    """x ← LN(x + W_o gate(x)), x ← LN(x + FFN(x)) for both modalities; each one reads the other's input state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.halves = nn.ModuleList(FusionHalf(config) for _ in range(2))
 
-    def share(self, modality: int) -> FusionHalf:
-        """One modality's parameters."""
+    def for_modality(self, modality: int) -> FusionHalf:
+        """The parameters of one modality."""
         half = self.halves[modality]
         assert isinstance(half, FusionHalf)
         return half
 
-    def remember(self, x: Tensor, modality: int) -> Slots:
-        """(B, M, d) states of one modality -> its keys and values, (B, M, d) each."""
-        return Slots(*self.share(modality).key_value(x).chunk(2, -1))
+    def keys_values(self, x: Tensor, modality: int) -> KeyValues:
+        """Keys and values (B, M, d) of one modality's states (B, M, d)."""
+        return KeyValues(*self.for_modality(modality).key_value(x).chunk(2, -1))
 
     def forward(
         self,
         state: tuple[Tensor, Tensor],
-        slots: list[Slots],
+        keys_values: list[KeyValues],
         visible: list[Tensor],
         bias: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Tensor, Tensor]:
-        """Queries (B, N, d) of both modalities on slots (B, M, d) of both -> the new states.
+        """Update both modalities.
 
-        `visible` (B, 1 or N, M) and `bias` (B, H, N, M) belong to the key's modality.
+        Args:
+            state: audio and text, (B, N, d) each.
+            keys_values: of audio and text, (B, M, d) each.
+            visible, bias: by modality of the keys, (B, 1 or N, M) and (B, H, N, M) or None.
         """
-        audio, text = self.share(AUDIO), self.share(TEXT)
+        audio, text = self.for_modality(AUDIO), self.for_modality(TEXT)
         heads = audio.heads
         memories = [
             Memory(split_heads(s.keys, heads), split_heads(s.values, heads), v, b)
-            for s, v, b in zip(slots, visible, bias)
+            for s, v, b in zip(keys_values, visible, bias)
         ]
         gated = both_gates(
-            [audio.ask(state[AUDIO]), text.ask(state[TEXT])],
+            [audio.project_queries(state[AUDIO]), text.project_queries(state[TEXT])],
             memories,
             [audio.weights, text.weights],
             relevance=audio.config.relevance,
@@ -122,14 +126,14 @@ class FusionLayer(nn.Module):
 
 
 class FusionHalf(nn.Module):
-    """One modality's share of a fusion layer: its projections, relevance, gate, norms and FFN."""
+    """One modality's part of a fusion layer: projections, relevance, gate, norms and FFN."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, heads = config.width, config.heads
         e = d // heads
         self.heads, self.config = heads, config
-        self.queries = nn.Linear(d, 2 * d)  # q asks the own modality, q' the other
+        self.queries = nn.Linear(d, 2 * d)  # q for keys of the same modality, q' for the other one
         self.key_value = nn.Linear(d, 2 * d)
         self.w_r = nn.Parameter(torch.randn(heads, 2 * e) * (2 * e) ** -0.5)
         self.b_r = nn.Parameter(torch.zeros(heads))
@@ -143,16 +147,16 @@ class FusionHalf(nn.Module):
 
     @property
     def weights(self) -> GateWeights:
-        """Of relevance and gate."""
+        """Weights of relevance and gate."""
         return GateWeights(self.w_r, self.b_r, self.w_g, self.b_g)
 
-    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, d) -> q and q', (B, H, N, e) each."""
+    def project_queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries q and q', (B, H, N, e) each, of states (B, N, d)."""
         query, cross = (split_heads(part, self.heads) for part in self.queries(x).chunk(2, -1))
         return query, cross
 
     def forward(self, x: Tensor, gated: Tensor) -> Tensor:
-        """State (B, N, d) and what the gate let through (B, H, N, e) -> the new state."""
+        """New state (B, N, d) of a state (B, N, d) and the gate's output (B, H, N, e)."""
         update = self.dropout(self.out(join_heads(gated)))
         if not self.config.residual:
             return self.feed_norm(self.feed(self.norm(update)))
@@ -161,7 +165,7 @@ class FusionHalf(nn.Module):
 
 
 class StatisticsPooling(nn.Module):
-    """Attention pooling to one code: weighted mean and deviation, (U, T, d) -> (U, d)."""
+    """Attention pooling of mean and deviation to one code: (U, T, d) -> (U, d)."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -178,17 +182,17 @@ class StatisticsPooling(nn.Module):
 
 
 class Head(nn.Sequential):
-    """MLP to logits."""
+    """Two-layer MLP to logits."""
 
     def __init__(self, d: int, labels: int, dropout: float) -> None:
         super().__init__(nn.Linear(d, d // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d // 2, labels))
 
 
 class Standardise(nn.Module):
-    """Each dimension of an encoder's states to mean 0 and deviation 1 over the training data: (…, dim) -> (…, dim).
+    """Standardise each dimension of an encoder's states over the training data: (…, dim) -> (…, dim).
 
-    Set once before training (training/material.py) and fixed from then on: some dimensions of Whisper's and of BERT's
-    states are hundreds of times larger than others, and a projection learns slowly from such a mixture.
+    The statistics are set once before training (training/feature_provider.py). Some dimensions of Whisper's and BERT's
+    states are hundreds of times larger than others, and a projection of such inputs learns slowly.
     """
 
     def __init__(self, dim: int) -> None:
@@ -199,7 +203,7 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def set(self, mean: Tensor, deviation: Tensor) -> None:
-        """Fix mean and deviation, (dim,) each."""
+        """Set mean and deviation, (dim,) each."""
         self.mean.copy_(mean)
         self.scale.copy_(1 / deviation.clamp(min=1e-3))
 
@@ -219,7 +223,7 @@ class LayerMix(nn.Module):
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """(U, T, d) -> (U, d) over what the mask keeps; zero where it keeps nothing."""
+    """Mean (U, d) of (U, T, d) over the positions in the mask; zero for an empty mask."""
     weight = mask[..., None].to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 

@@ -1,7 +1,7 @@
-"""HBAF, top down, in the words of training/MODEL.md.
+"""The HBAF model, top down, as described in docs/model.md.
 
 Shapes: B dialogues, N utterances of a dialogue, U utterances of a batch, F audio frames at 12.5 Hz, T text tokens,
-d width, H heads, e = d/H, W window, M memory slots. Modality 0 is audio, 1 is text. Parts: training/layers.py.
+d width, H heads, e = d/H, W window, M key/value slots. Modality 0 is audio, 1 is text. Layers: training/layers.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from training.layers import (
     ConvContext,
     FusionLayer,
     Head,
+    KeyValues,
     LayerMix,
     OrderBias,
     SelfAttention,
-    Slots,
     Standardise,
     StatisticsPooling,
     join_heads,
@@ -31,19 +31,18 @@ from training.layers import (
     split_heads,
 )
 
-PART = 16  # utterances of like lengths that are computed together; more where they are short
-PART_SLOTS = 512  # frames and tokens of a part, padded
+PART_UTTERANCES = 16  # utterances of similar length computed together; more if they are short
+PART_POSITIONS = 512  # padded frames and tokens of all utterances of a part
 
 
 @dataclass
 class Batch:
-    """U utterances and how they follow one another in B dialogues.
+    """U utterances and their order in B dialogues.
 
     Shapes: audio (U, 4F', states, dim), audio_mask (U, 4F') bool, text (U, T, states, dim), text_mask (U, T) bool,
-    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64, honest (U, 2) bool;
-    a label of −1 is unknown: the turn is context only.
-    An absent modality is a row whose mask is all False; one that misleads is not `honest`, and no uni-modal or
-    contrastive loss is taken on it.
+    rows (B, N) int64 index into U or −1, relation (B, N, N) int64, labels (U,) int64, is_matched (U, 2) bool;
+    a turn with the label −1 is only context. The mask of an absent modality is all False. No unimodal or contrastive
+    loss is computed on a modality that is not `is_matched`.
     """
 
     audio: Tensor
@@ -53,11 +52,11 @@ class Batch:
     rows: Tensor
     relation: Tensor
     labels: Tensor
-    honest: Tensor
+    is_matched: Tensor
 
 
 class Output(NamedTuple):
-    """logits (U, labels), embedding (U, 2d), audio_logits and text_logits (U, labels) and the unimodal codes (U, d)."""
+    """logits, audio_logits, text_logits (U, labels), embedding (U, 2d), unimodal audio_code and text_code (U, d)."""
 
     logits: Tensor
     embedding: Tensor
@@ -73,8 +72,8 @@ class HBAF(nn.Module):
     Args:
         config: sizes and ablations.
 
-    Source: training/MODEL.md. `forward` sees whole dialogues through a causal sliding window; export/graphs.py
-    takes the same parts turn by turn, with earlier turns in rings.
+    Source: docs/model.md. `forward` processes whole dialogues with a causal sliding window. export/graphs.py uses
+    the same layers turn by turn, with the keys and values of earlier turns in ring buffers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -96,81 +95,81 @@ class HBAF(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Output:
-        """A whole pass over the batch's dialogues, causal unless the config says otherwise."""
+        """Process whole dialogues, causally unless the config says otherwise."""
         parts = by_length(batch, self.config.stack)
-        heard = [self.represent(*part[1:]) for part in parts]
+        represented = [self.represent(*part[1:]) for part in parts]
         present = torch.stack([batch.audio_mask.any(1), batch.text_mask.any(1)], 1)
-        back = torch.argsort(torch.cat([rows for rows, *_ in parts]))
-        means = torch.cat([m for *_, m in heard])[back]
+        original_order = torch.argsort(torch.cat([rows for rows, *_ in parts]))
+        means = torch.cat([m for *_, m in represented])[original_order]
         window = Window.of(batch, present, self.config)
         past = window.gather(self.context(window.scatter(means), window))
-        sounds = torch.cat([masked_mean(frames, mask) for frames, mask, *_ in heard])[back]
-        unimodal = sounds, means[:, TEXT]  # before any word reaches audio
+        audio_codes = torch.cat([masked_mean(frames, mask) for frames, mask, *_ in represented])[original_order]
+        unimodal = audio_codes, means[:, TEXT]  # before either modality reads the other
         codes = torch.cat(
             [
                 self.fuse_utterance(frames + past[rows, None], frame_mask, tokens, token_mask)
-                for (rows, *_, token_mask), (frames, frame_mask, tokens, _) in zip(parts, heard)
+                for (rows, *_, token_mask), (frames, frame_mask, tokens, _) in zip(parts, represented)
             ]
-        )[back]
+        )[original_order]
         fused = window.gather(self.fuse_dialogue(window.scatter(codes), window))
         embedding = fused.flatten(1)
         audio_logits, text_logits = (head(code) for head, code in zip(self.unimodal_heads, unimodal))
         return Output(self.head(embedding), embedding, audio_logits, text_logits, *unimodal)
 
     def represent(self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """Uni-modal representation of each utterance by itself.
+        """Unimodal representation of each utterance.
 
         Returns:
-            frames (U, F, d), frame_mask (U, F), tokens (U, T, d) and the means (U, 2, d) that later turns recall.
+            frames (U, F, d), frame_mask (U, F), tokens (U, T, d) and means (U, 2, d), the context of later turns.
         """
         return self.represent_mixed(self.audio.mix(audio), audio_mask, self.text.mix(text), text_mask)
 
     def represent_mixed(self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """`represent` from encoder states whose layers are already summed: (U, 4F, dim) and (U, T, dim)."""
+        """`represent` for encoder states whose layers are already summed: (U, 4F, dim) and (U, T, dim)."""
         projected, frames, frame_mask = self.audio(audio, audio_mask)
         tokens = self.text(text)
         means = torch.stack([masked_mean(projected, frame_mask), masked_mean(tokens, text_mask)], 1)
         return frames, frame_mask, tokens, means
 
     def fuse_utterance(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """Utterance scope: frames × tokens, both ways, then pooling to (U, 2, d); absent ones are learned vectors."""
+        """Utterance scope: fuse frames and tokens, pool to codes (U, 2, d); an absent modality has a learned code."""
         masks = frame_mask, token_mask
         state = frames, tokens
         for layer in self.utterance_scope if self.config.fusion else ():
             assert isinstance(layer, FusionLayer)
             visible = [m[:, None] for m in masks]
-            slots = [layer.remember(x, modality) for modality, x in enumerate(state)]
-            state = layer(state, slots, visible, (None, None))
+            keys_values = [layer.keys_values(x, modality) for modality, x in enumerate(state)]
+            state = layer(state, keys_values, visible, (None, None))
         codes = [pool(x, m) for pool, x, m in zip(self.pool, state, masks)]
         present = [m.any(1, keepdim=True) for m in masks]
         return torch.stack([torch.where(p, c, a) for p, c, a in zip(present, codes, self.absent)], 1)
 
     def fuse_dialogue(self, codes: Tensor, window: Window) -> Tensor:
-        """Dialogue scope over a whole dialogue: (B, N, 2, d) -> (B, N, 2, d)."""
+        """Dialogue scope over whole dialogues: (B, N, 2, d) -> (B, N, 2, d)."""
         for layer, bias in zip(self.dialogue_scope, self.bias) if self.config.fusion else ():
             assert isinstance(layer, FusionLayer)
             state = codes[:, :, AUDIO], codes[:, :, TEXT]
-            slots = [layer.remember(x, modality) for modality, x in enumerate(state)]
+            keys_values = [layer.keys_values(x, modality) for modality, x in enumerate(state)]
             visible = [window.visible & window.present[:, None, :, m] for m in (AUDIO, TEXT)]
-            codes = torch.stack(layer(state, slots, visible, bias(window.distance, window.relation)), 2)
+            codes = torch.stack(layer(state, keys_values, visible, bias(window.distance, window.relation)), 2)
         return codes
 
 
 def by_length(batch: Batch, stack: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Utterances of like lengths together, each part cut to its longest: rows and their audio, text and masks.
+    """Split a batch into parts of utterances of similar length: rows, audio, audio mask, text, text mask of each.
 
-    Lengths in a batch differ tenfold, and what is done to each utterance by itself costs as much for padding as for
-    sound. Nothing but lengths decides, so that a changed utterance of the same length is computed as before.
+    Lengths in a batch differ by a factor of ten, and padding costs as much as data. The split depends on lengths only,
+    so changing an utterance but not its length changes nothing for the others.
     """
     ends = [
         (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
         for mask in (batch.audio_mask, batch.text_mask)
     ]
     order = torch.argsort(ends[AUDIO] * (batch.text_mask.shape[1] + 1) + ends[TEXT], stable=True)
-    part = max(PART, PART_SLOTS // max(1, int((ends[AUDIO] // stack + ends[TEXT]).max())))
+    size = max(PART_UTTERANCES, PART_POSITIONS // max(1, int((ends[AUDIO] // stack + ends[TEXT]).max())))
     parts = []
     inputs = batch.audio, batch.audio_mask, batch.text, batch.text_mask
-    for rows, *cut in zip(order.split(part), *(x[order].split(part) for x in inputs)):
+    for rows, *cut in zip(order.split(size), *(x[order].split(size) for x in inputs)):
         frames, tokens = (max(1, int(end[rows].max())) for end in ends)
         frames += -frames % stack
         parts.append((rows, cut[0][:, :frames], cut[1][:, :frames], cut[2][:, :tokens], cut[3][:, :tokens]))
@@ -179,7 +178,7 @@ def by_length(batch: Batch, stack: int) -> list[tuple[Tensor, Tensor, Tensor, Te
 
 @dataclass
 class Window:
-    """Who sees whom: the causal sliding window over B dialogues of N turns.
+    """The causal sliding window: which of N turns see which earlier turns, in B dialogues.
 
     Shapes: visible (B, N, M) bool, distance and relation (B, N, M) int64, present (B, M, 2) bool.
     """
@@ -192,29 +191,29 @@ class Window:
 
     @classmethod
     def of(cls, batch: Batch, present: Tensor, config: ModelConfig) -> Window:
-        """The window of a batch; the bidirectional variant is for offline comparison only."""
+        """The window of a batch. The bidirectional variant is only for comparison."""
         turns = torch.arange(batch.rows.shape[1], device=batch.rows.device)
         distance = turns[:, None] - turns[None]
         if not config.causal:
             distance = distance.abs()
-        real = batch.rows >= 0
-        visible = (distance >= 0) & (distance < config.window) & real[:, None, :]
-        scattered = present[batch.rows.clamp(min=0)] & real[..., None]
+        is_turn = batch.rows >= 0
+        visible = (distance >= 0) & (distance < config.window) & is_turn[:, None, :]
+        scattered = present[batch.rows.clamp(min=0)] & is_turn[..., None]
         return cls(visible, distance.expand(visible.shape), batch.relation, scattered, batch.rows)
 
     def scatter(self, utterances: Tensor) -> Tensor:
-        """(U, …) -> (B, N, …)"""
+        """Arrange utterances (U, …) by dialogue and turn, (B, N, …)."""
         return utterances[self.rows.clamp(min=0)]
 
     def gather(self, turns: Tensor) -> Tensor:
-        """(B, N, …) -> (U, …), in the order of the rows."""
-        real = self.rows >= 0
-        flat = turns[real]
-        return torch.zeros_like(flat).index_copy(0, self.rows[real], flat)
+        """The inverse of `scatter`: (B, N, …) -> (U, …)."""
+        is_turn = self.rows >= 0
+        flat = turns[is_turn]
+        return torch.zeros_like(flat).index_copy(0, self.rows[is_turn], flat)
 
 
 class TextProjection(nn.Module):
-    """(U, T, dim) layers summed by `mix` -> (U, T, d): projection and LayerNorm."""
+    """Projection and LayerNorm of states summed by `mix`: (U, T, dim) -> (U, T, d)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -229,7 +228,7 @@ class TextProjection(nn.Module):
 
 
 class AudioContextNetwork(nn.Module):
-    """A = LN(W x + SelfAttention(ConvContext(x))) over frames stacked four to one."""
+    """A = LN(W x + SelfAttention(ConvContext(x))) over stacks of four frames."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -246,9 +245,10 @@ class AudioContextNetwork(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, mixed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, frames at 50 Hz, dim) with layers summed by `mix` -> projected (U, F, d), A (U, F, d), frame_mask (U, F).
+        """Process states (U, frames at 50 Hz, dim) summed by `mix`; the number of frames is a multiple of the stack.
 
-        Frames are padded with zeros to a multiple of four by the caller; a stack counts if any of its frames does.
+        Returns:
+            projected (U, F, d), A (U, F, d) and frame_mask (U, F), true where any frame of the stack is.
         """
         stack = self.config.stack
         mixed = torch.where(mask[..., None], self.standardise(mixed), 0.0)
@@ -262,7 +262,7 @@ class AudioContextNetwork(nn.Module):
 
 
 class DialogueContext(nn.Module):
-    """Contextual content for the low-level audio: what earlier utterances' audio and words add to every frame."""
+    """Context for the audio frames: attention over the means of earlier utterances' audio and text."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -273,25 +273,25 @@ class DialogueContext(nn.Module):
         self.bias = OrderBias(config)
         self.out = nn.Linear(d, d)
 
-    def remember(self, means: Tensor) -> Slots:
-        """(…, 2, d) means -> keys and values (…, 2, d) for later turns."""
+    def keys_values(self, means: Tensor) -> KeyValues:
+        """Keys and values (…, 2, d) for later turns of means (…, 2, d)."""
         pairs = [project(means[..., m, :]).chunk(2, -1) for m, project in enumerate(self.key_value)]
-        return Slots(*(torch.stack(parts, -2) for parts in zip(*pairs)))
+        return KeyValues(*(torch.stack(parts, -2) for parts in zip(*pairs)))
 
     def forward(self, means: Tensor, window: Window) -> Tensor:
-        """(B, N, 2, d) -> (B, N, d)"""
+        """Context (B, N, d) of means (B, N, 2, d)."""
         earlier = window.visible & (window.distance > 0)
-        return self.recall(means[:, :, AUDIO], self.remember(means), earlier, window)
+        return self.attend_to_past(means[:, :, AUDIO], self.keys_values(means), earlier, window)
 
-    def recall(self, means: Tensor, slots: Slots, earlier: Tensor, window: Window) -> Tensor:
-        """Queries (B, N, d) on slots (B, M, 2, d) -> (B, N, d), zero where no earlier turn is visible."""
+    def attend_to_past(self, means: Tensor, keys_values: KeyValues, earlier: Tensor, window: Window) -> Tensor:
+        """Attend from means (B, N, d) to keys and values (B, M, 2, d) -> (B, N, d); zero without earlier turns."""
         if not self.config.context_network:
             return torch.zeros_like(means)
         heads = self.config.heads
         visible = [earlier & window.present[:, None, :, m] for m in (AUDIO, TEXT)]
-        keys, values = (split_heads(x.transpose(1, 2).flatten(1, 2), heads) for x in slots)
+        keys, values = (split_heads(x.transpose(1, 2).flatten(1, 2), heads) for x in keys_values)
         bias = self.bias(window.distance, window.relation)
         memory = Memory(keys, values, torch.cat(visible, -1), torch.cat(bias, -1))
-        result, seen = attend(split_heads(self.query(means), heads), memory)
+        result, has_past = attend(split_heads(self.query(means), heads), memory)
         projected = self.out(join_heads(result))
-        return torch.where(seen[:, 0], projected, 0.0)
+        return torch.where(has_past[:, 0], projected, 0.0)

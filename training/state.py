@@ -1,6 +1,6 @@
-"""A run that can be killed and goes on as if it had not been: everything its next epoch depends on, in one file.
+"""State of a run on disk, with which a killed run resumes exactly: all that its next epoch depends on, in one file.
 
-Random numbers need no saving: every epoch seeds its own from the run's seed (training/loop.py).
+Random number generators are not stored, since every epoch seeds its own from the run's seed (training/loop.py).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from training.config import ModelConfig, TrainConfig
 from training.errors import TrainingError
 from training.files import write
 
-FILE = "state.safetensors"
+STATE_FILE = "state.safetensors"
+RENAMED = {"mislead": "mismatch", "misleading": "mismatched"}  # settings that older state files call differently
 
 
 class Average:
-    """Exponential moving average of the weights that learn; young averages forget faster.
+    """Exponential moving average of the trained weights; early averages use a smaller decay.
 
     Args:
-        parameters: those that learn.
-        decay: of one step; 0 keeps no average, and `applied` changes nothing.
+        parameters: the trained parameters.
+        decay: per step; 0 turns averaging off, and `applied` changes nothing.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -38,14 +39,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
+        """Include the weights after `step` steps."""
         if self.decay:
             decay = min(self.decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The averaged weights in the model's place."""
+        """Context in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -55,14 +56,14 @@ class Average:
     @torch.no_grad()
     def _swap(self) -> None:
         for parameter, average in zip(self.parameters, self.average):
-            held = parameter.detach().clone()
+            current = parameter.detach().clone()
             parameter.copy_(average)
-            average.copy_(held)
+            average.copy_(current)
 
 
 @dataclass
 class Progress:
-    """How far a run is: epochs done, steps taken, the best dev scores and how many epochs ago they were."""
+    """Epochs and steps done, the best dev scores, and the number of epochs since then."""
 
     epoch: int = 0
     step: int = 0
@@ -71,41 +72,41 @@ class Progress:
 
 
 def identity(config: TrainConfig, model: ModelConfig, init: Path | None) -> dict[str, Any]:
-    """All that a run was begun with; one that goes on must have been begun with the same."""
-    whole = {**config.to_json(), "model": model.to_json(), "init": str(init)}
-    found: dict[str, Any] = json.loads(json.dumps(whole))
-    return found
+    """The settings of a run as JSON values; a run only resumes with the same settings."""
+    settings = {**config.to_json(), "model": model.to_json(), "init": str(init)}
+    json_values: dict[str, Any] = json.loads(json.dumps(settings))
+    return json_values
 
 
 def save(
     out: Path,
-    begun: dict[str, Any],
+    settings: dict[str, Any],
     progress: Progress,
     optimiser: torch.optim.Optimizer,
     average: Average,
 ) -> None:
-    """Write the state, whole or not at all; `begun` is the run's `identity`."""
+    """Write the state atomically; `settings` is the run's `identity`."""
     tensors = {f"weight/{i}": p.detach() for i, p in enumerate(_parameters(optimiser))}
     for i, values in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{i}/{name}": torch.as_tensor(value) for name, value in values.items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
-    about = {"begun": begun, "progress": vars(progress)}
-    held = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    write(out / FILE, as_bytes(held, metadata={"state": json.dumps(about)}))
+    about = {"begun": settings, "progress": vars(progress)}
+    on_cpu = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    write(out / STATE_FILE, as_bytes(on_cpu, metadata={"state": json.dumps(about)}))
 
 
-def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, average: Average) -> Progress:
-    """Go on from a folder's state, or from the beginning where there is none.
+def load(out: Path, settings: dict[str, Any], optimiser: torch.optim.Optimizer, average: Average) -> Progress:
+    """Restore the state of a run, or return the progress of a new run if there is no state file.
 
     Raises:
-        TrainingError: where the folder holds a run of another config.
+        TrainingError: the folder contains a run with other settings.
     """
-    path = out / FILE
+    path = out / STATE_FILE
     if not path.exists():
         return Progress()
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["state"])
-        check_same(out, about["begun"], begun)
+        check_same_settings(out, about["begun"], settings)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -114,26 +115,35 @@ def load(out: Path, begun: dict[str, Any], optimiser: torch.optim.Optimizer, ave
             moments.setdefault(int(i), {})[name[0]] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     with torch.no_grad():
-        for kind, held in (("weight", _parameters(optimiser)), ("average", average.average)):
-            for i, tensor in enumerate(held):
+        for kind, targets in (("weight", _parameters(optimiser)), ("average", average.average)):
+            for i, tensor in enumerate(targets):
                 tensor.copy_(tensors[f"{kind}/{i}"])
     return Progress(**about["progress"])
 
 
-def check_same(out: Path, stored: dict[str, Any], begun: dict[str, Any]) -> None:
-    """Refuse to go on with a run that began with other choices."""
-    other = [name for name in begun if begun[name] != stored.get(name)]
-    if other:
-        said = ", ".join(f"{name} {_short(stored.get(name), begun[name])}" for name in other)
-        raise TrainingError(f"{out} holds a run of another config ({said}); choose another --out, or --restart")
+def check_same_settings(out: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise TrainingError if the run in a folder was started with other settings."""
+    stored = _with_current_names(stored)
+    different = [name for name in settings if settings[name] != stored.get(name)]
+    if different:
+        values = ", ".join(f"{name} {_difference(stored.get(name), settings[name])}" for name in different)
+        raise TrainingError(
+            f"{out} contains a run with other settings ({values}); choose another --out, or give --restart"
+        )
 
 
-def _short(there: Any, now: Any) -> str:
-    """Two values, or of two dictionaries only what differs."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        keys = [k for k in now if now[k] != there.get(k)]
-        there, now = ({k: d.get(k) for k in keys} for d in (there, now))
-    return f"{there!r} there, {now!r} now"
+def _with_current_names(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {RENAMED.get(name, name): _with_current_names(value) for name, value in settings.items()}
+
+
+def _difference(stored: Any, requested: Any) -> str:
+    """Two values as text; of two dictionaries only the entries that differ."""
+    if isinstance(stored, dict) and isinstance(requested, dict):
+        keys = [k for k in requested if requested[k] != stored.get(k)]
+        stored, requested = ({k: d.get(k) for k in keys} for d in (stored, requested))
+    return f"{stored!r} there, {requested!r} now"
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

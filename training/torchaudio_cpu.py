@@ -1,10 +1,9 @@
-"""Make torchaudio (and with it transformers) importable beside a CPU build of torch.
+"""Make torchaudio, and with it transformers, importable with a CPU build of torch.
 
-The wheels of torchaudio 2.11 link CUDA libraries, so with a CPU torch `import torchaudio` ends in OSError; and
-transformers, which imports torchaudio wherever it finds it, fails with it. Everything this project uses (transforms,
-functional, compliance.kaldi) is plain Python over torch; only rnnt_loss and forced_align live in that library. So the
-package's loader is replaced by one that says "not available", which is what torchaudio itself does on systems built
-without the library.
+The wheels of torchaudio 2.11 link CUDA libraries, so `import torchaudio` raises OSError with a CPU torch. transformers
+imports torchaudio if it is installed and fails, too. This project only uses parts of torchaudio that are Python over
+torch (transforms, functional, compliance.kaldi); rnnt_loss and forced_align need the library. So the loader is
+replaced by one that reports the library as not available, as torchaudio does where it was built without it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import types
 
 
 def ensure_importable() -> bool:
-    """Import torchaudio with or without its compiled library; False where torchaudio is not installed.
+    """Import torchaudio with or without its compiled library. Return False if torchaudio is not installed.
 
     >>> ensure_importable() in (True, False)
     True

@@ -1,19 +1,18 @@
-"""Train on any corpus, once or over seeds and folds; scored on test, and shown as a table.
+"""Train on any corpus, once or for several seeds and folds, score the test split and print a table.
 
     python -m training.train --corpus meld --use text --text-tuning full --epochs 3 --out runs/text
     python -m training.train --corpus manifest:mine.jsonl --out runs/mine
     python -m training.train --corpus ravdess-8 --use audio --folds all --seeds 0 1 2 --out runs/ravdess
     torchrun --nproc-per-node 2 -m training.train --corpus iemocap-6:IEMOCAP --out runs/iemocap
 
-A run that was killed goes on when the same command is given again, and one that is there already is not repeated. Fold
-k tests and fold k + 1 selects; predictions of all folds are pooled to one set of scores per seed. training/MODEL.md
-says what the choices mean. A corpus is NAME or NAME:PATH: meld, iemocap-6, iemocap-4, ravdess, ravdess-8, tess,
-emogator, dailytalk, features:FILE.npz, manifest:FILE.
+The same command resumes a killed run and does not repeat a finished one. Fold k is test and fold k + 1 is dev; the
+predictions of all folds are pooled to one set of scores per seed. docs/model.md explains the settings. A corpus is
+NAME or NAME:PATH: meld, iemocap-6, iemocap-4, ravdess, ravdess-8, tess, emogator, dailytalk, features:FILE.npz,
+manifest:FILE.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,133 +20,132 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from training import distributed, loop
-from training.command import cli
+from training.command import cli, emit
 from training.config import ModelConfig, TrainConfig
 from training.corpora.records import Corpus
 from training.errors import TrainingError
+from training.feature_provider import FeatureProvider
 from training.files import write, write_json
-from training.learner import load_learner
-from training.material import Material
 from training.metrics import fit_temperature, scores
-from training.stages import load_corpus, score
+from training.tasks import load_corpus, predict_labelled
+from training.training_module import load_training_module
 
-SHOWN = ("weighted_f1", "macro_f1", "uar", "ece")
+TABLE_SCORES = ("weighted_f1", "macro_f1", "uar", "ece")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which runs are made, and how each starts."""
+    """The runs of a command, and how each one starts."""
 
-    seeds: tuple[int, ...] = ()  # several runs, reported with mean and deviation; none is --seed alone
+    seeds: tuple[int, ...] = ()  # one run per seed, with mean and deviation in the summary; none uses --seed
     folds: Literal["own", "all"] = "own"  # all: cross-validation over the corpus' folds; own: its own split, or --fold
-    init: Path | None = None  # checkpoint to start from, or a folder of such with the same seeds and folds
-    restart: bool = False  # forget what the folder holds
+    init: Path | None = None  # checkpoint to start from, or a folder of checkpoints with the same seeds and folds
+    restart: bool = False  # remove earlier runs from the folder
 
 
-def carry_out(
+def run_plan(
     config: TrainConfig,
     out: Path,
     plan: Plan,
     model: ModelConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Every run of the plan; returns the summary that is also written to summary.json."""
-    corpus, folds = folded(config, plan.folds == "all")
+    """Train all runs of a plan. Return the summary that is also written to summary.json."""
+    corpus, folds = corpus_and_folds(config, plan.folds == "all")
     seeds = plan.seeds or (config.seed,)
-    single = len(seeds) == 1 and len(folds) == 1
-    found, folders = [], []
+    is_single = len(seeds) == 1 and len(folds) == 1
+    seed_scores, folders = [], []
     for seed in seeds:
         predictions = []
         for fold in folds:
             name = f"seed{seed}" + ("" if fold is None else f"-fold{fold}")
-            start = plan.init and beginning(plan.init, name, single)
-            place = out if single else out / name
-            folders.append(str(place))
-            run = replace(config, seed=seed, fold=fold)
-            loop.train(run, place, model, start, device, plan.restart)
+            init = plan.init and start_checkpoint(plan.init, name, is_single)
+            folder = out if is_single else out / name
+            folders.append(str(folder))
+            run_config = replace(config, seed=seed, fold=fold)
+            loop.train(run_config, folder, model, init, device, plan.restart)
             if distributed.rank() == 0:
-                predictions.append(predictions_of(run, place, device))
+                predictions.append(predictions_on_test(run_config, folder, device))
         if distributed.rank() == 0:
-            found.append(pooled(predictions, corpus.labels))
+            seed_scores.append(pooled_scores(predictions, corpus.labels))
     about = {"seeds": list(seeds), "folds": len(folds), "scored_on": corpus.scored_split, "folders": folders}
-    result = summary(found) | about
+    result = summarise_seeds(seed_scores) | about
     if distributed.rank() == 0:
         write_json(out / "summary.json", result, indent=1)
     return result
 
 
-def folded(config: TrainConfig, cross_validate: bool) -> tuple[Corpus, list[int | None]]:
-    """The corpus and the folds that test in turn, or the config's own alone."""
+def corpus_and_folds(config: TrainConfig, cross_validate: bool) -> tuple[Corpus, list[int | None]]:
+    """Load the corpus. Return it with the folds to test on: all of them, or only the config's own."""
     if not cross_validate:
         return load_corpus(config), [config.fold]
     corpus = load_corpus(replace(config, fold=0)).require("test")
-    for fold in range(1, corpus.folds):  # so that an empty one is said before the first run
+    for fold in range(1, corpus.folds):  # an empty fold raises before the first run
         load_corpus(replace(config, fold=fold)).require("test")
     return corpus, list(range(corpus.folds))
 
 
-def beginning(init: Path, name: str, single: bool) -> Path:
-    """The checkpoint that a run of this name starts from; the runs of one plan start alike, or each from its own."""
-    if (init / "config.json").is_file() or (single and not (init / name).is_dir()):
-        return init  # where it is no checkpoint, loading it says so
+def start_checkpoint(init: Path, name: str, is_single: bool) -> Path:
+    """The checkpoint from which a run starts: `init` itself, or the checkpoint of the same name in `init`."""
+    if (init / "config.json").is_file() or (is_single and not (init / name).is_dir()):
+        return init  # loading raises if it is not a checkpoint
     if not (init / name / "config.json").is_file():
         raise TrainingError(
-            f"--init {init} is no checkpoint, and holds none named {name}; run its seeds and folds first"
+            f"--init {init} is not a checkpoint and has none named {name}; train its seeds and folds first"
         )
     return init / name
 
 
-def predictions_of(config: TrainConfig, out: Path, device: torch.device | str) -> dict[str, Tensor]:
-    """A run's logits and labels of its test split, and the temperature fitted on dev; kept beside its checkpoint."""
+def predictions_on_test(config: TrainConfig, out: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """Logits and labels of a run's test split, and the dev temperature; stored next to the checkpoint."""
     path = out / "predictions.safetensors"
     if not path.exists() or path.stat().st_mtime < (out / "config.json").stat().st_mtime:
         corpus = load_corpus(config)
-        learner = load_learner(out, device)
-        material = Material(learner, config, cached=False)
-        dev = score(learner, material, corpus.split("dev"), config.use)
+        module = load_training_module(out, device)
+        features = FeatureProvider(module, config, cached=False)
+        dev = predict_labelled(module, features, corpus.split("dev"), config.use)
         temperature = torch.tensor(fit_temperature(dev.logits, dev.labels))
-        test = score(learner, material, corpus.split(corpus.scored_split), config.use)
-        order = {d.name: i for i, d in enumerate(corpus.dialogues)}
-        turn = torch.tensor([[order[t.dialogue], t.place] for t in test.turns])
-        found = {"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}
-        write(path, as_bytes(found))
+        test = predict_labelled(module, features, corpus.split(corpus.scored_split), config.use)
+        dialogue_index = {d.name: i for i, d in enumerate(corpus.dialogues)}
+        turn = torch.tensor([[dialogue_index[t.dialogue], t.position] for t in test.turns])
+        tensors = {"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}
+        write(path, as_bytes(tensors))
     return load_file(path)
 
 
-def pooled(predictions: Sequence[dict[str, Tensor]], labels: tuple[str, ...]) -> dict[str, Any]:
-    """Scores over the folds' predictions together, each calibrated by its own temperature."""
+def pooled_scores(predictions: Sequence[dict[str, Tensor]], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Scores of the predictions of all folds together, each fold calibrated by its own temperature."""
     raw = torch.cat([p["logits"] for p in predictions])
     scaled = torch.cat([p["logits"] / p["temperature"] for p in predictions])
     truth = torch.cat([p["labels"] for p in predictions])
     return scores(scaled, truth, labels) | {"ece_before_scaling": scores(raw, truth, labels)["ece"]}
 
 
-def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and deviation over seeds of every single number, and each seed's own."""
-    numbers = [k for k, v in found[0].items() if isinstance(v, float)] if found else []
-    over = {name: [float(f[name]) for f in found] for name in numbers}
-    spread = {name: stdev(values) if len(values) > 1 else 0.0 for name, values in over.items()}
-    return {"mean": {n: mean(v) for n, v in over.items()}, "sd": spread, "runs": found}
+def summarise_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of every score, and the scores of each seed."""
+    names = [k for k, v in runs[0].items() if isinstance(v, float)] if runs else []
+    values_of = {name: [float(run[name]) for run in runs] for name in names}
+    deviation = {name: stdev(values) if len(values) > 1 else 0.0 for name, values in values_of.items()}
+    return {"mean": {n: mean(v) for n, v in values_of.items()}, "sd": deviation, "runs": runs}
 
 
-def cells(result: Mapping[str, Any], names: Sequence[str] = SHOWN) -> list[str]:
-    """Mean ± deviation over seeds, in percent."""
+def score_cells(result: Mapping[str, Any], names: Sequence[str] = TABLE_SCORES) -> list[str]:
+    """Table cells with mean ± deviation over seeds, in percent."""
     return [f"{100 * result['mean'][k]:.1f} ± {100 * result['sd'][k]:.1f}" for k in names]
 
 
-def table(results: Mapping[str, dict[str, Any]], first: str = "run") -> Table:
-    """A row of scores for each summary."""
-    shown = Table(first, "scored on", "seeds", *(name.replace("_", " ") for name in SHOWN))
+def table(results: Mapping[str, dict[str, Any]], first_column: str = "run") -> Table:
+    """A table with the scores of each summary."""
+    shown = Table(first_column, "scored on", "seeds", *(name.replace("_", " ") for name in TABLE_SCORES))
     for name, r in results.items():
-        on = r["scored_on"] if r["scored_on"] == "test" else "dev, which also selected"
-        shown.add_row(name, on, str(len(r["runs"])), *cells(r))
+        scored_on = r["scored_on"] if r["scored_on"] == "test" else "dev, also used for selection"
+        shown.add_row(name, scored_on, str(len(r["runs"])), *score_cells(r))
     return shown
 
 
@@ -157,20 +155,20 @@ def main(
     model: ModelConfig = ModelConfig(),
     plan: Plan = Plan(),
     compute: distributed.Compute = distributed.Compute(),
+    json_output: bool = False,
 ) -> None:
     """Train.
 
     Args:
-        out: folder of the run, or of one run for each seed and fold.
-        train: the run.
-        model: flags and sizes of a model that starts afresh; with --init they stay.
+        out: folder of the run, or of one run per seed and fold.
+        train: settings of the run.
+        model: flags and sizes of a new model; a model from --init keeps its own.
         plan: seeds, folds and start.
         compute: device and threads.
     """
-    result = carry_out(train, out, plan, model, compute.start())
+    result = run_plan(train, out, plan, model, compute.start())
     if distributed.rank() == 0:
-        Console().print(table({str(out): result}))
-        print(json.dumps(result))
+        emit(result, json_output, table({str(out): result}))
 
 
 if __name__ == "__main__":

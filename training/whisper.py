@@ -1,6 +1,6 @@
-"""Whisper's audio encoder in PyTorch, for utterances of any length up to 30 s, never padded.
+"""Whisper's audio encoder in PyTorch, for utterances of any length up to 30 s, without padding.
 
-It gives every layer's states, since emotion lives in other layers than words do (training/MODEL.md, "Encoders").
+It returns the states of every layer, since other layers carry emotion than carry words (docs/model.md, "Encoders").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hbaf_edge.mel import log_mel
 
 @dataclass(frozen=True)
 class WhisperSize:
-    """Width, heads and blocks of an encoder; positions at 50 Hz."""
+    """Sizes of an encoder. `positions` is the number of frames at 50 Hz."""
 
     dim: int = 384
     heads: int = 6
@@ -27,7 +27,7 @@ class WhisperSize:
 
 
 def sinusoids(positions: int, dim: int) -> Tensor:
-    """(positions, dim) fixed position codes, sines first, then cosines."""
+    """Fixed position codes (positions, dim): sines, then cosines."""
     rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
     angles = torch.arange(positions)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -48,8 +48,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         parts = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, keys, values = parts
-        seen = None if mask is None else mask[:, None, None]
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
+        key_mask = None if mask is None else mask[:, None, None]
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=key_mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.feed(self.feed_norm(x))
 
@@ -57,10 +57,11 @@ class Block(nn.Module):
 class WhisperEncoder(nn.Module):
     """(B, 80, frames) log-mel -> (B, ceil(frames / 2), layers + 1, dim) states at 50 Hz.
 
-    The states are the stem's output, each block's, and in place of the last block's its final LayerNorm. Utterances of
-    one batch must be of equal length, or come with `mask` (B, frames): then each is heard as it would be alone.
+    The states are the output of the convolutional stem and of each block; the last one passes the final LayerNorm.
+    Utterances of a batch must have equal lengths, or come with `mask` (B, frames). With a mask the states of each
+    utterance are the same as without padding.
 
-    Source: Radford et al. 2022; equal to the original weights' own runtime (tests/training/test_encoders.py).
+    Source: Radford et al. 2022; compared with the original runtime (tests/training/test_encoders.py).
     """
 
     def __init__(self, size: WhisperSize = WhisperSize()) -> None:
@@ -79,28 +80,28 @@ class WhisperEncoder(nn.Module):
     def layers(self, mel: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The states as a list of (B, frames, dim)."""
         x = functional.gelu(self.conv1(mel))
-        seen = None
+        state_mask = None
         if mask is not None:
-            # The convolutions pad with zeros where a clip ends; so must what lies behind a shorter clip's end.
+            # The convolutions pad the end of a clip with zeros, so the padding of a shorter clip must be zero, too.
             x = x * mask[:, None]
-            seen = mask[:, ::2]
+            state_mask = mask[:, ::2]
         x = functional.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
         states = [x]
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, state_mask)
             states.append(x)
         return [*states[:-1], self.norm(x)]
 
     def prepare(self, samples: Tensor) -> Tensor:
-        """(samples,) at 16 kHz -> (80, frames) log-mel, the runtime's own."""
+        """(samples,) at 16 kHz -> (80, frames) log-mel, computed as in the runtime."""
         return torch.from_numpy(log_mel(samples.numpy()))
 
     def frames(self, prepared: int) -> int:
-        """How many states log-mel of that many frames gives."""
+        """Number of states for this number of log-mel frames."""
         return -(-prepared // 2)
 
 
 def normalise_states(states: Tensor) -> Tensor:
-    """Each layer's states to mean 0 and variance 1 over their width, so that a learned sum can weigh them fairly."""
+    """Normalise each layer's states to mean 0 and variance 1 over their width, so that layers can be summed."""
     return functional.layer_norm(states, states.shape[-1:])

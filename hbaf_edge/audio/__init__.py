@@ -1,8 +1,8 @@
-"""Any audio a caller holds -> mono 16 kHz float32, with bounded work and a clear word on what was done to it.
+"""Audio input in any supported form -> mono 16 kHz float32, in bounded time and memory, with warnings for the caller.
 
-Training and runtime both read audio through this package, so that a model never hears anything else than it learned.
-`source` opens what was given, `headers` mends the sizes in it, `decode` reads its tail, `downmix` makes it mono and
-`samples` brings it to 16 kHz.
+Training and runtime both read audio through this package, so the model sees the same samples in both. `source` opens
+the input, `headers` corrects the sizes in its header, `decode` reads its last 20 s, `downmix` makes it mono and
+`samples` resamples it to 16 kHz.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio.decode import tail_of_array, tail_of_file
 from hbaf_edge.audio.downmix import Downmix
-from hbaf_edge.audio.level import Level
 from hbaf_edge.audio.raw import decode_raw
 from hbaf_edge.audio.samples import (
     CROP,
@@ -29,9 +28,10 @@ from hbaf_edge.audio.samples import (
     resample,
     resampled_length,
     silence_reason,
-    silent_end,
-    too_long,
+    silent_end_warning,
+    too_long_warning,
 )
+from hbaf_edge.audio.silence import SilenceTracker
 from hbaf_edge.errors import InputError
 
 __all__ = [
@@ -42,27 +42,30 @@ __all__ = [
     "SAMPLE_RATE",
     "Audio",
     "Downmix",
-    "Level",
+    "SilenceTracker",
     "crop_start",
     "load_audio",
     "load_chunk",
-    "silent_end",
-    "too_long",
+    "silent_end_warning",
+    "too_long_warning",
 ]
 
 
 def load_audio(source: Any, sample_rate: int | None = None, sample_format: str | None = None) -> Audio:
-    """Decode, mix to mono, keep the last 20 s and resample to 16 kHz.
+    """Decode audio, mix it to mono, keep its last 20 s and resample it to 16 kHz.
 
     Args:
-        source: a path, bytes or a binary file object (also one that cannot seek) holding WAV, FLAC, OGG, MP3 or
-            another file that libsndfile reads, with the extra `av` also WebM, MP4, M4A, ADTS, AMR, 3GP, MPEG-TS or
-            WMA; or a numpy array of float32, float64, int16 or int32 shaped (samples,) or (samples, channels).
-        sample_rate: Hz, 8,000 to 192,000. Required with an array and with `sample_format`; a file carries its own.
-        sample_format: of bytes without a header: s8, u8, s16le, s24le, s32le, f32le, f64le (or be), mulaw, alaw.
+        source: a path, bytes or a binary file object (seekable or not) with WAV, FLAC, OGG, MP3 or another format
+            that libsndfile reads; with the extra `av` also WebM, MP4, M4A, ADTS, AMR, 3GP, MPEG-TS and WMA. Or a
+            numpy array of float32, float64, int16 or int32 of shape (samples,) or (samples, channels).
+        sample_rate: Hz, 8,000 to 192,000. Required with an array and with `sample_format`; a file has its own.
+        sample_format: format of bytes without a header: s8, u8, s16le, s24le, s32le, f32le, f64le (or be), mulaw, alaw.
+
+    Returns:
+        The audio, with warnings and with the reason if it is silent.
 
     Raises:
-        InputError: for anything that cannot be read as audio; the text says what is accepted.
+        InputError: `source` cannot be read as audio; the message says what is accepted.
 
     >>> tone = np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
     >>> load_audio(tone, sample_rate=48_000).samples.shape
@@ -70,34 +73,34 @@ def load_audio(source: Any, sample_rate: int | None = None, sample_format: str |
     >>> load_audio(bytes(3_200), sample_rate=16_000, sample_format="s16le").silence
     'audio is digital silence'
     """
-    scale, widened = 1.0, 0
+    scale, peak = 1.0, 0
     if isinstance(source, np.ndarray):
         if sample_format is not None:
-            raise InputError(f"sample_format={sample_format!r} is for bytes; the type of an array says it already")
+            raise InputError(f"sample_format={sample_format!r} is for bytes; an array has its type already")
         array, scale, rate = check_array(source, sample_rate)
         tail = tail_of_array(array, rate, scale)
-        widened = int32_peak(tail.block)
+        peak = int32_peak(tail.block)
     else:
         tail = tail_of_file(source, sample_rate, sample_format)
     if len(tail.block) == 0:
-        raise InputError("the audio holds no samples; give at least 0.1 s, or None where there is no audio")
+        raise InputError("the audio has no samples; pass at least 0.1 s, or None if there is no audio")
     mix = Downmix(tail.rate)
     mono = mix(tail.block if scale == 1.0 else tail.block.astype(np.float64) * scale)
-    counted = mono[_first_counted(len(mono), tail.end, tail.rate) :]
-    silence = silence_reason(float(counted.min()), float(counted.max()), widened)
+    used = mono[_first_used(len(mono), tail.end, tail.rate) :]
+    silence = silence_reason(float(used.min()), float(used.max()), peak)
     seconds, warnings = tail.frames / tail.rate, (*tail.warnings, *mix.warnings)
     if tail.end < tail.frames:
-        warnings += (silent_end(seconds, tail.end / tail.rate),)
+        warnings += (silent_end_warning(seconds, tail.end / tail.rate),)
     elif seconds > MAX_SECONDS:
-        warnings += (too_long(seconds),)
+        warnings += (too_long_warning(seconds),)
     return Audio(resample(mono, tail.rate, tail.end), seconds, warnings, silence)
 
 
 def load_chunk(chunk: Any, sample_rate: int | None, sample_format: str | None = None) -> tuple[NDArray[Any], int, int]:
-    """Part of a sound that is still arriving, checked as a whole is.
+    """Check and convert one chunk of audio that is still arriving.
 
     Returns:
-        (samples, channels) in -1..1 at its own rate, the rate, and `int32_peak` of the array.
+        The samples (samples, channels) in -1..1, the sample rate in Hz, and the chunk's `int32_peak`.
 
     >>> load_chunk(np.zeros((320, 2), np.int16), 16_000)[0].shape
     (320, 2)
@@ -115,6 +118,6 @@ def load_chunk(chunk: Any, sample_rate: int | None, sample_format: str | None = 
     return (block if scale == 1.0 else block.astype(np.float64) * scale), rate, int32_peak(block)
 
 
-def _first_counted(length: int, end: int, rate: int) -> int:
-    """First of the samples at `rate` that the crop to 20 s keeps."""
+def _first_used(length: int, end: int, rate: int) -> int:
+    """Index, among the last `length` samples before frame `end` at `rate`, of the first that the crop to 20 s keeps."""
     return max(0, crop_start(resampled_length(end, rate)) * rate // SAMPLE_RATE - (end - length))

@@ -1,4 +1,4 @@
-"""Several channels -> one, also where they are wired in opposite phase and would cancel each other."""
+"""Several channels -> one, including microphones in opposite phase, whose mean would cancel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 from hbaf_edge.audio.samples import MAX_CHANNELS, MIN_SECONDS, SILENCE_PEAK, Samples, check_values
 
-CANCELLED = 0.1  # a mix this far below what unrelated channels would give is channels in opposite phase
+CANCELLED = 0.1  # the channels cancel if the mix has less than this share of the amplitude of unrelated channels' mix
 
 
 class Downmix:
-    """Mixes channels to mono; where they cancel each other, as microphones in opposite phase do, the loudest is used.
+    """Mix channels to mono. If they cancel each other, as microphones in opposite phase do, use the loudest channel.
 
-    It may be fed a sound in parts. The mean is used until the parts so far show that it cancels, for which a tenth of a
-    second of sound is needed; the choice of a channel then stays. After a second of sound that does not cancel, the
-    mean stays.
+    Audio may be fed in parts. The result is the mean of the channels until 0.1 s of audible samples show that the mean
+    cancels; from then on it is one channel. After 1 s of audible samples that do not cancel, it stays the mean.
 
     >>> x = np.sin(np.arange(8_000) / 9)
     >>> mix = Downmix(16_000)
@@ -26,18 +25,19 @@ class Downmix:
     """
 
     def __init__(self, rate: int) -> None:
-        self._enough, self._settled = MIN_SECONDS * rate, rate  # samples above silence: to judge, and to stop judging
-        self._heard = self._counted = 0  # samples above silence, and all
+        # Audible samples that a decision needs, and after which the mean stays.
+        self._min_audible, self._max_audible = MIN_SECONDS * rate, rate
+        self._audible = self._counted = 0  # samples louder than silence, and all samples
         self._channels = 0
-        self._picked: int | None = None
-        self._sums = np.zeros((2, MAX_CHANNELS + 1))  # of x and of x², for each channel and, last, for the mix
+        self._selected: int | None = None
+        self._sums = np.zeros((2, MAX_CHANNELS + 1))  # of x and x², for each channel and, last, the mix
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the caller should know."""
-        if self._picked is None:
+        """Warnings for the caller."""
+        if self._selected is None:
             return ()
-        which = f"channel {self._picked + 1} of {self._channels}"
+        which = f"channel {self._selected + 1} of {self._channels}"
         return (f"the channels cancel each other when mixed (opposite phase): {which} was used",)
 
     def __call__(self, block: NDArray[Any]) -> Samples:
@@ -47,23 +47,27 @@ class Downmix:
         if samples == 0:
             return np.zeros(0, np.float32)
         mix = block.mean(axis=1, dtype=np.float64)
-        if channels > 1 and self._picked is None and self._heard < self._settled:
-            self._judge(block, mix)
-        if self._picked is not None and self._picked < channels:
-            mix = block[:, self._picked]
+        if channels > 1 and self._selected is None and self._audible < self._max_audible:
+            self._detect_cancellation(block, mix)
+        if self._selected is not None and self._selected < channels:
+            mix = block[:, self._selected]
         return np.asarray(mix, np.float32)
 
-    def _judge(self, block: NDArray[Any], mix: NDArray[Any]) -> None:
+    def _detect_cancellation(self, block: NDArray[Any], mix: NDArray[Any]) -> None:
+        """Select the loudest channel if the mix has far less power than the channels.
+
+        Example: two equal microphones of power 1. In phase the mix has power 1, unrelated 1/2, in opposite phase 0.
+        """
         samples, channels = block.shape
-        if channels != self._channels:  # another microphone: what was summed says nothing of it
-            self._channels, self._heard, self._counted = channels, 0, 0
+        if channels != self._channels:  # another microphone: the old sums do not describe it
+            self._channels, self._audible, self._counted = channels, 0, 0
             self._sums = np.zeros((2, MAX_CHANNELS + 1))
-        every = np.concatenate([block.astype(np.float64), mix[:, None]], axis=1)
-        self._sums[:, : channels + 1] += every.sum(axis=0), np.square(every).sum(axis=0)
+        columns = np.concatenate([block.astype(np.float64), mix[:, None]], axis=1)
+        self._sums[:, : channels + 1] += columns.sum(axis=0), np.square(columns).sum(axis=0)
         self._counted += samples
-        first, second = self._sums[:, : channels + 1] / self._counted
-        self._heard += int((np.abs(block - first[:channels]) >= SILENCE_PEAK).any(axis=1).sum())
-        power = np.maximum(0, second - np.square(first))  # without offsets
-        unrelated = power[:channels].sum() / channels**2  # what the mix of unrelated channels would have
-        if self._heard >= self._enough and power[channels] < CANCELLED**2 * unrelated:
-            self._picked = int(power[:channels].argmax())
+        mean, mean_square = self._sums[:, : channels + 1] / self._counted
+        self._audible += int((np.abs(block - mean[:channels]) >= SILENCE_PEAK).any(axis=1).sum())
+        power = np.maximum(0, mean_square - np.square(mean))  # the variance, so that constant offsets do not count
+        unrelated = power[:channels].sum() / channels**2  # power of the mix if the channels were unrelated
+        if self._audible >= self._min_audible and power[channels] < CANCELLED**2 * unrelated:
+            self._selected = int(power[:channels].argmax())

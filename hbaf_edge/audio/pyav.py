@@ -1,7 +1,7 @@
-"""Recordings of browsers and phones through PyAV, which carries FFmpeg (extra `av`): WebM, MP4, AMR, WMA and others.
+"""Decode recordings of browsers and phones with PyAV, which contains FFmpeg (extra `av`): WebM, MP4, AMR, WMA, others.
 
-FFmpeg can read playlists and fetch what they name from a network. Here it gets the bytes from us, may use no protocol,
-and only the containers listed below.
+FFmpeg can read playlists and fetch their entries from a network. Here it gets its bytes from `Source`, may use no
+protocol, and may open only the containers listed below.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.audio.samples import MAX_CHANNELS, blocks_of, check_rate
+from hbaf_edge.audio.samples import MAX_CHANNELS, check_rate, split_blocks
 from hbaf_edge.audio.source import Source
 from hbaf_edge.errors import InputError
 
@@ -22,11 +22,11 @@ DEMUXERS = (
     "ac3,eac3,ape,wv,tta,gsm,g722,voc,nut"
 )
 OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
-MAX_BAD_PACKETS = 1_000  # then the rest is taken for damaged, and the work stays bounded
+MAX_BAD_PACKETS = 1_000  # then decoding stops, so that the work is bounded
 
 
 def is_installed() -> bool:
-    """Whether the extra `av` is there."""
+    """Whether the extra `av` is installed."""
     return importlib.util.find_spec("av") is not None
 
 
@@ -34,14 +34,14 @@ class Recording:
     """The audio track of a recording, in blocks.
 
     Args:
-        source: its bytes, at their beginning.
+        source: the recording's bytes.
 
     Attributes:
         rate: Hz.
-        damaged: parts that could not be decoded and were skipped.
+        damaged: number of parts that could not be decoded and were skipped.
 
     Raises:
-        InputError: it holds no audio track, or a track of a rate or number of channels that is not accepted.
+        InputError: there is no audio track, or its rate or number of channels is not accepted.
         av.FFmpegError: FFmpeg cannot read it.
     """
 
@@ -52,11 +52,9 @@ class Recording:
         self._container: Any = av.open(source, options=OPTIONS, metadata_errors="ignore")
         stream: Any = self._container.streams.best("audio")
         if stream is None:
-            raise InputError(f"{source.name} holds no audio track, or its end is missing")
+            raise InputError(f"{source.name} has no audio track, or its end is missing")
         if getattr(stream, "codec_context", None) is None:
-            raise InputError(
-                f"{source.name} holds audio of a codec that FFmpeg does not know; convert it to FLAC or WAV"
-            )
+            raise InputError(f"{source.name} has audio in a codec that FFmpeg does not know; convert it to FLAC or WAV")
         self._stream = stream
         self.rate = check_rate(stream.rate or 0, f"the sample rate of {source.name}")
         if not 1 <= stream.channels <= MAX_CHANNELS:
@@ -65,7 +63,7 @@ class Recording:
         self.damaged = 0
 
     def close(self) -> None:
-        """Release FFmpeg's memory; the source stays open."""
+        """Free FFmpeg's memory; the source stays open."""
         self._container.close()
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
@@ -76,28 +74,29 @@ class Recording:
             parts.append(part)
             length += len(part)
             if length >= self.rate:
-                yield from blocks_of(np.concatenate(parts), self.rate)
+                yield from split_blocks(np.concatenate(parts), self.rate)
                 parts, length = [], 0
         if parts:
-            yield from blocks_of(np.concatenate(parts), self.rate)
+            yield from split_blocks(np.concatenate(parts), self.rate)
 
     def _frames(self) -> Iterator[NDArray[np.float32]]:
+        """Decoded frames, (samples, channels), all with the same rate and number of channels."""
         convert, channels = self._converter(), 0
         for frame in self._decoded():
             try:
                 converted = convert.resample(frame)
-            except ValueError:  # rate or channels change in the middle, as in a call that was handed over
+            except ValueError:  # rate or channels change, as in a phone call that changes networks
                 convert = self._converter()
                 converted = convert.resample(frame)
-            for one in converted:
-                block = np.ascontiguousarray(one.to_ndarray().T)
+            for part in converted:
+                block = np.ascontiguousarray(part.to_ndarray().T)
                 channels = channels or block.shape[1]
-                if block.shape[1] != channels:  # a layout without a name is not converted
+                if block.shape[1] != channels:  # FFmpeg does not convert a layout without a name
                     block = np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
                 yield block
 
     def _decoded(self) -> Iterator[Any]:
-        """Frames of all packets that can be decoded."""
+        """The frames of all packets that can be decoded."""
         import av
 
         packets = self._container.demux(self._stream)
@@ -109,11 +108,11 @@ class Recording:
                 return
             except av.EOFError:
                 return
-            except (av.FFmpegError, IndexError, ValueError, RuntimeError):  # PyAV's own, where tracks appear and vanish
+            except (av.FFmpegError, IndexError, ValueError, RuntimeError):  # PyAV's own, if tracks come and go
                 self.damaged += 1
 
     def _converter(self) -> Any:
-        """To float32, one plane a channel; rate and channels stay what they are at the beginning."""
+        """A converter to planar float32 with the rate and the channels of the track's beginning."""
         import av
 
         return av.AudioResampler(format="fltp", layout=self._layout, rate=self.rate)

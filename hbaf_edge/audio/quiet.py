@@ -1,9 +1,8 @@
-"""Keeps what C libraries print off the terminal and out of pipes, without touching Python's own streams.
+"""Discard what C libraries print, without affecting Python's own streams.
 
-Inside of libsndfile, libmpg123 prints a line to standard error for every damaged frame of an MP3; libsndfile itself
-prints one to standard output for a damaged ALAC. Neither has a switch. While they decode, C's two streams point
-to the null device. Python writes to the descriptors and is not affected; what C code of other threads prints meanwhile
-is lost.
+libmpg123, inside libsndfile, prints a line to standard error for every damaged frame of an MP3; libsndfile prints one
+to standard output for a damaged ALAC. Neither can be switched off. While they decode, C's two streams point to the null
+device. Python writes to the file descriptors and is not affected. Output of C code in other threads is lost meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-# C's own names of these variables.
+# Names of these variables in the C library.
 _NAMES = {"linux": ("stdout", "stderr"), "darwin": ("__stdoutp", "__stderrp")}
 _lock = threading.Lock()
 _users = 0
@@ -26,10 +25,10 @@ _saved: list[int | None] = []
 
 @contextmanager
 def quiet_c_output() -> Iterator[None]:
-    """Within it, C code of this process prints to nowhere; nothing happens on systems where that is not possible.
+    """Discard the output of C code in this process. No effect on systems where that is not possible.
 
     >>> with quiet_c_output():
-    ...     _ = ctypes.CDLL(None).perror(b"nobody reads this") if os.name == "posix" else 0
+    ...     _ = ctypes.CDLL(None).perror(b"discarded") if os.name == "posix" else 0
     """
     global _users
     with _lock:
@@ -50,7 +49,10 @@ def quiet_c_output() -> Iterator[None]:
 
 
 def _restore_in_child() -> None:
-    """A child forked while another thread decoded would stay silent, and might wait for that thread's lock."""
+    """Restore the streams in a forked child.
+
+    A child that is forked while another thread decodes would lose its output, and could wait for that thread's lock.
+    """
     global _lock, _users
     _lock, _users = threading.Lock(), 0
     for stream, value in zip(_streams(), _saved):
@@ -64,7 +66,7 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _streams() -> list[ctypes.c_void_p]:
-    """C's variables; none where they may not be written (musl keeps them read-only)."""
+    """C's variables for the two streams; empty if they cannot be written (musl keeps them read-only)."""
     if sys.platform == "linux" and platform.libc_ver()[0] != "glibc":
         return []
     try:
@@ -75,10 +77,10 @@ def _streams() -> list[ctypes.c_void_p]:
 
 @cache
 def _null() -> int | None:
-    """A C stream to the null device, opened once and kept."""
+    """A C stream to the null device, opened once."""
     if not _streams():
         return None
     fopen = ctypes.CDLL(None).fopen
     fopen.restype, fopen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_char_p)
-    found = fopen(os.devnull.encode(), b"w")
-    return int(found) if found else None
+    stream = fopen(os.devnull.encode(), b"w")
+    return int(stream) if stream else None

@@ -1,4 +1,4 @@
-"""Samples without a header: what a microphone's driver, a telephone line or a socket delivers as bytes."""
+"""Samples without a header, as a microphone driver, a telephone line or a socket delivers them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hbaf_edge.errors import InputError
 
-# FFmpeg's names -> libsndfile's subtype and byte order, and bytes of a sample.
+# FFmpeg's name -> libsndfile's subtype and byte order, and bytes per sample.
 FORMATS = {
     "s8": ("PCM_S8", "LITTLE", 1),
     "u8": ("PCM_U8", "LITTLE", 1),
@@ -29,13 +29,13 @@ FORMATS = {
 
 
 def raw_options(sample_format: Any, rate: int, size: int, name: str) -> dict[str, Any]:
-    """Arguments with which `soundfile.SoundFile` reads mono samples that have no header.
+    """Arguments for `soundfile.SoundFile` to read mono samples without a header.
 
     Args:
         sample_format: one of `FORMATS`.
         rate: Hz.
-        size: bytes in all, which must be a whole number of samples.
-        name: of the source, for messages.
+        size: number of bytes, which must be a whole number of samples.
+        name: name of the source in messages.
 
     >>> raw_options("s16le", 16_000, 320, "the audio")["subtype"]
     'PCM_16'
@@ -48,14 +48,14 @@ def raw_options(sample_format: Any, rate: int, size: int, name: str) -> dict[str
     subtype, order, width = FORMATS[sample_format]
     if size % width:
         raise InputError(
-            f"{name} holds {size:,} bytes, no whole number of {sample_format} samples of {width} bytes; "
+            f"{name} has {size:,} bytes, which is not a whole number of {sample_format} samples of {width} bytes; "
             "check sample_format, and that the stream was cut between samples"
         )
     return {"samplerate": rate, "channels": 1, "format": "RAW", "subtype": subtype, "endian": order}
 
 
 def decode_raw(data: bytes | bytearray | memoryview, sample_format: Any) -> NDArray[np.float32]:
-    """(samples,) float32 in -1..1 of bytes without a header.
+    """Convert bytes without a header to (samples,) float32 in -1..1.
 
     >>> decode_raw(np.array([0, 16_384], "<i2").tobytes(), "s16le").tolist()
     [0.0, 0.5]
@@ -65,7 +65,7 @@ def decode_raw(data: bytes | bytearray | memoryview, sample_format: Any) -> NDAr
     import soundfile
 
     data = bytes(data)
-    options = raw_options(sample_format, 16_000, len(data), "the chunk")  # the rate plays no part
+    options = raw_options(sample_format, 16_000, len(data), "the chunk")  # any rate: it does not change the samples
     if not data:
         return np.zeros(0, np.float32)
     with soundfile.SoundFile(io.BytesIO(data), **options) as file:

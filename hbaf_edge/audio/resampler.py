@@ -1,4 +1,4 @@
-"""Resampling of audio that is still arriving, to the 16 kHz that the encoder reads."""
+"""Resample audio that is still arriving to 16 kHz, the rate of the encoder."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.workers import at_the_end, native
+from hbaf_edge.workers import call_native, run_at_exit
 
 if TYPE_CHECKING:
     import soxr
 
 SAMPLE_RATE = 16_000
-_alive: list[weakref.ref[StreamResampler]] = []  # not a weak set, which runs code whenever one is freed
+# A list instead of a WeakSet, which runs code whenever an entry is freed.
+_instances: list[weakref.ref[StreamResampler]] = []
 
 
 class StreamResampler:
-    """Chunks at any rate in, chunks at 16 kHz out; the resampler holds back its last samples until `flush`.
+    """Resample chunks at any rate to chunks at 16 kHz. The last samples come with `flush`.
 
     Args:
-        rate: of what is fed, in Hz.
+        rate: sample rate of the input in Hz.
 
     >>> resampler = StreamResampler(48_000)
     >>> len(resampler(np.zeros(4_800, np.float32))) + len(resampler.flush())
@@ -34,20 +35,20 @@ class StreamResampler:
             import soxr
 
             self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        _alive[:] = [reference for reference in _alive if reference() is not None]
-        _alive.append(weakref.ref(self))
+        _instances[:] = [reference for reference in _instances if reference() is not None]
+        _instances.append(weakref.ref(self))
 
     def __call__(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
         """(samples,) float32 -> (samples,) float32 at 16 kHz."""
         if self._stream is None:
             return chunk
-        return np.asarray(native(self._stream.resample_chunk, chunk), np.float32)
+        return np.asarray(call_native(self._stream.resample_chunk, chunk), np.float32)
 
     def flush(self) -> NDArray[np.float32]:
-        """The samples that were held back; nothing can be fed afterwards."""
+        """Return the last samples; nothing can be fed afterwards."""
         if self._stream is None:
             return np.zeros(0, np.float32)
-        rest = np.asarray(native(self._stream.resample_chunk, np.zeros(0, np.float32), last=True), np.float32)
+        rest = np.asarray(call_native(self._stream.resample_chunk, np.zeros(0, np.float32), last=True), np.float32)
         self.release()
         return rest
 
@@ -57,10 +58,10 @@ class StreamResampler:
 
 
 def _release_all() -> None:
-    """Streams that are alive when Python ends make nanobind, which binds soxr, print a page of complaints."""
-    for reference in list(_alive):
+    """Free all streams before Python ends: nanobind, which soxr uses, would print a page of warnings about them."""
+    for reference in list(_instances):
         if (resampler := reference()) is not None:
             resampler.release()
 
 
-at_the_end(_release_all)
+run_at_exit(_release_all)

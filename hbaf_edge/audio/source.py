@@ -1,7 +1,7 @@
-"""Whatever a caller holds audio in -> one binary file object that can seek and never raises.
+"""Open any accepted audio input as one seekable binary file object that never raises.
 
-Decoders written in C call it back, where an exception could only be printed: what a caller's file object raises is
-kept, and raised when the decoder has returned.
+Decoders written in C call it back, where an exception could only be printed. An error of the caller's file object is
+therefore stored, and raised after the decoder has returned.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import IO, Any
 from hbaf_edge.audio.sniff import container_name
 from hbaf_edge.errors import InputError
 
-MAX_STREAM_BYTES = 1 << 28  # 256 MiB of what cannot seek, and so has to be held in memory
+MAX_STREAM_BYTES = 1 << 28  # 256 MiB; a stream that cannot seek is read into memory
 CHUNK = 1 << 20
 
 
 class Source(io.RawIOBase):
-    """A seekable, read-only view of audio bytes, in which a few bytes of the header can be replaced.
+    """A seekable, read-only view of audio bytes whose header bytes can be replaced.
 
     Args:
-        handle: a binary file object that can seek; it is not closed unless `owned`.
-        name: for messages, such as "'a.wav'".
-        owned: whether it was opened here.
-        notes: what the caller should be told about how it was opened.
+        handle: a seekable binary file object; `close` closes it only if it is `owned`.
+        name: name in messages, such as "'a.wav'".
+        owned: whether this module opened the handle.
+        notes: warnings for the caller about how it was opened.
 
     Attributes:
-        size: bytes from the place where the handle stood to its end.
-        error: what the handle raised, to be raised when the decoder has returned.
+        size: bytes from the handle's initial position to its end.
+        error: first error of the handle, to be raised after the decoder has returned.
     """
 
     def __init__(self, handle: IO[bytes], name: str, owned: bool = False, notes: tuple[str, ...] = ()) -> None:
@@ -39,21 +39,21 @@ class Source(io.RawIOBase):
         self.error: Exception | None = None
         self._handle, self._owned = handle, owned
         self._begin = handle.tell()
-        handle.seek(0, io.SEEK_END)  # some give no place back
+        handle.seek(0, io.SEEK_END)  # some file objects return None here
         self.size = handle.tell() - self._begin
-        self._place = 0
+        self._position = 0
         self._patches: dict[int, bytes] = {}
 
     def patch(self, offset: int, replacement: bytes) -> None:
-        """Let readers see `replacement` in place of the bytes at `offset`; the file itself is not changed."""
+        """Replace the bytes at `offset` for all readers; the file itself is not changed."""
         self._patches[offset] = replacement
 
     def bytes_at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes at `offset`, without moving the place."""
-        place, self._place = self._place, offset
-        found = self.read(count)
-        self._place = place
-        return found or b""
+        """Up to `count` bytes at `offset`; the position does not change."""
+        position, self._position = self._position, offset
+        data = self.read(count)
+        self._position = position
+        return data or b""
 
     def readable(self) -> bool:
         return True
@@ -62,37 +62,37 @@ class Source(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Never fails: a damaged header may ask for places far outside of the file."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
-        self._place = max(0, min(base + offset, 1 << 62))
-        return self._place
+        """Set the position. It never fails: a damaged header may ask for positions far outside the file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = max(0, min(base + offset, 1 << 62))
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self.size - self._place))
-        found = self._read(wanted) if wanted else b""
+        count = max(0, min(len(view), self.size - self._position))
+        data = self._read(count) if count else b""
         for offset, replacement in self._patches.items():
-            found = _overlaid(found, self._place, offset, replacement)
-        view[: len(found)] = found
-        self._place += len(found)
-        return len(found)
+            data = _apply_patch(data, self._position, offset, replacement)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
-    def _read(self, wanted: int) -> bytes:
-        """All of so many bytes, fewer only where the handle ends or raises."""
+    def _read(self, count: int) -> bytes:
+        """`count` bytes at the position; fewer only if the handle ends or raises."""
         try:
-            self._handle.seek(self._begin + self._place)
-            return read_fully(self._handle, wanted)
+            self._handle.seek(self._begin + self._position)
+            return read_fully(self._handle, count)
         except Exception as error:
             self.error = self.error or error
             return b""
 
     def close(self) -> None:
-        """Close what was opened here; a caller's object goes back to where it stood, and can be read again."""
+        """Close an owned handle; return a caller's handle to its initial position, so that it can be read again."""
         if not self.closed:
-            with contextlib.suppress(Exception):  # it may be closed, or broken
+            with contextlib.suppress(Exception):  # it may be closed already, or fail
                 if self._owned:
                     self._handle.close()
                 else:
@@ -103,12 +103,15 @@ class Source(io.RawIOBase):
 def open_source(source: Any, has_header: bool = True) -> Source:
     """Open a path, bytes or a binary file object.
 
-    A file object that can seek is read from where it stands; one that was written and not rewound, from its start. What
-    cannot seek (a pipe, standard input, an HTTP response) is read to its end, into memory.
+    A seekable file object is read from its position, or from its start if it was written and not rewound. A stream that
+    cannot seek (a pipe, standard input, an HTTP response) is read into memory, to its end.
 
     Args:
-        source: what the caller holds.
-        has_header: whether it is a file of a known kind, not bare samples.
+        source: the audio.
+        has_header: False for samples without a header.
+
+    Raises:
+        InputError: `source` cannot be opened or read.
 
     >>> open_source(b"RIFF").name
     'the audio of 4 bytes'
@@ -123,13 +126,13 @@ def open_source(source: Any, has_header: bool = True) -> Source:
             return _open_object(source, has_header)
         except InputError:
             raise
-        except Exception as error:  # a caller's file object may raise anything at all: closed, write-only, a socket's
+        except Exception as error:  # a caller's file object may raise anything: closed, write-only, a socket's error
             raise InputError(
-                f"the audio file object cannot be read ({one_line(error)}); give one that is open for "
+                f"the audio file object cannot be read ({one_line(error)}); pass one that is open for "
                 "reading in binary mode, or its bytes"
             ) from None
     raise InputError(
-        f"audio of type {type(source).__name__} is not accepted; give a path, bytes, a binary file object, "
+        f"audio of type {type(source).__name__} is not accepted; pass a path, bytes, a binary file object, "
         "a numpy array with sample_rate, or None"
     )
 
@@ -137,13 +140,13 @@ def open_source(source: Any, has_header: bool = True) -> Source:
 def _open_path(path: str | bytes) -> Source:
     path = os.fsdecode(path)
     if "://" in path[:12]:
-        raise InputError(f"{path!r} is an address; audio is never fetched from a network: save it to a file first")
+        raise InputError(f"{path!r} is an address; audio is never fetched from a network: download it to a file first")
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # ValueError: a zero byte in the name
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
         raise InputError(f"there is no audio file {path!r} (looked in {os.getcwd()!r})") from None
     if stat.S_ISDIR(mode):
-        raise InputError(f"{path!r} is not a file but a folder; give one audio file")
+        raise InputError(f"{path!r} is a folder; pass one audio file")
     try:
         handle = open(path, "rb")  # noqa: SIM115 - the source closes it
     except OSError as error:
@@ -163,18 +166,19 @@ def _open_object(source: Any, has_header: bool) -> Source:
     if inspect.isawaitable(first):
         if inspect.iscoroutine(first):
             first.close()
-        raise InputError(f"{name} is asynchronous: await its read() and give the bytes")
+        raise InputError(f"{name} is asynchronous: await its read() and pass the bytes")
     if not isinstance(first, (bytes, type(None))):
-        raise InputError(f"{name} gives text; open the file in binary mode, with open(path, 'rb')")
+        raise InputError(f"{name} returns text; open the file in binary mode, with open(path, 'rb')")
     if not _can_seek(source):
         return Source(_read_stream(source, name), name)
-    place = source.tell()
+    position = source.tell()
     source.seek(0, io.SEEK_END)
     end = source.tell()
-    if place and (place == end or (has_header and not _names_container(source, place) and _names_container(source, 0))):
+    starts_later = has_header and not _is_container(source, position) and _is_container(source, 0)
+    if position and (position == end or starts_later):
         source.seek(0)
         return Source(source, name, notes=(f"{name} was not rewound: it was read from its start",))
-    source.seek(place)
+    source.seek(position)
     return Source(source, name)
 
 
@@ -183,29 +187,30 @@ def _can_seek(source: Any) -> bool:
         return hasattr(source, "seek")
     try:
         return bool(source.seekable())
-    except AttributeError:  # tarfile's stream asks what it reads from, which may not know
+    except AttributeError:  # tarfile's stream asks its own source, which may not have the method
         return False
 
 
-def _names_container(source: Any, place: int) -> bool:
-    source.seek(place)
+def _is_container(source: Any, position: int) -> bool:
+    """Whether a known container begins at the position."""
+    source.seek(position)
     return bool(container_name(read_fully(source, 1024)))
 
 
 def _read_stream(handle: Any, name: str) -> io.BytesIO:
-    """All of a stream, refused where it is longer than can be held."""
-    held = io.BytesIO()
+    """Read a stream to its end. Raise InputError if it is too long for memory."""
+    buffer = io.BytesIO()
     while chunk := read_fully(handle, CHUNK):
-        if held.write(chunk) and held.tell() > MAX_STREAM_BYTES:
+        if buffer.write(chunk) and buffer.tell() > MAX_STREAM_BYTES:
             raise InputError(
-                f"{name} cannot seek and holds more than {MAX_STREAM_BYTES >> 20} MiB; save it to a file and give that"
+                f"{name} cannot seek and has more than {MAX_STREAM_BYTES >> 20} MiB; save it to a file first"
             )
-    held.seek(0)
-    return held
+    buffer.seek(0)
+    return buffer
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, or what it is, without line breaks.
+    """The text of an exception in one line; its type if it has no text.
 
     >>> one_line(OSError("disk\\nfell off")), one_line(KeyError())
     ('disk fell off', 'KeyError')
@@ -213,26 +218,30 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_fully(handle: Any, wanted: int) -> bytes:
-    """So many bytes, from an object that may give fewer at a time; fewer only at its end."""
+def read_fully(handle: Any, count: int) -> bytes:
+    """Read `count` bytes from an object that may return fewer at a time; return fewer only at its end."""
     parts = []
-    while wanted > 0:
-        part = handle.read(wanted)
+    while count > 0:
+        part = handle.read(count)
         if part is None:
-            raise InputError("the audio file object has no data yet: it does not wait for it; give a blocking one")
+            raise InputError("the audio file object has no data yet and does not wait for it; pass a blocking one")
         if not isinstance(part, (bytes, bytearray, memoryview)):
-            raise InputError("the audio file object gives text; open the file in binary mode, with open(path, 'rb')")
+            raise InputError("the audio file object returns text; open the file in binary mode, with open(path, 'rb')")
         if not len(part):
             break
-        parts.append(bytes(part[:wanted]))
-        wanted -= len(parts[-1])
+        parts.append(bytes(part[:count]))
+        count -= len(parts[-1])
     return b"".join(parts)
 
 
-def _overlaid(found: bytes, place: int, offset: int, replacement: bytes) -> bytes:
-    """What was read at `place`, with the bytes at `offset` replaced as far as they were read."""
-    first, last = max(place, offset), min(place + len(found), offset + len(replacement))
+def _apply_patch(data: bytes, position: int, offset: int, replacement: bytes) -> bytes:
+    """`data`, read at `position`, with the bytes at `offset` replaced as far as they are part of it.
+
+    >>> _apply_patch(b"cdef", 2, 0, b"ABC"), _apply_patch(b"cdef", 2, 5, b"FGH")
+    (b'Cdef', b'cdeF')
+    """
+    first, last = max(position, offset), min(position + len(data), offset + len(replacement))
     if first >= last:
-        return found
+        return data
     middle = replacement[first - offset : last - offset]
-    return found[: first - place] + middle + found[last - place :]
+    return data[: first - position] + middle + data[last - position :]

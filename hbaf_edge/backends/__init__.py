@@ -1,1 +1,1 @@
-"""What runs a bundle's graphs: ONNX Runtime, or our own kernels and TensorRT engines on an NVIDIA GPU."""
+"""Back ends that run a bundle's graphs: ONNX Runtime, and our kernels and TensorRT engines on NVIDIA GPUs."""

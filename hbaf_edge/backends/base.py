@@ -1,7 +1,6 @@
-"""The one protocol that every back end answers to: requests in, results out.
+"""The protocol of all back ends: requests in, results out.
 
-A back end keeps nothing of a conversation that is not also in its `Memory`: what it holds on a card is a copy, and its
-own affair.
+A back end stores no part of a conversation that is not also in its `Memory`. What it stores on a GPU is a copy.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class Request(NamedTuple):
     Attributes:
         mel: (80, frames) log-mel at 100 Hz, or None.
         tokens: (tokens,) int64, or None.
-        view: what the turn may look back on.
-        audio_states: of an earlier `Result` of the same back end, in place of `mel`: audio is not encoded again.
+        view: the turn's context.
+        audio_states: those of an earlier `Result` of the same back end. If given, audio is not encoded again.
     """
 
     mel: Array | None
@@ -36,14 +35,14 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a turn came out as.
+    """The result of one turn.
 
     Attributes:
         logits: (labels,) float32.
         embedding: (2d,) float32, the fused vector.
-        state: what later turns look back on.
-        audio_states: to be handed back in a `Request`; None where there was no audio.
-        milliseconds: by stage, of all requests together.
+        state: keys and values that later turns attend to.
+        audio_states: encoded audio, which a later `Request` may reuse; None without audio.
+        milliseconds: by stage, of all requests of the call together.
     """
 
     logits: Array
@@ -54,11 +53,11 @@ class Result(NamedTuple):
 
 
 class Backend(Protocol):
-    """Thread-safe; requests are of different conversations, and nothing is committed.
+    """Computes turns. Thread-safe; the requests of a call belong to different conversations; commits nothing.
 
     Attributes:
-        provider: a name that `HBAFRuntime(provider=…)` takes.
-        detail: what runs where, for people.
+        provider: a name that `HBAFRuntime(provider=…)` accepts.
+        detail: what runs where, as text for users.
         threads: CPU threads of the largest operators.
     """
 
@@ -67,21 +66,21 @@ class Backend(Protocol):
     threads: int
 
     def infer(self, requests: Sequence[Request]) -> list[Result]:
-        """Results of several turns, which the context of none of them holds another of.
+        """Compute several turns. No request's context contains another request's turn.
 
         Raises:
-            BackendError: it failed; the next call starts from what the memories hold.
+            BackendError: the computation failed; the next call starts from the conversations' memories.
         """
 
     def set_tap(self, tap: Tap | None) -> Tap | None:
-        """Have every graph's inputs and outputs shown to a function, or to none; what it was before.
+        """Call a function with the inputs and outputs of every graph, or stop doing so; returns the previous tap.
 
         Raises:
-            BackendError: this back end cannot show them.
+            BackendError: this back end cannot show its tensors.
         """
 
 
-class Stages:
+class StageTimer:
     """Milliseconds per stage."""
 
     def __init__(self) -> None:
@@ -89,13 +88,13 @@ class Stages:
         self.milliseconds: dict[str, float] = {}
 
     def end(self, stage: str) -> None:
-        """A stage ends that began with the end of the last one."""
+        """End a stage, which began when the previous stage ended."""
         now = time.perf_counter()
         self.milliseconds[stage] = (now - self._last) * 1e3
         self._last = now
 
 
-def joined(requests: Sequence[Request]) -> Context:
-    """Contexts of several requests, one behind the other."""
+def stack_contexts(requests: Sequence[Request]) -> Context:
+    """Concatenate the contexts of several requests along the batch axis."""
     contexts = [request.view.arrays for request in requests]
     return contexts[0] if len(contexts) == 1 else Context(*(np.concatenate(parts) for parts in zip(*contexts)))

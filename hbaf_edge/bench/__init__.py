@@ -1,1 +1,1 @@
-"""`hbaf-edge benchmark`, `compare` and `advise`: what a turn costs on this machine, and how that becomes a report."""
+"""The commands `hbaf-edge benchmark`, `compare` and `advise`, and the statistics and reports behind them."""

@@ -1,6 +1,6 @@
-"""A benchmark's report: sections of rows, which become JSON, tables on a terminal, Markdown and a page.
+"""A benchmark report: sections of rows, shown as JSON, tables on a terminal, Markdown and an HTML page.
 
-The JSON's form is `schema.json`, beside this file.
+`schema.json` in this folder describes the JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.text import Text
 from hbaf_edge.bench.series import Series, rounded
 from hbaf_edge.display import printable
 from hbaf_edge.errors import InputError
-from hbaf_edge.machine import machine
+from hbaf_edge.machine import machine_info
 from hbaf_edge.version import __version__
 
 FORMAT = 1
@@ -32,18 +32,18 @@ Cell = str | int | float | None
 
 @dataclass
 class Section:
-    """One question and its answer.
+    """One question that the benchmark answers, with a table.
 
     Attributes:
-        name: for machines, such as "stages".
-        title: for people.
+        name: identifier, such as "stages".
+        title: heading.
         head: names of the columns.
-        rows: a cell for each column.
-        text: what the figures mean, and what they do not.
+        rows: one cell for each column.
+        text: explanation of the values.
         measures: by name, what `hbaf-edge compare` compares: `Series.to_json()`, or p50, low and high of a ratio.
-        unit: of the measures.
-        better: "lower" or "higher" measures; "" where neither is. A measure may say otherwise of itself.
-        figure: what to draw (hbaf_edge/bench/page.py), or None.
+        unit: unit of the measures.
+        better: "lower" or "higher" values are better; "" if neither is. A measure can override it with its own key.
+        figure: the picture, as described in hbaf_edge/bench/page.py, or None.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Section:
 
 
 def commit_here() -> str:
-    """Commit of this checkout, with "+" if files were changed; empty outside of a checkout."""
+    """Commit of this checkout, with "+" if files are modified; empty outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return ""
@@ -71,24 +71,24 @@ def commit_here() -> str:
 
 @dataclass
 class Report:
-    """All sections, and what they were measured on and with.
+    """All sections, with the machine and the settings.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         settings: bundle, threads, provider and so on.
-        machine: `hbaf_edge.machine.machine()`.
-        sections: in the order to be shown.
-        warnings: what speaks against the figures.
-        stopped: why the run ended early; empty where it did not.
-        failed: a section could not be measured; warnings say which.
-        created: when, in UTC.
-        version: of hbaf-edge.
+        machine: `hbaf_edge.machine.machine_info()`.
+        sections: in the order of display.
+        warnings: reasons to distrust values.
+        stopped: why the run ended early; empty if it did not.
+        failed: True if a section could not be measured; a warning names it.
+        created: time in UTC.
+        version: version of hbaf-edge.
         commit: `commit_here()`.
     """
 
     title: str
     settings: dict[str, Any]
-    machine: dict[str, Any] = field(default_factory=machine)
+    machine: dict[str, Any] = field(default_factory=machine_info)
     sections: list[Section] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     stopped: str = ""
@@ -98,36 +98,39 @@ class Report:
     commit: str = field(default_factory=commit_here)
 
     def to_json(self) -> dict[str, Any]:
-        """As `schema.json` has it."""
+        """The report as JSON, by `schema.json`."""
         return {"format": FORMAT, **asdict(self)}
 
     def section(self, name: str) -> Section | None:
-        """The section of that name, if the run has it."""
+        """The section with this name, or None."""
         return next((s for s in self.sections if s.name == name), None)
 
 
 def load(path: str | os.PathLike[str]) -> Report:
-    """Read a report's JSON.
+    """Read the JSON of a report.
+
+    Args:
+        path: the file, or its folder.
 
     Raises:
-        InputError: the file is missing, or is no report.
+        InputError: the file is missing or is not a report.
     """
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     try:
-        return _report(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is no report of hbaf-edge benchmark ({error}); make one with hbaf-edge benchmark --report DIR"
+            f"{path} is not a report of hbaf-edge benchmark ({error}); make one with hbaf-edge benchmark --report DIR"
         ) from None
 
 
-def _report(stored: Any) -> Report:
-    """Raises one of the errors that `load` names if a part that `compare` reads has the wrong form."""
+def _parse(stored: Any) -> Report:
+    """Parse a report. Raise one of the errors that `load` catches if a part that `compare` reads is invalid."""
     if stored.pop("format", None) != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     report = Report(sections=[Section(**section) for section in stored.pop("sections")], **stored)
-    about(report)  # settings and machine must be objects
+    about(report)  # fails unless settings and machine are objects
     for section in report.sections:
         for name, measure in section.measures.items():
             bounds = [measure[key] for key in ("low", "high") if measure[key] is not None]
@@ -137,25 +140,25 @@ def _report(stored: Any) -> Report:
 
 
 def percentile_rows(measured: Mapping[str, Series]) -> list[Sequence[Cell]]:
-    """A row for each: name, p50, p90, p99, max, samples."""
+    """One row per series: name, p50, p90, p99, max, samples."""
     return [(name, *(rounded(x) for x in (s.p50, s.p90, s.p99, s.most)), s.n) for name, s in measured.items()]
 
 
 def measures_of(measured: Mapping[str, Series]) -> dict[str, Mapping[str, Any]]:
-    """For `Section.measures`."""
+    """The series as `Section.measures`."""
     return {name: s.to_json() for name, s in measured.items()}
 
 
 def timing_section(
     name: str, title: str, column: str, series: Mapping[str, Series], text: str, figure: dict[str, Any] | None = None
 ) -> Section:
-    """A section of percentiles in milliseconds; `column` says what the series' names are."""
+    """A section of percentiles in milliseconds; `column` is the heading of the series' names."""
     head = (column, *PERCENTILES)
     return Section(name, title, head, percentile_rows(series), text, measures_of(series), figure=figure)
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell for people.
+    """Format a cell.
 
     >>> cell_text(3.14159), cell_text(None), cell_text(1234.5), cell_text(12), cell_text(0.01234)
     ('3.14', '–', '1,234', '12', '0.012')
@@ -164,16 +167,16 @@ def cell_text(cell: Cell) -> str:
         return "–"
     if not isinstance(cell, float):
         return f"{cell:,}" if isinstance(cell, int) else cell
-    for least, form in ((100, ",.0f"), (10, ".1f"), (1, ".2f"), (0.001, ".3f")):
-        if abs(cell) >= least:
-            return format(cell, form)
+    for minimum, spec in ((100, ",.0f"), (10, ".1f"), (1, ".2f"), (0.001, ".3f")):
+        if abs(cell) >= minimum:
+            return format(cell, spec)
     return f"{cell:.2g}"
 
 
 def print_section(console: Console, section: Section) -> None:
-    """A table for people."""
+    """Print a section as a table."""
 
-    def cell(text: str) -> Text:  # a bundle's name must neither be read as markup nor steer the terminal
+    def cell(text: str) -> Text:  # no markup or control characters from a bundle's name
         return Text(printable(text))
 
     caption = cell(section.text) if section.text else None
@@ -186,7 +189,7 @@ def print_section(console: Console, section: Section) -> None:
 
 
 def markdown(report: Report) -> str:
-    """The report's tables for a README or an issue."""
+    """The report as Markdown."""
     parts = [f"# {report.title}", *([f"**Incomplete: {report.stopped}.**"] if report.stopped else []), about(report)]
     parts += [f"> {warning}" for warning in report.warnings]
     for s in report.sections:
@@ -197,7 +200,7 @@ def markdown(report: Report) -> str:
 
 
 def about(report: Report) -> str:
-    """Machine, versions and settings in one paragraph."""
+    """Machine, versions and settings as one paragraph."""
     values = {**report.settings, **report.machine}
     settings = [f"{key.replace('_', ' ')}: {value}" for key, value in values.items() if value is not None]
     return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *settings])

@@ -1,8 +1,8 @@
-"""Watts, where a machine tells them: a Jetson's rails, an NVIDIA card, or Intel's and AMD's RAPL counters.
+"""Measure the energy of a turn with a Jetson's power rails, an NVIDIA GPU, or the RAPL counters of Intel and AMD.
 
-A Jetson's total is the rail VDD_IN, or VIN on Thor, never the sum of all rails, which count each other. AGX Orin has no
-such rail: its module is fed by exactly three, which are added and named so. Whatever is read is a file or NVIDIA's own
-library; nothing needs another package but a card's (pip install nvidia-ml-py).
+A Jetson's total is the rail VDD_IN, or VIN on Thor. The sum of all rails would count energy twice, because some rails
+feed others. AGX Orin has no rail for the total: exactly three rails feed its module, and their sum is used. The values
+are read from files, or from NVIDIA's library for a GPU (pip install nvidia-ml-py).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import NamedTuple
 import numpy as np
 
 SYS = Path("/sys")
-TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")  # of Orin NX and Nano, of Nano and TX2, of Thor
-MODULE = ("VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")  # what AGX Orin's module is fed by
+TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")  # on Orin NX and Orin Nano; on Nano and TX2; on Thor
+MODULE = ("VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")  # the rails that feed the module of AGX Orin
 CHIPS = ("ina3221", "ina238")
 PARTS = 5
-EVERY = 0.05  # seconds between two looks at a rail
+INTERVAL = 0.05  # seconds between two samples of a rail
 
 
-class Counter:
-    """Counters of microjoules.
+class EnergyCounter:
+    """Hardware counters of energy.
 
     Args:
-        name: for people.
-        read: all of them.
-        limits: at which each starts again; 0 where it never does.
+        name: name in reports.
+        read: returns all counters in microjoules.
+        limits: value at which each counter wraps around to 0; 0 if it never does.
     """
 
     def __init__(self, name: str, read: Callable[[], list[int]], limits: list[int]) -> None:
@@ -39,7 +39,7 @@ class Counter:
         read()
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Joules and seconds of a call."""
+        """Return the joules and seconds of a call."""
         before, start = self._read(), time.perf_counter()
         work()
         seconds, after = time.perf_counter() - start, self._read()
@@ -47,12 +47,12 @@ class Counter:
         return sum(spent) / 1e6, seconds
 
 
-class Sampled:
-    """Something that tells watts when asked: asked all the while, and added up.
+class PowerSampler:
+    """A meter of the present power, which is sampled and integrated.
 
     Args:
-        name: for people.
-        watts: asks.
+        name: name in reports.
+        watts: returns the present power in watts.
     """
 
     def __init__(self, name: str, watts: Callable[[], float]) -> None:
@@ -60,39 +60,39 @@ class Sampled:
         watts()
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Joules and seconds of a call."""
-        samples, is_over = list[tuple[float, float]](), threading.Event()
+        """Return the joules and seconds of a call."""
+        samples, is_done = list[tuple[float, float]](), threading.Event()
 
-        def look() -> None:
+        def sample() -> None:
             samples.append((time.perf_counter(), self._watts()))
 
-        def keep_looking() -> None:
-            while not is_over.wait(EVERY):
-                look()
+        def sample_until_done() -> None:
+            while not is_done.wait(INTERVAL):
+                sample()
 
-        look()
-        thread = threading.Thread(target=keep_looking, daemon=True)
+        sample()
+        thread = threading.Thread(target=sample_until_done, daemon=True)
         thread.start()
         try:
             work()
         finally:
-            is_over.set()
+            is_done.set()
             thread.join()
-        look()
+        sample()
         total = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in itertools.pairwise(samples))
         return total, samples[-1][0] - samples[0][0]
 
 
-Reader = Counter | Sampled
+PowerMeter = EnergyCounter | PowerSampler
 
 
 class Energy(NamedTuple):
-    """What turns cost.
+    """Power of the machine and energy of a turn.
 
     Attributes:
-        idle_watts: before and after, nothing running.
-        watts: while turns ran one after the other.
-        millijoules: of a turn, idle subtracted; near zero or below it where it drowns in noise.
+        idle_watts: power of the idle machine, before and after the turns.
+        watts: power while turns run one after another.
+        millijoules: energy of a turn without the idle part; about zero or negative if it is smaller than the noise.
         error: standard error of `millijoules`.
     """
 
@@ -102,108 +102,116 @@ class Energy(NamedTuple):
     error: float
 
 
-def readers(sys: Path = SYS) -> tuple[list[Reader], list[str]]:
-    """All that can be read here, the most complete first, and why what is there cannot be.
+def find_power_meters(sys: Path = SYS) -> tuple[list[PowerMeter], list[str]]:
+    """Find the power meters of this machine, the most complete first.
 
     Args:
-        sys: of the system; tests give a recorded one.
+        sys: the folder /sys; tests pass a recorded one.
+
+    Returns:
+        The meters that can be read, and why others cannot.
     """
-    available: list[Reader] = []
-    refused: list[str] = []
-    finders: tuple[Callable[[Path], Reader | None], ...] = (jetson, card, rapl)
+    available: list[PowerMeter] = []
+    unreadable: list[str] = []
+    finders: tuple[Callable[[Path], PowerMeter | None], ...] = (jetson, nvidia_gpu, rapl)
     for find in finders:
         try:
-            reader = find(sys)
+            meter = find(sys)
         except (OSError, ValueError) as error:
-            refused.append(f"{find.__name__}: {error}")
+            unreadable.append(f"{find.__name__}: {error}")
         else:
-            available += [] if reader is None else [reader]
-    return available, refused
+            available += [] if meter is None else [meter]
+    return available, unreadable
 
 
-def jetson(sys: Path = SYS) -> Sampled | None:
-    """The total of a Jetson's power monitors, which hwmon shows as millivolts and milliamperes; None elsewhere."""
+def jetson(sys: Path = SYS) -> PowerSampler | None:
+    """The total power of a Jetson, from the monitors in hwmon (millivolts, milliamperes); None on other machines."""
     rails = dict(_rails(sys))
     for name in TOTALS:
         if name in rails:
-            return Sampled(f"rail {name} (whole board)", partial(_watts, *rails[name]))
+            return PowerSampler(f"rail {name} (whole board)", partial(_watts, *rails[name]))
     if rails.keys() >= set(MODULE):
-        return Sampled(f"rails {' + '.join(MODULE)} (module)", lambda: sum(_watts(*rails[name]) for name in MODULE))
+        name = f"rails {' + '.join(MODULE)} (module)"
+        return PowerSampler(name, lambda: sum(_watts(*rails[rail]) for rail in MODULE))
     if rails:
-        raise ValueError(f"rails are {', '.join(sorted(rails))}, none of which is a board's total")
+        raise ValueError(f"rails are {', '.join(sorted(rails))}; none of them is the total of a board")
     return None
 
 
 def _watts(folder: Path, number: str) -> float:
-    power = folder / f"power{number}_input"  # microwatts, where the driver has it
+    """Present power of one rail in watts."""
+    power = folder / f"power{number}_input"  # microwatts; not every driver has it
     if power.exists():
         return int(_text(power)) / 1e6
     return int(_text(folder / f"in{number}_input")) * int(_text(folder / f"curr{number}_input")) / 1e6
 
 
 def _rails(sys: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
-    """Named rails of every power monitor: folder and number."""
+    """Yield the name of each rail of the power monitors, with its folder and number."""
     for name in sorted((*sys.glob("class/hwmon/hwmon*/name"), *sys.glob("class/hwmon/hwmon*/device/name"))):
         if _text(name).startswith(CHIPS):
             for label in sorted(name.parent.glob("in*_label")):
                 yield _text(label), (name.parent, label.name[2:].split("_")[0])
 
 
-def card(sys: Path = SYS) -> Reader | None:
-    """The first NVIDIA card through NVML; None where there is none, or nvidia-ml-py is not installed."""
+def nvidia_gpu(sys: Path = SYS) -> PowerMeter | None:
+    """The first NVIDIA GPU, with NVML; None if there is no GPU or nvidia-ml-py is not installed."""
     try:
         import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name = f"NVML, {pynvml.nvmlDeviceGetName(handle)} (card alone)"
-    except Exception:  # no package, no driver, no card: NVML's errors are its own
+        name = f"NVML, {pynvml.nvmlDeviceGetName(handle)} (GPU only)"
+    except Exception:  # no package, driver or GPU; NVML has its own errors
         return None
-    try:  # a counter of millijoules since Volta; watts are averages of the last second
-        return Counter(name, lambda: [1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))], [0])
+    try:  # GPUs since Volta count millijoules; the power is a mean over the last second
+        return EnergyCounter(name, lambda: [1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))], [0])
     except Exception:
-        return Sampled(name, lambda: float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3)
+        return PowerSampler(name, lambda: float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3)
 
 
-def rapl(sys: Path = SYS) -> Counter | None:
-    """Energy counters of the processor; None where there are none.
+def rapl(sys: Path = SYS) -> EnergyCounter | None:
+    """The processor's energy counters; None if there are none.
 
     Raises:
-        PermissionError: they are for root alone, as most systems have it.
+        PermissionError: only root may read them, which is the default of most systems.
     """
-    # Packages alone: their parts, and psys, which laptops have beside them, would count the same energy again.
+    # Only packages: their parts, and psys on laptops, would count the same energy again.
     counters = sorted(
         counter for counter in sys.glob("class/powercap/*-rapl:*/energy_uj")
         if counter.parent.name.count(":") == 1 and _text(counter.with_name("name")).startswith("package")
     )  # fmt: skip
     if not counters:
         return None
-    name = f"RAPL, {len(counters)} package{'s' * (len(counters) > 1)} (processor alone)"
+    name = f"RAPL, {len(counters)} package{'s' * (len(counters) > 1)} (processor only)"
     limits = [int(_text(counter.with_name("max_energy_range_uj"))) for counter in counters]
-    return Counter(name, lambda: [int(_text(counter)) for counter in counters], limits)
+    return EnergyCounter(name, lambda: [int(_text(counter)) for counter in counters], limits)
 
 
-def measured(reader: Reader, turn: Callable[[], object], turns: int, idle_seconds: float) -> Energy:
-    """Millijoules of a turn, what an idle machine takes subtracted.
+def measure_energy(meter: PowerMeter, turn: Callable[[], object], turns: int, idle_seconds: float) -> Energy:
+    """Measure the energy of a turn, without the energy of the idle machine.
 
     Args:
-        reader: of `readers`.
-        turn: one.
-        turns: how many, in five parts.
-        idle_seconds: how long nothing runs before and after, when the machine has settled.
+        meter: from `find_power_meters`.
+        turn: runs one turn.
+        turns: number of turns, in five parts.
+        idle_seconds: seconds of idling measured before and after the turns.
     """
-    each, parts = max(1, turns // PARTS), []
+    per_part, parts = max(1, turns // PARTS), []
     time.sleep(idle_seconds / 5)
-    before, seconds = reader.joules(lambda: time.sleep(idle_seconds))
+    before, seconds_before = meter.joules(lambda: time.sleep(idle_seconds))
     for _ in range(PARTS):
-        parts.append(reader.joules(lambda: [turn() for _ in range(each)]))
+        parts.append(meter.joules(lambda: [turn() for _ in range(per_part)]))
     time.sleep(idle_seconds / 5)
-    after, more = reader.joules(lambda: time.sleep(idle_seconds))
-    resting = (before + after) / (seconds + more)
-    spent = np.array([(joules - resting * took) / each * 1e3 for joules, took in parts])
-    drift = abs(before / seconds - after / more) / 2 * sum(t for _, t in parts) / (PARTS * each) * 1e3
-    watts = sum(j for j, _ in parts) / sum(t for _, t in parts)
-    return Energy(resting, watts, float(spent.mean()), float(spent.std(ddof=1) / np.sqrt(PARTS) + drift))
+    after, seconds_after = meter.joules(lambda: time.sleep(idle_seconds))
+    idle_watts = (before + after) / (seconds_before + seconds_after)
+    millijoules = np.array([(joules - idle_watts * seconds) / per_part * 1e3 for joules, seconds in parts])
+    # The idle power may have drifted during the turns: half of the difference counts as an error.
+    idle_drift = abs(before / seconds_before - after / seconds_after) / 2
+    drift = idle_drift * sum(seconds for _, seconds in parts) / (PARTS * per_part) * 1e3
+    watts = sum(joules for joules, _ in parts) / sum(seconds for _, seconds in parts)
+    error = float(millijoules.std(ddof=1) / np.sqrt(PARTS) + drift)
+    return Energy(idle_watts, watts, float(millijoules.mean()), error)
 
 
 def _text(path: Path) -> str:

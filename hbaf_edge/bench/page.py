@@ -1,10 +1,10 @@
-"""A report as files: one HTML page that loads nothing, a picture for each figure, Markdown and JSON.
+"""Write a report to files: one HTML page without external resources, PNG pictures, Markdown and JSON.
 
-Pictures are drawn by matplotlib (extra `bench`), which is imported when one is drawn. A section's `figure` is a
-dictionary: `kind`, `title`, and for
-    stack      parts {name: value}: one bar of several parts; optional beside [names]: those run below, while the part
-               before them does
-    bars       parts {name: value}, x_title: a bar each, on a logarithmic scale
+Pictures need matplotlib (extra `bench`), which is imported when one is drawn. A section's `figure` is a dictionary with
+`kind`, `title`, and these keys:
+    stack      parts {name: value}: one bar of several parts; optional beside [names]: parts that run in parallel with
+               the part before them and are drawn below it
+    bars       parts {name: value}, x_title: one bar per part, on a logarithmic scale
     lines      x, lines {name: values}, x_title, y_title
     scatter    points [{name, x, y, group, label}], x_title, y_title, optional front [names in order]
 """
@@ -24,7 +24,7 @@ from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import BackendError, InputError
 from hbaf_edge.files import write_atomically
 
-LONG = 18  # characters of a cell that may be broken
+LONG = 18  # characters; longer cells may be wrapped
 COLOURS = ("#3b6ea5", "#e08e45", "#5a9e6f", "#b05a7a", "#8d7cc0", "#7f7f7f", "#c2a83e")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:66rem;margin:2rem auto;padding:0 1rem}
@@ -39,26 +39,26 @@ img{max-width:100%;margin:.5rem 0}
 """
 
 
-def check(folder: Path) -> None:
-    """Check that a report can be made there, before anything is measured for one.
+def check_folder(folder: Path) -> None:
+    """Check that a report can be written to a folder. Call it before a long measurement.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder cannot be written.
         BackendError: matplotlib is not installed.
     """
-    _canvas(1.0)
+    _new_figure(1.0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"no report can be written to {folder} ({error.strerror}); give --report a folder of yours") \
-            from None  # fmt: skip
+        message = f"no report can be written to {folder} ({error.strerror}); pass a writable folder with --report"
+        raise InputError(message) from None
 
 
 def write(report: Report, folder: Path) -> Path:
-    """report.json, report.md, a PNG for each figure and report.html; returns the page's path."""
-    write_json(report, folder)  # first: a picture that cannot be drawn loses no figure
+    """Write report.json, report.md, a PNG for each figure and report.html; return the path of the page."""
+    write_json(report, folder)  # first, so that an error in a picture loses no values
     pictures = {s.name: png(s.figure) for s in report.sections if s.figure}
     files = {"report.md": markdown(report).encode(), "report.html": html(report, pictures).encode()}
     for name, content in (files | {f"{name}.png": picture for name, picture in pictures.items()}).items():
@@ -67,14 +67,14 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def write_json(report: Report, folder: Path) -> None:
-    """report.json alone."""
+    """Write only report.json."""
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report.to_json(), indent=1) + "\n"
     write_atomically(folder / "report.json", content.encode(), mode=0o644)
 
 
 def html(report: Report, pictures: dict[str, bytes]) -> str:
-    """The page; pictures lie inside of it."""
+    """The HTML page with its pictures embedded."""
     parts = [f"<h1>{escape(report.title)}</h1>", f'<p class="about">{escape(about(report))}</p>']
     warnings = [f"Incomplete: {report.stopped}."] if report.stopped else []
     parts += [f'<p class="bad">{escape(warning)}</p>' for warning in warnings + report.warnings]
@@ -109,42 +109,44 @@ def _cell(cell: Cell) -> str:
 
 
 def png(figure: dict[str, Any]) -> bytes:
-    """A picture.
+    """Draw a figure as PNG.
 
     Raises:
         BackendError: matplotlib is not installed.
     """
-    canvas = _canvas(tall=2.0 if figure["kind"] == "stack" else 3.6)
-    axes = canvas.subplots()
+    picture = _new_figure(height=2.0 if figure["kind"] == "stack" else 3.6)
+    axes = picture.subplots()
     {"stack": _stack, "bars": _bars, "lines": _lines, "scatter": _scatter}[figure["kind"]](axes, figure)
     axes.set_title(figure["title"], loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
-    canvas.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    picture.savefig(file, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return file.getvalue()
 
 
-def _canvas(tall: float) -> Any:
+def _new_figure(height: float) -> Any:
+    """A matplotlib figure of so many inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendError(
-            f"a report's pictures need matplotlib ({error}): pip install 'hbaf-edge[bench]', or leave --report out"
+            f"the pictures of a report need matplotlib ({error}): pip install 'hbaf-edge[bench]', or omit --report"
         ) from error
-    return Figure(figsize=(8.4, tall))
+    return Figure(figsize=(8.4, height))
 
 
 def _stack(axes: Any, figure: dict[str, Any]) -> None:
-    beside = figure.get("beside", ())
-    left, previous, whole = 0.0, 0.0, sum(value for name, value in figure["parts"].items() if name not in beside)
+    parallel = figure.get("beside", ())
+    left, previous = 0.0, 0.0
+    total = sum(value for name, value in figure["parts"].items() if name not in parallel)
     for (name, value), colour in zip(figure["parts"].items(), COLOURS):
-        lane, start = (-0.9, previous) if name in beside else (0.0, left)
-        axes.barh([lane], [value], left=start, color=colour, label=f"{name}  {value:.1f}")
-        if value > 0.06 * whole:
-            axes.text(start + value / 2, lane, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
-        if name not in beside:
+        row, start = (-0.9, previous) if name in parallel else (0.0, left)
+        axes.barh([row], [value], left=start, color=colour, label=f"{name}  {value:.1f}")
+        if value > 0.06 * total:
+            axes.text(start + value / 2, row, f"{value:.1f}", ha="center", va="center", color="white", fontsize=10)
+        if name not in parallel:
             previous, left = left, left + value
-    axes.set(yticks=[], xlim=(0, left), ylim=(-1.4 if beside else -0.5, 0.5))
+    axes.set(yticks=[], xlim=(0, left), ylim=(-1.4 if parallel else -0.5, 0.5))
     axes.spines["left"].set_visible(False)
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, fontsize=9)
 
@@ -177,8 +179,8 @@ def _scatter(axes: Any, figure: dict[str, Any]) -> None:
         axes.scatter([p["x"] for p in points], [p["y"] for p in points], color=colour, label=group, s=34, zorder=3)
     for point in figure["points"]:
         axes.annotate(point["label"], (point["x"], point["y"]), (5, 4), textcoords="offset points", fontsize=7.5)
-    named = {p["name"]: p for p in figure["points"]}
-    front = [named[name] for name in figure.get("front", ())]
+    by_name = {p["name"]: p for p in figure["points"]}
+    front = [by_name[name] for name in figure.get("front", ())]
     axes.plot([p["x"] for p in front], [p["y"] for p in front], "--", color="#999", linewidth=1, zorder=1)
     axes.grid(color="#eee", linewidth=0.6)
     axes.margins(x=0.1, y=0.15)

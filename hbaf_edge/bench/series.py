@@ -1,4 +1,4 @@
-"""What a row of measurements says: percentiles, how sure the median is, and whether the machine held still."""
+"""Statistics of repeated measurements: percentiles, the confidence interval of the median, and drift."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-UNSTEADY = 0.25  # coefficient of variation of the middle nine tenths, above which a run is called unsteady
-SLOWED = 1.1  # last third against first third, where their middle halves have parted
-NEEDED = {90: 29, 99: 299}  # percentile: samples of which the largest lies above it with 95 % probability
-LEAST = 6  # samples below which no interval holds the median with 95 % probability
+UNSTEADY = 0.25  # coefficient of variation of the middle 90 %; a run above it is unsteady
+MAX_DRIFT = 1.1  # see `Series.drift`; a run above it is unsteady
+MIN_SAMPLES = {90: 29, 99: 299}  # percentile: with so many samples, one exceeds it with 95 % probability
+MIN_FOR_INTERVAL = 6  # with fewer samples no interval contains the median with 95 % probability
 BLOCKS = 10
 Result = TypeVar("Result")
 
 
 class Series(NamedTuple):
-    """Measurements of one thing.
+    """Statistics of one measured quantity.
 
     Attributes:
-        n: how many.
-        p50, p90, p99: percentiles; None where there are too few samples for one.
-        most: the largest.
-        low, high: the median lies between them with 95 % confidence; None below six samples. From sixty on they are
-            those of the medians of ten blocks, so that slow changes of the machine widen them.
-        spread: coefficient of variation of the middle nine tenths.
-        drift: lower quartile of the last third, divided by the upper one of the first: above 1 where they have parted.
+        n: number of samples.
+        p50: median.
+        p90: 90th percentile; None below 29 samples.
+        p99: 99th percentile; None below 299 samples.
+        most: maximum.
+        low: lower bound of the median's 95 % confidence interval; None below 6 samples. From 60 samples on, the
+            interval is that of the medians of ten blocks, so that slow changes of the machine widen it.
+        high: upper bound of that interval.
+        spread: coefficient of variation of the middle 90 %.
+        drift: lower quartile of the last third ÷ upper quartile of the first third; above 1 if they do not overlap.
     """
 
     n: int
@@ -42,10 +45,10 @@ class Series(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Series:
-        """Of values in the order they were measured.
+        """Compute the statistics of values in the order of measurement.
 
         Raises:
-            ValueError: there are none.
+            ValueError: `values` is empty.
 
         >>> s = Series.of([1.0, 2.0, 3.0, 4.0, 5.0])
         >>> s.p50, s.p90, s.most
@@ -55,42 +58,42 @@ class Series(NamedTuple):
             raise ValueError("there are no measurements")
         x, n = np.asarray(values, np.float64), len(values)
         ordered = np.sort(x)
-        third, cut = max(1, n // 3), ordered[n // 20 : n - n // 20]
+        third, middle = max(1, n // 3), ordered[n // 20 : n - n // 20]
         low, high = interval(x)
-        p90, p99 = (float(np.percentile(x, q)) if n >= least else None for q, least in NEEDED.items())
+        p90, p99 = (float(np.percentile(x, q)) if n >= minimum else None for q, minimum in MIN_SAMPLES.items())
         return cls(
             n, float(np.median(x)), p90, p99, float(ordered[-1]), low, high,
-            float(cut.std() / cut.mean()) if cut.mean() > 0 else 0.0,
+            float(middle.std() / middle.mean()) if middle.mean() > 0 else 0.0,
             float(np.percentile(x[-third:], 25) / max(np.percentile(x[:third], 75), 1e-12)),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers of five digits, which is more than a machine repeats.
+        """The statistics with five significant digits.
 
         >>> Series.of([1 / 3]).to_json()["p50"]
         0.33333
         """
         values: dict[str, Any] = {n: value if n == "n" else rounded(value) for n, value in self._asdict().items()}
-        return {**values, "unsteady": self.unsteady()}
+        return {**values, "unsteady": self.unsteady_reason()}
 
-    def unsteady(self) -> str:
-        """Why not to trust it; empty where nothing speaks against it.
+    def unsteady_reason(self) -> str:
+        """Why the values are not reliable; empty if they are.
 
-        >>> Series.of([1.0] * 20 + [3.0] * 20).unsteady()
-        'slower by 200 % at its end than at its beginning: the machine heats up, or another program began'
+        >>> Series.of([1.0] * 20 + [3.0] * 20).unsteady_reason()
+        'slower by 200 % at the end than at the start: the machine heats up, or another program started'
         """
         if self.n < 9:
             return ""
-        if self.drift > SLOWED:
+        if self.drift > MAX_DRIFT:
             slower = f"slower by {100 * (self.drift - 1):.0f} %"
-            return f"{slower} at its end than at its beginning: the machine heats up, or another program began"
+            return f"{slower} at the end than at the start: the machine heats up, or another program started"
         if self.spread > UNSTEADY:
-            return f"varies by {100 * self.spread:.0f} % (coefficient of variation): other programs run beside"
+            return f"varies by {100 * self.spread:.0f} % (coefficient of variation): other programs are running"
         return ""
 
 
 def rounded(value: float | None) -> float | None:
-    """Five significant digits.
+    """Round to five significant digits.
 
     >>> rounded(1234.5678), rounded(None)
     (1234.6, None)
@@ -99,60 +102,65 @@ def rounded(value: float | None) -> float | None:
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """What the median lies between with 95 % confidence, by the sign test; (None, None) below six values."""
-    if len(values) >= BLOCKS * LEAST:
+    """The 95 % confidence interval of the median, by the sign test; (None, None) below six values.
+
+    Example: with 20 values, n / 2 - 0.98 √n is 5.6, so the interval goes from the 5th smallest to the 5th largest.
+    """
+    if len(values) >= BLOCKS * MIN_FOR_INTERVAL:
         values = np.array([np.median(block) for block in np.array_split(values, BLOCKS)])
     n = len(values)
-    if n < LEAST:
+    if n < MIN_FOR_INTERVAL:
         return None, None
     below, ordered = max(0, int(n / 2 - 0.98 * np.sqrt(n)) - 1), np.sort(values)
     return float(ordered[below]), float(ordered[n - 1 - below])
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
-    """Medians of two sides that took turns, divided, and what the ratio lies between with 95 % confidence.
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
+    """Ratio of the medians of two interleaved candidates, with its 95 % confidence interval.
 
-    The interval is that of the median of the single rounds' ratios, so that what slowed both sides cancels.
+    The interval is that of the median of each round's ratio, so that a slowdown of both candidates cancels.
 
     >>> ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])["p50"]
     2.0
     """
-    low, high = interval(np.array([a / b for a, b in zip(above, below)]))
-    return {"p50": round(float(np.median(above) / np.median(below)), 4), "low": low, "high": high}
+    low, high = interval(np.array([a / b for a, b in zip(numerator, denominator)]))
+    return {"p50": round(float(np.median(numerator) / np.median(denominator)), 4), "low": low, "high": high}
 
 
-def single(value: float) -> Mapping[str, Any]:
-    """A measure of one figure, without an interval."""
+def single_value(value: float) -> Mapping[str, Any]:
+    """A measure of a single value, without an interval."""
     return {"p50": rounded(value), "low": None, "high": None}
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Milliseconds of a call."""
+def time_ms(function: Callable[[], object]) -> float:
+    """Return the milliseconds of a call."""
     start = time.perf_counter()
-    work()
+    function()
     return (time.perf_counter() - start) * 1e3
 
 
-def in_turn(
-    repeats: int, sides: Mapping[str, Callable[[], Result]], step: Callable[[], object] = lambda: None
+def interleave(
+    repeats: int, candidates: Mapping[str, Callable[[], Result]], step: Callable[[], object] = lambda: None
 ) -> dict[str, list[Result]]:
-    """What each side returns, the sides interleaved; the first round is thrown away.
+    """Call all candidates once per round and return their results by name, without those of the first round.
+
+    Interleaving lets each candidate run with cold caches, and spreads changes of the machine over all of them.
 
     Args:
-        repeats: rounds.
-        sides: by name.
+        repeats: number of rounds.
+        candidates: functions by name.
         step: called after each round, for a progress bar.
     """
-    results: dict[str, list[Result]] = {name: [] for name in sides}
+    results: dict[str, list[Result]] = {name: [] for name in candidates}
     for _ in range(repeats + 1):
-        for name, side in sides.items():
-            results[name].append(side())
+        for name, candidate in candidates.items():
+            results[name].append(candidate())
         step()
     return {name: values[1:] for name, values in results.items()}
 
 
 def by_stage(timings: Sequence[Mapping[str, float]]) -> dict[str, Series]:
-    """Milliseconds of each stage of several turns.
+    """Statistics of each stage's milliseconds over several turns.
 
     >>> by_stage([{"text": 1.0, "total": 3.0}, {"text": 2.0, "total": 4.0}])["total"].p50
     3.5

@@ -1,8 +1,8 @@
-"""Speak the example conversation with espeak-ng: conversation.jsonl and one small FLAC per turn, beside this file.
+"""Generate the example conversation with espeak-ng: conversation.jsonl and one small FLAC per turn in this folder.
 
-    python hbaf_edge/examples/make_conversation.py        # needs Debian's espeak-ng; the demo itself does not
+    python hbaf_edge/examples/make_conversation.py        # needs Debian's espeak-ng; the demo does not
 
-The voices are synthetic and say little of emotion; the words carry it. Real speech is where audio counts.
+The voices are synthetic and express little emotion, so the text decides. With real speech, audio matters more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 VOICES = {"anna": "en-us+f3", "bob": "en-gb+m3"}
-# speaker, words, espeak-ng's speed in words a minute and pitch (0-99)
+# speaker, text, espeak-ng's speed (words per minute) and pitch (0-99)
 TURNS = [
     ("anna", "The letter from the hospital came this morning.", 150, 50),
     ("bob", "Oh my God, already? What does it say?", 180, 70),
@@ -29,21 +29,21 @@ TURNS = [
 ]
 
 
-def speak(words: str, voice: str, speed: int, pitch: int) -> bytes:
-    """A WAV from espeak-ng."""
-    command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", words]
+def synthesize(text: str, voice: str, speed: int, pitch: int) -> bytes:
+    """Return speech from espeak-ng as a WAV."""
+    command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text]
     return subprocess.run(command, check=True, capture_output=True).stdout  # noqa: S603 - fixed arguments
 
 
 def main() -> None:
     folder = Path(__file__).parent
     lines = []
-    for number, (speaker, words, speed, pitch) in enumerate(TURNS):
-        # A pipe cannot be sought, so espeak-ng leaves the sizes in the header open; read what is there.
-        samples, rate = soundfile.read(io.BytesIO(speak(words, VOICES[speaker], speed, pitch)))
+    for number, (speaker, text, speed, pitch) in enumerate(TURNS):
+        # espeak-ng writes to a pipe and cannot correct the sizes in the header; soundfile reads to the end.
+        samples, rate = soundfile.read(io.BytesIO(synthesize(text, VOICES[speaker], speed, pitch)))
         name = f"turn{number}_{speaker}.flac"
         soundfile.write(folder / name, soxr.resample(samples, rate, 16_000), 16_000, subtype="PCM_16")
-        lines.append(json.dumps({"audio": name, "text": words, "speaker": speaker}))
+        lines.append(json.dumps({"audio": name, "text": text, "speaker": speaker}))
     (folder / "conversation.jsonl").write_text("\n".join(lines) + "\n")
 
 

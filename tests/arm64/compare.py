@@ -1,8 +1,9 @@
-"""Compare what turns.py wrote on two architectures: labels must be the same but for ties, every probability close.
+"""Compare the predictions of turns.py on two architectures.
 
     python tests/arm64/compare.py .cache/arm64/arm64.json .cache/arm64/x86_64.json [--save]
 
-The exit code is 1 if a label differs that was no tie, or a probability by more than BOUND. All differences are told.
+Prints all differences. The exit code is 1 if a probability differs by more than BOUND, or a label differs although its
+margin is larger than TIE.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = ROOT / "benchmarks" / "results" / "arm64.json"
 
-# INT8 activations are rounded to 256 steps, so a last-bit difference of a float kernel can move a value by a whole
+# INT8 activations are rounded to 256 steps, so a last-bit difference in a float kernel can change a value by a complete
 # step. Measured on these turns: up to .021 between two versions of ONNX Runtime on one x86 processor, .008 between Arm
-# and x86 with the same version (.019 and .013 on MELD dev and RAVDESS). Quantization itself moves a probability by up
-# to .14 (benchmarks/results/parity-default.json). The bound lies between rounding and a wrong kernel.
+# and x86 with the same version (.019 and .013 on MELD dev and RAVDESS). Quantization itself changes a probability by up
+# to .14 (benchmarks/results/parity-default.json). The bound lies between rounding and the error of a wrong kernel.
 BOUND = 0.05
-TIE = 0.025  # between the two likeliest labels: as close as versions of ONNX Runtime on one processor move them apart
+TIE = 0.025  # margin between the two likeliest labels that another version of ONNX Runtime can reverse
 
 
 def compare(arm: dict[str, Any], x86: dict[str, Any]) -> dict[str, Any]:
-    """Differences between two results of turns.py over the same turns.
+    """Compute the differences between two results of turns.py on the same turns.
 
     >>> def result(joy, label):
     ...     turn = {"label": label, "modalities": ["text"], "probabilities": {"joy": joy, "anger": 1 - joy}}
@@ -61,12 +62,12 @@ def compare(arm: dict[str, Any], x86: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """Of a label's probability, between two predictions of one turn."""
+    """Return the largest difference of a label's probability between two predictions of one turn."""
     return max(abs(a["probabilities"][label] - b["probabilities"][label]) for label in b["probabilities"])
 
 
 def margin(turn: dict[str, Any]) -> float:
-    """Between the two likeliest labels.
+    """Return the difference between the probabilities of the two likeliest labels.
 
     >>> margin({"probabilities": {"joy": 0.5, "anger": 0.25, "fear": 0.25}})
     0.25
@@ -75,27 +76,30 @@ def margin(turn: dict[str, Any]) -> float:
     return float(first - second)
 
 
-def is_passed(result: dict[str, Any]) -> bool:
-    """Whether only ties differ, and nothing by more than rounding explains."""
+def meets_bounds(result: dict[str, Any]) -> bool:
+    """Return whether only ties have different labels and no probability differs by more than `BOUND`."""
     return result["largest_difference"] <= BOUND and all(d["margin"] <= TIE for d in result["labels_differing"])
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """Format the result for people."""
     lines = [
         f"{result['turns']} turns, {result['turns_with_audio']} of them with audio ({result['material']} material)"
     ]
-    lines += [f"  {name}: {result[name]}" for name in ("arm64", "x86_64")]
-    lines.append(f"labels differing: {len(result['labels_differing'])}")
-    lines += [f"  {differing}" for differing in result["labels_differing"]]
-    lines.append(f"difference of a probability: {result['largest_difference']:.4f} at most (bound {BOUND}), median "
+    for name in ("arm64", "x86_64"):
+        versions = [f"{key} {value}" for key, value in result[name].items() if value is not None]
+        lines.append(f"  {name}: {', '.join(versions)}")
+    lines.append(f"turns with different labels: {len(result['labels_differing'])}")
+    lines += [f"  turn {d['turn']}: {d['arm64']} on arm64, {d['x86_64']} on x86_64, margin {d['margin']}"
+              for d in result["labels_differing"]]  # fmt: skip
+    lines.append(f"difference of a probability: at most {result['largest_difference']:.4f} (bound {BOUND}), median "
                  f"{result['median_difference']:.4f}")  # fmt: skip
-    lines.append("Versions of ONNX Runtime may differ, too. Emulation proves results; it says nothing of speed.")
+    lines.append("ONNX Runtime's versions can differ as well. Emulation checks results, not speed.")
     return "\n".join(lines)
 
 
 def save(result: dict[str, Any]) -> None:
-    """To benchmarks/results, with the day and the commit it belongs to."""
+    """Write the result to benchmarks/results, with date and commit."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     dated = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": commit or None, **result}
@@ -111,11 +115,11 @@ def main() -> int:
     options = parser.parse_args()
     result = compare(json.loads(options.arm64.read_text()), json.loads(options.x86_64.read_text()))
     print(report(result))
-    passed = is_passed(result)
     if options.save:
         save(result)
-    print("arm64: passed" if passed else "arm64: FAILED")
-    return 0 if passed else 1
+    has_passed = meets_bounds(result)
+    print("arm64: passed" if has_passed else "arm64: FAILED")
+    return 0 if has_passed else 1
 
 
 if __name__ == "__main__":

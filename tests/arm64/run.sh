@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Run the wheel on 64-bit Arm under QEMU, and the same turns on this machine: the labels must be the same.
+# Predict the same turns with the wheel on emulated 64-bit Arm (QEMU) and on this machine, and compare the results.
 #
 #   tests/arm64/run.sh [--save] [--data DIR] [WHEEL]
 #
 #   --save      write benchmarks/results/arm64.json
-#   --data DIR  turns of MELD dev and RAVDESS (DIR/meld, DIR/ravdess) instead of the committed material
-#   WHEEL       the wheel to test; default: built from this tree
+#   --data DIR  turns of MELD dev and RAVDESS (DIR/meld, DIR/ravdess) instead of the committed turns
+#   WHEEL       the wheel to test; default: built from this checkout
 #
-# It needs no root, no chroot and no binfmt: QEMU finds Debian's arm64 Python and its libraries in a plain folder.
-# Downloads stay in .cache/arm64 (about 450 MB). PYTHON is the interpreter of this machine (default: .venv/bin/python).
+# No root, chroot or binfmt is necessary: QEMU loads Debian's arm64 Python and its libraries from a folder. Downloads are
+# cached in .cache/arm64 (about 450 MB). PYTHON is the interpreter of this machine (default: .venv/bin/python).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +17,7 @@ readonly DEBIAN=bookworm      # its Python is 3.11
 readonly QEMU_MODEL=cortex-a76
 readonly PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 readonly CACHE=$PWD/.cache/arm64
-readonly WORK=$CACHE/work # of one run; emptied when the next begins
+readonly WORK=$CACHE/work # temporary files of a run; deleted when the next run begins
 readonly ROOT=$CACHE/root-$DEBIAN
 
 step() { printf '\n== [%3d s] %s\n' "$SECONDS" "$*"; }
@@ -35,7 +35,7 @@ check_tools() {
   [[ -x $PYTHON ]] || fail "there is no interpreter $PYTHON; 'make test' makes .venv, PYTHON=... names another"
 }
 
-# One run at a time: it keeps all cores busy, and two would unpack into the same folders.
+# Allow only one run at a time: two would unpack into the same folders.
 begin_work() {
   mkdir -p "$CACHE"
   exec 9>"$CACHE/lock"
@@ -47,17 +47,17 @@ begin_work() {
   mkdir -p "$WORK/home" "$WORK/wheel"
 }
 
-# $1 is a log, the rest a command; what it printed is shown only if it fails.
+# Run a command with its output in log file $1, and print the end of the log if the command fails.
 quietly() {
   local log=$1
   shift
   "$@" >"$log" 2>&1 || {
     tail -n 20 "$log" >&2
-    fail "failed: $* (whole log: $log)"
+    fail "failed: $* (log: $log)"
   }
 }
 
-# Sets WHEEL, and unpacks it to $WORK/wheel.
+# Set WHEEL and unpack it to $WORK/wheel.
 prepare_wheel() {
   if [[ -z $WHEEL ]]; then
     quietly "$WORK/build.log" "$PYTHON" -m build --wheel --outdir "$WORK/dist" .
@@ -66,7 +66,7 @@ prepare_wheel() {
   "$PYTHON" -m zipfile -e "$WHEEL" "$WORK/wheel"
 }
 
-# A cached folder is made under $WORK and renamed when whole: a killed run leaves nothing that looks like one.
+# Cached folders are created under $WORK and moved when complete, so that a killed run leaves no incomplete folder.
 prepare_root() {
   [[ ! -d $ROOT ]] || return 0
   local download=$WORK/debian unpacked=$WORK/root archive
@@ -81,22 +81,22 @@ prepare_root() {
   rm -rf "$download"
 }
 
-# The wheel's own dependencies for Debian's Python, in the versions of constraints.txt. Sets PACKAGES.
+# Download the wheel's dependencies for Debian's Python in the versions of constraints.txt, and set PACKAGES.
 prepare_packages() {
   local key wanted=$WORK/constraints.txt wheels=$WORK/wheels unpacked=$WORK/packages archive
-  # ONNX Runtime has a version of its own here, and pip would evaluate markers for this machine's Python.
+  # Drop ONNX Runtime, whose version is given above, and markers, which pip would evaluate for this machine's Python.
   grep -v -e '^onnxruntime' -e 'python_version < "3.11"' constraints.txt | sed 's/;.*//' >"$wanted"
   key=$({ grep -h '^Requires-Dist' "$WORK"/wheel/*.dist-info/METADATA && cat "$wanted" && echo "$ONNX_RUNTIME"; } |
     sha256sum | cut -c1-12)
   PACKAGES=$CACHE/packages-$key
   [[ ! -d $PACKAGES ]] || return 0
-  # The registry alone: a wheel folder in this machine's pip settings may hold builds that nobody else has.
+  # Use only the package registry: pip settings of this machine may name a folder with local builds.
   quietly "$WORK/pip.log" env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u PIP_CONSTRAINT PIP_CONFIG_FILE=/dev/null \
     "$PYTHON" -m pip download --disable-pip-version-check --dest "$wheels" --constraint "$wanted" \
     --only-binary=:all: --implementation cp --python-version 3.11 --platform manylinux_2_28_aarch64 \
     --platform manylinux_2_27_aarch64 --platform manylinux_2_26_aarch64 --platform manylinux_2_17_aarch64 \
     --platform manylinux2014_aarch64 "$WHEEL" "onnxruntime==$ONNX_RUNTIME"
-  rm -f "$wheels"/hbaf_edge-*.whl # it changes with every commit and is unpacked elsewhere
+  rm -f "$wheels"/hbaf_edge-*.whl # not cached: it changes with every commit, and prepare_wheel unpacks it
   for archive in "$wheels"/*.whl; do
     "$PYTHON" -m zipfile -e "$archive" "$unpacked"
   done
@@ -107,7 +107,7 @@ prepare_packages() {
 prepare() {
   step "preparing arm64 Debian $DEBIAN, ONNX Runtime $ONNX_RUNTIME and the wheel in .cache/arm64"
   local root
-  prepare_root & # downloads go on side by side
+  prepare_root & # in parallel with the other downloads
   root=$!
   prepare_wheel
   prepare_packages
@@ -152,11 +152,11 @@ main() {
   step "the turns on this machine"
   native tests/arm64/turns.py --out "$CACHE/x86_64.json" "${data[@]}"
   step "hbaf-edge demo and the turns on arm64 ($qemu)"
-  quietly "$WORK/demo.log" emulated -m hbaf_edge demo & # beside the turns: each alone leaves a core idle at times
+  quietly "$WORK/demo.log" emulated -m hbaf_edge demo & # in parallel with the turns, to use all cores
   demo=$!
   emulated tests/arm64/turns.py --out "$CACHE/arm64.json" --emulator "$qemu" "${data[@]}"
   wait "$demo"
-  echo "the demo ran to its end; what it printed: $WORK/demo.log"
+  echo "the demo finished; its output is in $WORK/demo.log"
   step "comparison"
   "$PYTHON" tests/arm64/compare.py "$CACHE/arm64.json" "$CACHE/x86_64.json" "${save[@]}"
 }

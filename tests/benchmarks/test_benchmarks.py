@@ -1,4 +1,4 @@
-"""Benchmarks run, end in a line of JSON, and say on what they were measured; counts of a bundle's graphs."""
+"""Benchmarks run, print tables or JSON, and record the machine they were measured on."""
 
 import json
 import subprocess
@@ -15,21 +15,19 @@ from tests.conftest import ROOT
 from tests.hbaf_edge.bench.test_report import SCHEMA
 
 
-def benchmark(*arguments):
-    """Sections by name of a benchmark that runs in its own process."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+def run_benchmark(*arguments):
+    """Run a benchmark in its own process and return its sections by name."""
+    command = [sys.executable, "-m", *map(str, arguments), "--json"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    result = json.loads(output)
     jsonschema.validate(result, SCHEMA)
     assert {"cpu", "cores", "python", "onnxruntime", "OMP_WAIT_POLICY"} <= set(result["machine"])
-    for section in result["sections"]:
-        assert section["title"] in " ".join(done.stdout.split())
     return {section["name"]: section for section in result["sections"]}
 
 
 @pytest.mark.slow
-def test_first_look_runs():
-    sections = benchmark("benchmarks.first_look", "--threads", 1, "--repeats", 3)
+def test_first_look_measures_a_turn_loading_and_memory():
+    sections = run_benchmark("benchmarks.first_look", "--threads", 1, "--repeats", 3)
     measures = sections["first_look"]["measures"]
     assert measures["a turn of 3 s and twelve words, ms"]["p50"] == sections["stages"]["measures"]["a turn"]["p50"] > 0
     assert measures["import hbaf_edge, ms"]["p50"] < measures["HBAFRuntime(), ms"]["p50"]
@@ -37,30 +35,45 @@ def test_first_look_runs():
 
 
 @pytest.mark.slow
-def test_incremental_runs():
-    sections = benchmark("benchmarks.incremental", "--repeats", 3)
+def test_incremental_measures_length_end_of_speech_and_feeding():
+    sections = run_benchmark("benchmarks.incremental", "--repeats", 3)
     early, late = sections["depth"]["text"].removesuffix(" bytes.").rsplit(" ", 3)[1::2]
-    assert early == late, "the state's size does not grow"
+    assert early == late, "the size of the state must not grow"
     measures = {name: section["measures"] for name, section in sections.items()}
-    whole, scope = (measures["depth"][f"turn 33, {name}"] for name in ("whole", "dialogue scope"))
-    assert whole["p50"] > scope["p50"] > 0
+    whole, dialogue = (measures["depth"][f"turn 33, {name}"] for name in ("whole", "dialogue scope"))
+    assert whole["p50"] > dialogue["p50"] > 0
     assert set(measures["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
     assert set(measures["feeding"]) == {"alone", "while another thread predicts"}
 
 
-def test_only_a_whole_run_is_saved_and_errors_are_one_line(monkeypatch, tmp_path, capsys):
+def fail():
+    raise InputError("no model")
+
+
+def test_results_are_saved_only_when_the_run_is_complete(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-
-    def fails():
-        raise InputError("no model")
-
-    done = Section("done", "Done", ("what",), [("a",)])
-    assert report.conclude("x", Report("r", {}), [("one", lambda: done), ("two", fails)], save=True) == 1
+    complete = [("one", lambda: Section("one", "One", ("what",), [("a",)]))]
+    assert report.measure_and_report("x", Report("r", {}), [*complete, ("two", fail)], save=True) == 1
     assert not list(tmp_path.iterdir())
-    assert report.conclude("x", Report("r", {}), [("one", lambda: done)], save=True) == 0
-    assert json.loads(Path(tmp_path / "x.json").read_text())["sections"][0]["name"] == "done"
+    assert report.measure_and_report("x", Report("r", {}), complete, save=True) == 0
+    assert json.loads(Path(tmp_path / "x.json").read_text())["sections"][0]["name"] == "one"
+
+
+def test_a_benchmark_prints_tables_or_with_json_one_line(capsys):
+    sections = [("one", lambda: Section("one", "Title", ("what",), [("a",)]))]
+    report.measure_and_report("x", Report("r", {}), sections)
+    printed = capsys.readouterr().out
+    assert "Title" in printed
+    assert "{" not in printed
+    report.measure_and_report("x", Report("r", {}), sections, as_json=True)
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["sections"][0]["title"] == "Title"
+    assert printed.count("\n") == 1
+
+
+def test_an_error_is_one_line_on_standard_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x"])
-    with pytest.raises(SystemExit) as ended:
-        report.run(fails, "What it does.")
-    assert ended.value.code == report.UNUSABLE
+    with pytest.raises(SystemExit) as exit_info:
+        report.run(fail, "A benchmark.")
+    assert exit_info.value.code == report.EXIT_UNUSABLE
     assert capsys.readouterr().err.splitlines()[-1] == "error: no model"

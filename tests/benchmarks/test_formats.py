@@ -1,20 +1,20 @@
-"""Each of the forty containers and codecs of the list is read."""
+"""Each of the forty pairs of container and codec can be read."""
 
 import pytest
 
-from benchmarks.formats import PAIRS, example, read_back
+from benchmarks.formats import PAIRS, example_clips, read_back
 
 
 @pytest.fixture(scope="module")
-def spoken():
-    return example({pair.rate for pair in PAIRS})
+def clips():
+    return example_clips({pair.rate for pair in PAIRS})
 
 
-def test_the_list_holds_forty():
+def test_there_are_forty_different_pairs():
     assert len(PAIRS) == len(set(PAIRS)) == 40
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.container}-{pair.codec}")
-def test_read(pair, spoken):
-    result = read_back(pair, spoken)
-    assert result["read"], result
+def test_a_pair_is_read(pair, clips):
+    result = read_back(pair, clips)
+    assert result["is_read"], result

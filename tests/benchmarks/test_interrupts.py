@@ -1,17 +1,17 @@
-"""Calls that are broken off and programs that end in mid-turn; `python -m benchmarks.interrupts` does many more."""
+"""Interrupted calls and programs that exit during a turn; `python -m benchmarks.interrupts` runs many more."""
 
 import pytest
 
-from benchmarks.interrupts import exits, interrupted
+from benchmarks.interrupts import exits, interrupted_calls
 
 
-def test_interrupted_calls_hang_nobody():
-    section = interrupted(60, seed=1)
+def test_no_call_hangs_after_other_calls_were_interrupted():
+    section = interrupted_calls(60, seed=1)
     assert section.measures["hangs"]["p50"] == 0, section.rows
     assert all(row[2] == 15 for row in section.rows[:4])
 
 
 @pytest.mark.slow
-def test_programs_end_with_their_own_exit_code_and_lose_no_answer():
+def test_a_program_that_exits_during_a_turn_has_its_own_exit_code_and_loses_no_result():
     section = exits(6, seed=2)
-    assert section.measures["aborts"]["p50"] == section.measures["answers lost"]["p50"] == 0, section.rows
+    assert section.measures["aborts"]["p50"] == section.measures["results lost"]["p50"] == 0, section.rows

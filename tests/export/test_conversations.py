@@ -1,10 +1,10 @@
-"""What calibration runs on: long and short conversations, either modality missing, the same for the same seed."""
+"""Conversations for calibration: long and short ones, with audio, text or both, and the same for the same seed."""
 
 import numpy as np
 import pytest
 import soundfile
 
-from export.conversations import _heard, conversations, counts, digest
+from export.conversations import conversations, counts, digest, drop_unusable
 from training import corpora
 from training.config import PairConfig, TrainConfig
 from training.corpora.records import CorpusError, Utterance
@@ -16,57 +16,58 @@ def manifest(**train):
     return {"training": stored}
 
 
-def test_turns_show_both_one_or_the_other_in_conversations_of_all_lengths(small):
-    found = conversations(manifest(), "train", 80)
-    said = counts(found)
-    assert said["turns"] >= 80
-    assert said["longest"] > 10
-    assert min(len(d.turns) for d in found) <= 6
-    assert said["both"] > said["words_alone"] > 0 < said["sound_alone"]
-    assert all(u.text or u.audio for d in found for u in d.turns)
+def test_conversations_have_all_lengths_and_combinations_of_modalities(small_corpora):
+    dialogues = conversations(manifest(), "train", 80)
+    numbers = counts(dialogues)
+    assert numbers["turns"] >= 80
+    assert numbers["longest"] > 10
+    assert min(len(d.turns) for d in dialogues) <= 6
+    assert numbers["both"] > numbers["words_alone"] > 0 < numbers["sound_alone"]
+    assert all(u.text or u.audio for d in dialogues for u in d.turns)
 
 
-def test_clips_have_the_label_of_the_words_beside_them(small):
+def test_clips_have_the_label_of_their_text(small_corpora):
     labels = {u.audio: u.label for name in ("ravdess", "tess") for d in corpora.load(name).dialogues for u in d.turns}
     turns = [u for d in conversations(manifest(), "train", 60) for u in d.turns if u.audio]
     assert all(labels[u.audio] == u.label for u in turns)
 
 
-def test_the_same_seed_gives_the_same_conversations_another_seed_others(small):
+def test_conversations_depend_only_on_the_seed(small_corpora):
     a, b, c = (digest(conversations(manifest(), "dev", 30, seed=seed)) for seed in (0, 0, 1))
     assert a == b != c
 
 
-def test_splits_do_not_mix(small):
-    texts = {split: {d.split for d in conversations(manifest(), split, 20)} for split in ("train", "dev", "test")}
-    assert texts == {split: {split} for split in texts}
+def test_conversations_come_from_the_requested_split(small_corpora):
+    splits = {split: {d.split for d in conversations(manifest(), split, 20)} for split in ("train", "dev", "test")}
+    assert splits == {split: {split} for split in splits}
 
 
-def test_own_data_of_one_modality_are_taken_as_they_are(small, tiny):
-    made = {**manifest(corpus="meld", pair=False, use="text"), "model": tiny.model.config.to_json()}
-    said = counts(conversations(made, "dev", 20))
-    assert said["words_alone"] == said["turns"]
+def test_corpus_of_one_modality_stays_unpaired(small_corpora, tiny):
+    text_only = {**manifest(corpus="meld", pair=False, use="text"), "model": tiny.model.config.to_json()}
+    numbers = counts(conversations(text_only, "dev", 20))
+    assert numbers["words_alone"] == numbers["turns"]
 
 
-def test_a_corpus_of_other_labels_is_refused(small, tiny):
-    made = {**manifest(), "model": tiny.model.config.to_json()}
-    with pytest.raises(CorpusError, match="is labelled"):
-        conversations(made, "dev", 20, on="ravdess-8")
+def test_conversations_raise_when_the_corpus_has_other_labels(small_corpora, tiny):
+    with pytest.raises(CorpusError, match="ravdess-8 has the labels"):
+        conversations({**manifest(), "model": tiny.model.config.to_json()}, "dev", 20, on="ravdess-8")
 
 
-def test_what_nobody_can_hear_or_read_is_left_out(small):
-    """A silent clip would end a run that has gone on for an hour."""
-    soundfile.write(small / "silent.wav", np.zeros(16_000), 16_000)
-    soundfile.write(small / "short.wav", np.full(800, 0.1), 16_000)
+def test_silent_audio_and_empty_text_are_dropped(small_corpora):
+    """A silent clip would otherwise end a calibration after an hour."""
+    soundfile.write(small_corpora / "silent.wav", np.zeros(16_000), 16_000)
+    soundfile.write(small_corpora / "short.wav", np.full(800, 0.1), 16_000)
     for name in ("silent.wav", "short.wav"):
-        assert _heard(Utterance("", 0, audio=small / name)) is None
-        assert _heard(Utterance("words", 0, audio=small / name)).audio is None
-    assert _heard(Utterance("\u200b", 0)) is None
+        assert drop_unusable(Utterance("", 0, audio=small_corpora / name)) is None
+        assert drop_unusable(Utterance("words", 0, audio=small_corpora / name)).audio is None
+    assert drop_unusable(Utterance("\u200b", 0)) is None
 
 
-def test_a_broken_clip_is_named(small):
-    soundfile.write(small / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    (small / "cut.wav").write_bytes(b"RIFF")
-    for name, said in (("nan.wav", "NaN or infinite"), ("cut.wav", "cut.wav")):
-        with pytest.raises(CorpusError, match=rf"{name}.*{said}.*training.check" if "nan" in name else said):
-            _heard(Utterance("words", 0, audio=small / name))
+@pytest.mark.parametrize(
+    ("name", "message"), [("nan.wav", r"nan.wav.*NaN or infinite.*training.check"), ("cut.wav", "cut.wav")]
+)
+def test_broken_clip_raises_with_its_name(small_corpora, name, message):
+    soundfile.write(small_corpora / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    (small_corpora / "cut.wav").write_bytes(b"RIFF")
+    with pytest.raises(CorpusError, match=message):
+        drop_unusable(Utterance("words", 0, audio=small_corpora / name))

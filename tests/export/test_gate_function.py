@@ -1,4 +1,4 @@
-"""The gate's node: in the files that hold it, and its function against the reference in float64."""
+"""The gate node in exported files, and its ONNX function against the float64 reference."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.gate_function import example, function
+from export.gate_function import build_function, example_inputs
 from export.to_onnx import OPSET
 from kernels import gate
 from kernels.reference import GateWeights, Memory, both_gates
@@ -16,9 +16,9 @@ from training.config import ModelConfig
 CONFIG = ModelConfig(width=32, heads=4, window=5)
 
 
-def run_alone(body, inputs):
-    """A model of nothing but the node and its function, on ONNX Runtime."""
-    kinds = {torch.bool: TensorProto.BOOL, torch.float32: TensorProto.FLOAT}
+def run_gate(function, inputs):
+    """Run a model that consists only of the node and its function in ONNX Runtime."""
+    types = {torch.bool: TensorProto.BOOL, torch.float32: TensorProto.FLOAT}
     graph = helper.make_graph(
         [
             helper.make_node(
@@ -26,49 +26,59 @@ def run_alone(body, inputs):
             )
         ],
         "gate",
-        [helper.make_tensor_value_info(n, kinds[t.dtype], t.shape) for n, t in zip(gate.INPUTS, inputs, strict=True)],
+        [helper.make_tensor_value_info(n, types[t.dtype], t.shape) for n, t in zip(gate.INPUTS, inputs, strict=True)],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in gate.OUTPUTS],
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(gate.DOMAIN, gate.VERSION)]
-    model = helper.make_model(graph, functions=[body], opset_imports=imports, ir_version=10)
+    model = helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {n: t.numpy() for n, t in zip(gate.INPUTS, inputs)})
 
 
-def drawn(scope, batch, queries, slots):
-    """Random inputs; in the last row nothing of the text is visible, in the first nothing at all."""
+def random_inputs(scope, batch, queries, keys):
+    """Random inputs. In the last row no text key is visible, in the first row no key at all."""
     torch.manual_seed(len(scope) + batch)
     inputs = []
-    for side in (0, 1):
-        query, key = (batch, 4, queries[side], 8), (batch, 4, slots[side], 8)
-        visible = torch.rand(batch, 1, slots[side]) > 0.4
+    for modality in (0, 1):
+        count, slots = queries[modality], keys[modality]
+        query, key = (batch, 4, count, 8), (batch, 4, slots, 8)
+        visible = torch.rand(batch, 1, slots) > 0.4
         visible[0] = False
-        visible[-1] &= side == 0
-        bias = torch.zeros(1, 1, 1, 1) if scope == "utterance" else torch.randn(batch, 4, queries[side], slots[side])
+        visible[-1] &= modality == 0
+        bias = torch.zeros(1, 1, 1, 1) if scope == "utterance" else torch.randn(batch, 4, count, slots)
         inputs += [torch.randn(query), torch.randn(query), torch.randn(key), torch.randn(key), visible, bias]
         inputs += [torch.randn(4, 16), torch.randn(4), torch.randn(4, 8, 16), torch.randn(4, 8)]
     return inputs
 
 
-def in_float64(inputs):
-    sides = [[t if t.dtype == torch.bool else t.double() for t in inputs[i : i + 10]] for i in (0, 10)]
-    return both_gates([s[:2] for s in sides], [Memory(*s[2:6]) for s in sides], [GateWeights(*s[6:]) for s in sides])
+def split_arguments(inputs):
+    """Queries, memories and weights of both modalities, as `both_gates` takes them."""
+    audio_and_text = inputs[:10], inputs[10:]
+    return (
+        [m[:2] for m in audio_and_text],
+        [Memory(*m[2:6]) for m in audio_and_text],
+        [GateWeights(*m[6:]) for m in audio_and_text],
+    )
+
+
+def float64_reference(inputs):
+    return both_gates(*split_arguments([t if t.dtype == torch.bool else t.double() for t in inputs]))
 
 
 @pytest.mark.parametrize(
-    ("scope", "batch", "queries", "slots"),
+    ("scope", "batch", "queries", "keys"),
     [("utterance", 1, (5, 9), (5, 9)), ("utterance", 3, (9, 2), (4, 7)), ("dialogue", 4, (1, 1), (6, 6))],
 )
-def test_the_function_is_the_reference(scope, batch, queries, slots):
-    inputs = drawn(scope, batch, queries, slots)
-    found = run_alone(function(*example(scope, CONFIG), OPSET), inputs)
-    for one, right in zip(found, in_float64(inputs), strict=True):
-        np.testing.assert_allclose(one, right.numpy(), atol=2e-6)
-        assert not one[0].any()  # nothing visible, nothing out
+def test_function_equals_the_reference(scope, batch, queries, keys):
+    inputs = random_inputs(scope, batch, queries, keys)
+    outputs = run_gate(build_function(*example_inputs(scope, CONFIG), OPSET), inputs)
+    for actual, expected in zip(outputs, float64_reference(inputs), strict=True):
+        np.testing.assert_allclose(actual, expected.numpy(), atol=2e-6)
+        assert not actual[0].any()  # zero without a visible key
 
 
 @pytest.mark.parametrize("scope", ["utterance", "dialogue"])
-def test_every_gate_of_a_file_is_the_node(tiny, scope):
+def test_every_gate_of_a_file_is_a_gate_node(tiny, scope):
     model = onnx.load(tiny.onnx / f"{scope}.onnx")
     nodes = [n for n in model.graph.node if n.domain == gate.DOMAIN]
     layers = getattr(tiny.model.config, f"{scope}_layers")
@@ -80,16 +90,14 @@ def test_every_gate_of_a_file_is_the_node(tiny, scope):
         assert [(a.name, a.s.decode()) for a in node.attribute] == [("plugin_namespace", gate.DOMAIN)]
 
 
-def test_an_ablated_gate_is_no_such_node(tiny):
-    """A kernel that took its place would compute another function."""
-    inputs = drawn("dialogue", 2, (1, 1), (6, 6))
-    sides = [inputs[:10], inputs[10:]]
-    given = [s[:2] for s in sides], [Memory(*s[2:6]) for s in sides], [GateWeights(*s[6:]) for s in sides]
+def test_ablated_gate_is_not_exported_as_a_gate_node(tiny):
+    """A kernel that replaced it would compute another function."""
+    inputs = random_inputs("dialogue", 2, (1, 1), (6, 6))
+    _, memories, weights = split_arguments(inputs)
 
     class Ablated(torch.nn.Module):
         def forward(self, x):
-            asked = [(x, x), (x, x)]
-            return tuple(gate.both_gates(asked, *given[1:], gate=False))
+            return tuple(gate.both_gates([(x, x), (x, x)], memories, weights, gate=False))
 
     program = torch.onnx.export(Ablated().eval(), (inputs[0],), dynamo=True, verbose=False, opset_version=OPSET)
     assert not any(n.domain == gate.DOMAIN for n in program.model_proto.graph.node)

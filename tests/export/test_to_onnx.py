@@ -1,4 +1,4 @@
-"""The four exported graphs equal their modules, at other batches and lengths than they were exported with."""
+"""The four exported graphs equal their modules, also with other batch sizes and lengths than in the export."""
 
 import copy
 import subprocess
@@ -18,13 +18,13 @@ NAMES = ("audio", "text", "utterance", "dialogue")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_graph_equals_module(tiny, name):
+def test_graph_equals_its_module(tiny, name):
     graph = graphs(tiny.model, tiny.audio, tiny.text)[name]
     assert compare(graph, tiny.onnx / f"{name}.onnx", seed=3) <= 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_plain_onnx_of_the_promised_version(tiny, name):
+def test_files_have_the_documented_versions_and_no_local_paths(tiny, name):
     model = onnx.load(tiny.onnx / f"{name}.onnx")
     assert {d.domain: d.version for d in model.opset_import}[""] == 20
     assert model.ir_version == 10
@@ -36,17 +36,17 @@ def test_files_are_plain_onnx_of_the_promised_version(tiny, name):
 
 
 @pytest.mark.slow
-def test_every_verb_starts_in_a_fresh_interpreter():
-    """Imported in another order than here, transformers may not be importable beside a CPU torch."""
-    for verb in ("to_onnx", "half", "calibrate", "quantize", "verify", "bundle", "score", "release"):
-        done = subprocess.run(
-            [sys.executable, "-m", f"export.{verb}", "--help"], cwd=ROOT, capture_output=True, text=True
+def test_every_command_starts_in_a_new_interpreter():
+    """The tests import modules in another order; the order decides whether transformers works with a CPU torch."""
+    for command in ("to_onnx", "float16", "calibrate", "quantize", "verify", "bundle", "score", "release"):
+        process = subprocess.run(
+            [sys.executable, "-m", f"export.{command}", "--help"], cwd=ROOT, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
-        assert f"Usage: python -m export.{verb}" in done.stdout
+        assert process.returncode == 0, process.stderr
+        assert f"Usage: python -m export.{command}" in process.stdout
 
 
-def test_a_variant_for_research_is_refused_in_a_line(tiny, tmp_path):
+def test_export_raises_when_the_model_is_an_ablation(tiny, tmp_path):
     model = copy.deepcopy(tiny.model)
     model.config = replace(model.config, causal=False)
     with pytest.raises(InputError, match="it has no incremental form"):

@@ -1,4 +1,4 @@
-"""The check of a bundle against its checkpoint passes for the right one and fails for another."""
+"""A bundle passes against its own checkpoint and fails against another one."""
 
 import copy
 from dataclasses import replace
@@ -7,53 +7,58 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.verify import conversation, walk
+from export.verify import example_dialogue, parity_chain
 from hbaf_edge.bundle import load_bundle
 from training.from_bundle import restore
-from training.learner import Learner
+from training.training_module import TrainingModule
 
 
-def test_the_bundle_of_this_model_passes(tiny):
-    (step,) = walk(Learner(tiny.model, tiny.text, tiny.audio).eval(), [tiny.bundle], [conversation()], threads=1)
-    assert not step["broken"]
+def parity_row(module, bundle, dialogue):
+    (row,) = parity_chain(module.eval(), [bundle], [dialogue], threads=1)
+    return row
 
 
-def test_the_bundle_of_another_model_fails(tiny):
+def test_bundle_passes_against_its_own_model(tiny):
+    row = parity_row(TrainingModule(tiny.model, tiny.text, tiny.audio), tiny.bundle, example_dialogue())
+    assert not row["broken"]
+
+
+def test_bundle_fails_against_another_model(tiny):
     other = copy.deepcopy(tiny.model)
     with torch.no_grad():
         other.dialogue_scope[0].halves[0].w_g += 0.5
-    (step,) = walk(Learner(other, tiny.text, tiny.audio).eval(), [tiny.bundle], [conversation()], threads=1)
-    assert step["broken"]
+    row = parity_row(TrainingModule(other, tiny.text, tiny.audio), tiny.bundle, example_dialogue())
+    assert row["broken"]
 
 
 @pytest.mark.slow
-def test_int8_turn_by_turn_stays_near_the_whole_pass_in_float32():
-    """The model that ships, in INT8 and turn by turn, against PyTorch's whole causal pass with the weights it holds.
+def test_default_int8_bundle_stays_close_to_pytorch():
+    """The default bundle turn by turn against PyTorch's causal pass with the weights that the bundle holds.
 
-    Only the rounding of activations separates them; a wrong ring or scale would show at once.
+    The only expected difference is the rounding of activations; a wrong ring slot or scale is much larger.
     """
     bundle = load_bundle(None)
     assert bundle.manifest["precision"] == "int8"
-    (step,) = walk(Learner(*restore(bundle)).eval(), [Path(bundle.path)], [conversation()], threads=1)
-    assert step["difference_max"] <= 0.06
-    assert step["label_flips"] <= 1
+    row = parity_row(TrainingModule(*restore(bundle)), Path(bundle.path), example_dialogue())
+    assert row["difference_max"] <= 0.06
+    assert row["label_flips"] <= 1
 
 
-def test_the_conversation_is_hard_enough():
-    """It runs past the default window three times and has turns without audio, without text and with both."""
-    turns = conversation().turns
+def test_example_dialogue_exceeds_the_window_and_has_all_kinds_of_turns():
+    """100 turns are three times the default window; turns have audio, text or both."""
+    turns = example_dialogue().turns
     assert len(turns) == 100
-    kinds = {(bool(u.text), u.audio is not None) for u in turns}
-    assert kinds == {(True, True), (True, False), (False, True)}
+    modalities = {(bool(u.text), u.audio is not None) for u in turns}
+    assert modalities == {(True, True), (True, False), (False, True)}
     assert {u.speaker for u in turns} == {"anna", "bob", None}
 
 
-def test_data_that_lack_a_label_are_verified(tiny):
-    """One label alone, and turns without any: F1 of what is there; a label that never occurs is no error."""
-    talk = conversation(12)
-    turns = tuple(replace(u, label=3 if i % 2 else u.label) for i, u in enumerate(talk.turns))
-    learner = Learner(tiny.model, tiny.text, tiny.audio).eval()
-    (step,) = walk(learner, [tiny.bundle], [replace(talk, turns=turns)], threads=1)
-    assert set(step["f1_by_label"]) == {"joy"}
-    assert step["f1_drop"] == 0.0
-    assert not step["broken"]
+def test_f1_covers_only_labels_that_occur(tiny):
+    """Half of the turns have one label, the others none."""
+    dialogue = example_dialogue(12)
+    turns = tuple(replace(u, label=3 if i % 2 else u.label) for i, u in enumerate(dialogue.turns))
+    module = TrainingModule(tiny.model, tiny.text, tiny.audio)
+    row = parity_row(module, tiny.bundle, replace(dialogue, turns=turns))
+    assert set(row["f1_by_label"]) == {"joy"}
+    assert row["f1_drop"] == 0.0
+    assert not row["broken"]

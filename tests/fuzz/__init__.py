@@ -1,1 +1,1 @@
-"""Damaged input of every kind ends in an answer or in an error of ours: `python -m tests.fuzz --seconds 60`."""
+"""Fuzz all inputs: `python -m tests.fuzz --seconds 60`. Damaged input must give a result or an HBAFError."""

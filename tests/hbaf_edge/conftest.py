@@ -1,4 +1,4 @@
-"""A tiny bundle's runtime and clips to talk to it."""
+"""A runtime of the tiny model, and audio files for it."""
 
 import pytest
 import soundfile

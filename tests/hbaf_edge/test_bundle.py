@@ -1,4 +1,4 @@
-"""A damaged, altered or hostile bundle is refused with a clear word; a good one loads from folder and zip alike."""
+"""Damaged and malicious bundles are rejected with a reason; valid ones load from a folder and a zip."""
 
 import hashlib
 import json
@@ -12,23 +12,24 @@ from hbaf_edge.bundle import DEFAULT, load_bundle
 
 
 def replace_file(folder, name, content):
-    """Replace a file and its hash."""
+    """Replace a file and its hash in the manifest."""
     (folder / name).write_bytes(content)
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    rewrite(folder, files={**files, name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}})
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    change_manifest(folder, files={**files, name: entry})
 
 
 @pytest.fixture
-def copy(tiny, tmp_path):
+def bundle_copy(tiny, tmp_path):
     return shutil.copytree(tiny.bundle, tmp_path / "bundle")
 
 
-def rewrite(folder, **changes):
+def change_manifest(folder, **changes):
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_default_bundle_is_small_and_says_what_it_is():
+def test_default_bundle_is_small_and_describes_itself():
     bundle = load_bundle()
     assert bundle.labels == ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
     assert sum(map(len, bundle.files.values())) <= 60e6
@@ -38,7 +39,7 @@ def test_default_bundle_is_small_and_says_what_it_is():
     assert {p.name for p in DEFAULT.iterdir()} == {*bundle.files, "manifest.json"}
 
 
-def test_folder_and_zip_are_the_same(tiny, tmp_path):
+def test_folder_and_zip_give_the_same_probabilities(tiny, tmp_path):
     from export.bundle import zip_bundle
 
     zipped = zip_bundle(tiny.bundle, tmp_path / "tiny.hbaf")
@@ -47,55 +48,55 @@ def test_folder_and_zip_are_the_same(tiny, tmp_path):
     assert a.probabilities == b.probabilities
 
 
-def test_wrong_hash(copy):
-    content = bytearray((copy / "dialogue.onnx").read_bytes())
+def test_bundle_is_rejected_when_a_file_was_changed(bundle_copy):
+    content = bytearray((bundle_copy / "dialogue.onnx").read_bytes())
     content[len(content) // 2] ^= 1
-    (copy / "dialogue.onnx").write_bytes(content)
+    (bundle_copy / "dialogue.onnx").write_bytes(content)
     with pytest.raises(BundleError, match=r"dialogue\.onnx has SHA-256 .* altered or damaged"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
-def test_missing_file(copy):
-    (copy / "text.onnx").unlink()
+def test_bundle_is_rejected_when_a_file_is_missing(bundle_copy):
+    (bundle_copy / "text.onnx").unlink()
     with pytest.raises(BundleError, match=r"text\.onnx is missing"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
-def test_file_without_hash(copy):
-    files = json.loads((copy / "manifest.json").read_text())["files"]
+def test_bundle_is_rejected_when_a_file_has_no_hash(bundle_copy):
+    files = json.loads((bundle_copy / "manifest.json").read_text())["files"]
     del files["tokenizer.json"]
-    rewrite(copy, files=files)
+    change_manifest(bundle_copy, files=files)
     with pytest.raises(BundleError, match=r"no hash for tokenizer\.json"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/../../b", "/etc/passwd", "..", "a\\..\\b", "C:x", ".hidden", ""])
-def test_paths_cannot_leave(copy, name):
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    rewrite(copy, files={**files, name: {"bytes": 1, "sha256": "0" * 64}})
-    with pytest.raises(BundleError, match="only plain names"):
-        load_bundle(copy)
+def test_manifest_is_rejected_when_a_path_leaves_the_bundle(bundle_copy, name):
+    files = json.loads((bundle_copy / "manifest.json").read_text())["files"]
+    change_manifest(bundle_copy, files={**files, name: {"bytes": 1, "sha256": "0" * 64}})
+    with pytest.raises(BundleError, match="only plain relative names"):
+        load_bundle(bundle_copy)
 
 
-def test_link_cannot_leave(copy, tmp_path):
+def test_bundle_is_rejected_when_a_link_leaves_it(bundle_copy, tmp_path):
     outside = tmp_path / "outside.json"
-    shutil.move(copy / "tokenizer.json", outside)
-    (copy / "tokenizer.json").symlink_to(outside)
-    with pytest.raises(BundleError, match="leads out of the bundle"):
-        load_bundle(copy)
+    shutil.move(bundle_copy / "tokenizer.json", outside)
+    (bundle_copy / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads outside the bundle"):
+        load_bundle(bundle_copy)
 
 
-def test_newer_format(copy):
-    rewrite(copy, format=2)
+def test_bundle_is_rejected_when_its_format_is_newer(bundle_copy):
+    change_manifest(bundle_copy, format=2)
     with pytest.raises(BundleError, match=r"format 2, hbaf-edge .* reads up to 1; upgrade"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]", "null", '"x"', "{}", '{"format": "1"}', "[" * 100_000])
-def test_manifest_that_is_none(copy, content):
-    (copy / "manifest.json").write_text(content)
+def test_manifest_is_rejected_when_it_is_invalid(bundle_copy, content):
+    (bundle_copy / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize(
@@ -121,32 +122,32 @@ def test_manifest_that_is_none(copy, content):
         {"limits": {}},
     ],
 )
-def test_manifest_out_of_bounds(copy, changes):
-    rewrite(copy, **changes)
+def test_manifest_is_rejected_when_a_field_is_wrong(bundle_copy, changes):
+    change_manifest(bundle_copy, **changes)
     with pytest.raises(BundleError, match="incomplete"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"labels": ["a", "b", "c"]}, {"labels": list("abcdefgh")}, {"window": 4}, {"width": 31}, {"dialogue_layers": 1}],
 )
-def test_manifest_that_does_not_fit_its_graphs(copy, changes):
-    rewrite(copy, **changes)
+def test_manifest_is_rejected_when_it_does_not_match_the_graphs(bundle_copy, changes):
+    change_manifest(bundle_copy, **changes)
     with pytest.raises(BundleError, match="manifest"):
-        HBAFRuntime(copy, threads=1)
+        HBAFRuntime(bundle_copy, threads=1)
 
 
-def test_zip_that_lies_about_its_sizes(tiny, tmp_path):
-    """A manifest of 300 MB that states 1,000 bytes is given up at the limit, not unpacked."""
+def test_zip_is_rejected_when_its_stated_sizes_are_false(tiny, tmp_path):
+    """Reading a manifest of 300 MB that states 1,000 bytes stops at the limit."""
     import tracemalloc
 
     path = tmp_path / "bomb.hbaf"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", bytes(300 << 20))
     content = bytearray(path.read_bytes())
-    for place in (content.index(b"PK\x03\x04") + 22, content.index(b"PK\x01\x02") + 24):
-        content[place : place + 4] = (1_000).to_bytes(4, "little")
+    for offset in (content.index(b"PK\x03\x04") + 22, content.index(b"PK\x01\x02") + 24):
+        content[offset : offset + 4] = (1_000).to_bytes(4, "little")
     path.write_bytes(content)
     tracemalloc.start()
     with pytest.raises(BundleError):
@@ -162,32 +163,33 @@ def test_zip_that_lies_about_its_sizes(tiny, tmp_path):
         ("text.onnx", b"nonsense", "cannot load the text graph"),
     ],
 )
-def test_files_of_another_kind(copy, name, content, message):
-    replace_file(copy, name, content)
+def test_bundle_is_rejected_when_a_file_has_the_wrong_kind(bundle_copy, name, content, message):
+    replace_file(bundle_copy, name, content)
     with pytest.raises(BundleError, match=message):
-        HBAFRuntime(copy)
+        HBAFRuntime(bundle_copy)
 
 
-def test_file_longer_than_promised(copy):
-    with (copy / "text.onnx").open("ab") as file:
+def test_bundle_is_rejected_when_a_file_is_longer_than_stated(bundle_copy):
+    with (bundle_copy / "text.onnx").open("ab") as file:
         file.write(b"more")
     with pytest.raises(BundleError, match="are allowed"):
-        load_bundle(copy)
+        load_bundle(bundle_copy)
 
 
-def test_not_a_bundle(tmp_path, tiny):
+def test_other_files_and_arguments_are_rejected(tmp_path, tiny):
     (tmp_path / "x.hbaf").write_text("no zip")
-    with pytest.raises(BundleError, match="expected a folder or an"):
+    with pytest.raises(BundleError, match="pass a folder or an"):
         load_bundle(tmp_path / "x.hbaf")
     with pytest.raises(BundleError, match="there is no bundle"):
         load_bundle(tmp_path / "nowhere")
-    for odd in (5, "x" * 5000):
+    for argument in (5, "x" * 5000):
         with pytest.raises(BundleError):
-            load_bundle(odd)
+            load_bundle(argument)
     from export.bundle import zip_bundle
 
-    whole = zip_bundle(tiny.bundle, tmp_path / "whole.hbaf").read_bytes()
-    for name, content in (("short", whole[: len(whole) // 2]), ("torn", whole[:5000] + b"x" * 500 + whole[5500:])):
+    archive = zip_bundle(tiny.bundle, tmp_path / "valid.hbaf").read_bytes()
+    damaged = archive[:5000] + b"x" * 500 + archive[5500:]
+    for name, content in (("truncated", archive[: len(archive) // 2]), ("damaged", damaged)):
         (tmp_path / f"{name}.hbaf").write_bytes(content)
         with pytest.raises(BundleError):
             load_bundle(tmp_path / f"{name}.hbaf")

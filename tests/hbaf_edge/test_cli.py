@@ -1,4 +1,4 @@
-"""The command line, run as users run it: output for people, JSON for machines, exit codes, signals and pipes."""
+"""The command line: tables, JSON, exit codes, signals and pipes."""
 
 import contextlib
 import io
@@ -20,100 +20,102 @@ from tests.conftest import EXAMPLES, ROOT
 
 COMMAND = [sys.executable, "-m", "hbaf_edge"]
 CLIP = EXAMPLES / "turn2_anna.flac"
-EVIL = "\x1b[2J\x1b]0;title\x07\x9b31m\x7f\u202e\u2066\u2028\r\n"
+CONTROLS = "\x1b[2J\x1b]0;title\x07\x9b31m\x7f\u202e\u2066\u2028\r\n"
 KEYS = {"source", "line", "turn", "speaker", "label", "confidence", "probabilities", "modalities", "warnings", "timing",
         "error"}  # fmt: skip
 
 
-def run(*words, **options):
-    """The command in a process of its own."""
-    return subprocess.run([*COMMAND, *map(str, words)], cwd=ROOT, capture_output=True, text=True, **options)
+def run(*arguments, **options):
+    """Run the command in its own process."""
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, **options)
 
 
-def start(*words, **options):
+def start(*arguments, **options):
+    """Start the command in its own process."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *map(str, words)], cwd=ROOT, **{**pipes, **options})
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=ROOT, **{**pipes, **options})
 
 
 @pytest.fixture
 def command(monkeypatch, capsys, runtime):
-    """The command in this process, on the runtime that is already there unless `loaded` is false: it starts at once."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Run the command in this process, by default on the runtime that is already loaded."""
+    handler = signal.getsignal(signal.SIGTERM)
 
-    def run(*words, stdin=b"", loaded=True):
-        monkeypatch.setattr(sys, "argv", ["hbaf-edge", *map(str, words)])
+    def run(*arguments, stdin=b"", is_loaded=True):
+        monkeypatch.setattr(sys, "argv", ["hbaf-edge", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with monkeypatch.context() as patch:
-            if loaded:
+            if is_loaded:
                 patch.setattr(cli, "HBAFRuntime", lambda *_, **__: contextlib.nullcontext(runtime))
             with pytest.raises(SystemExit) as end:
                 cli.main()
         out, err = capsys.readouterr()
-        answers = list(map(json.loads, out.splitlines())) if {"predict", "--json"} <= {*words} else None
+        answers = list(map(json.loads, out.splitlines())) if {"predict", "--json"} <= {*arguments} else None
         return SimpleNamespace(code=end.value.code, out=out, err=err, answers=answers)
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
 
 
-def dialogue(path, *turns):
-    """A dialogue file; strings are lines as they are."""
+def write_dialogue(path, *turns):
+    """Write a dialogue file; strings are written unchanged."""
     path.write_text("".join(f"{t if isinstance(t, str) else json.dumps(t)}\n" for t in turns), encoding="utf-8")
     return path
 
 
-def test_demo_shows_the_conversation():
-    done = run("demo", "--threads", 1)
-    assert done.returncode == 0, done.stderr
+def test_demo_prints_the_conversation():
+    result = run("demo", "--threads", 1)
+    assert result.returncode == 0, result.stderr
     for part in ("anna", "bob", "I got the job!", "█", "8 turns", "not of what a person feels", "NON-COMMERCIAL"):
-        assert part in done.stdout
+        assert part in result.stdout
 
 
-def test_predict_of_a_dialogue_file(command):
-    done = run("predict", EXAMPLES / "conversation.jsonl", "--json", "--threads", 1)
-    assert (done.returncode, done.stderr) == (0, "")
-    turns = [json.loads(line) for line in done.stdout.splitlines()]
+def test_predict_prints_a_line_per_turn_of_a_dialogue(command):
+    result = run("predict", EXAMPLES / "conversation.jsonl", "--json", "--threads", 1)
+    assert (result.returncode, result.stderr) == (0, "")
+    turns = [json.loads(line) for line in result.stdout.splitlines()]
     assert [t["turn"] for t in turns] == list(range(8))
     assert [t["line"] for t in turns] == list(range(1, 9))
     assert [t["speaker"] for t in turns[:2]] == ["anna", "bob"]
     assert all(t["modalities"] == ["audio", "text"] and t["error"] is None for t in turns)
     assert all(abs(sum(t["probabilities"].values()) - 1) < 1e-5 for t in turns)
     table = command("predict", EXAMPLES / "conversation.jsonl").out.splitlines()
-    assert len(table) == 10  # a pipe's lines are never folded
+    assert len(table) == 10  # lines are not wrapped in a pipe
     assert "anna: I got the job! I'm so happy, this is the best day of my life!" in table[3]
     assert "audio+text" in table[3]
 
 
-def test_one_utterance_and_what_people_say_is_not_markup(command):
-    done = command("predict", "--audio", CLIP, "--text", "ok [/i] I :joy: won [laughs]", "--speaker", "[/]")
-    assert (done.code, done.err) == (0, "")
-    assert "[/]: ok [/i] I :joy: won [laughs]" in done.out
-    assert "audio+text" in done.out
+def test_predict_of_one_utterance_prints_brackets_unchanged(command):
+    result = command("predict", "--audio", CLIP, "--text", "ok [/i] I :joy: won [laughs]", "--speaker", "[/]")
+    assert (result.code, result.err) == (0, "")
+    assert "[/]: ok [/i] I :joy: won [laughs]" in result.out
+    assert "audio+text" in result.out
     named = command("predict", "--audio", CLIP, "--json").answers[0]
     assert (named["source"], named["line"], named["modalities"]) == (str(CLIP), None, ["audio"])
     assert command("predict", "--text", "hi", "--json").answers[0]["source"] is None
 
 
-def test_a_bad_turn_does_not_end_the_dialogue(command, tmp_path):
+def test_dialogue_continues_when_a_turn_is_invalid(command, tmp_path):
     (tmp_path / "noise.wav").write_bytes(b"no audio at all")
-    path = dialogue(
+    path = write_dialogue(
         tmp_path / "d.jsonl", {"text": "I am so happy for you!", "speaker": "anna"}, {"audio": "missing.wav"},
         {"audio": "noise.wav", "speaker": "bob", "id": 3}, "not json", {"text": 5}, {"txt": "hi", "a": 1}, {},
         {"text": "I am so happy for you!", "speaker": "anna"},
     )  # fmt: skip
-    done = command("predict", path, "--json")
-    assert done.code == 1
-    turns = done.answers
-    assert [t["turn"] for t in turns] == [0, *[None] * 6, 1]  # nothing of the bad ones was committed
+    result = command("predict", path, "--json")
+    assert result.code == 1
+    turns = result.answers
+    assert [t["turn"] for t in turns] == [0, *[None] * 6, 1]  # the invalid turns were not committed
     assert [t["line"] for t in turns] == list(range(1, 9))
     assert all(set(t) >= KEYS for t in turns)
     assert all((t["label"] is None) == (t["error"] is not None) for t in turns)
-    for turn, part in zip(turns[1:7], ["missing.wav", "noise.wav", "not JSON", "text is 5", "'txt', 'a'", "nothing"]):
+    parts = ["missing.wav", "noise.wav", "not JSON", "text is 5", "'txt', 'a'", "no usable input"]
+    for turn, part in zip(turns[1:7], parts):
         assert part in turn["error"]
         assert turn["confidence"] is turn["probabilities"] is turn["timing"] is None
     assert (turns[2]["speaker"], turns[2]["id"]) == ("bob", 3)
-    assert len(done.err.splitlines()) == 6
-    assert all(f"line {n}: " in line for n, line in enumerate(done.err.splitlines(), 2))
+    assert len(result.err.splitlines()) == 6
+    assert all(f"line {n}: " in line for n, line in enumerate(result.err.splitlines(), 2))
 
     table = command("predict", path)
     assert table.code == 1
@@ -128,11 +130,11 @@ def test_a_bad_turn_does_not_end_the_dialogue(command, tmp_path):
     assert len(strict.err.splitlines()) == 1
 
 
-def test_warnings_stand_beside_their_turn(command, tmp_path):
+def test_warning_is_printed_below_its_turn(command, tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", [0.0] * 16_000, 16_000)
-    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi.", "audio": "silent.wav"}, {"text": "Well."})
+    path = write_dialogue(tmp_path / "d.jsonl", {"text": "Hi.", "audio": "silent.wav"}, {"text": "Well."})
     lines = command("predict", path).out.splitlines()
     assert "Hi." in lines[1]
     assert "note: audio is digital silence" in lines[2]
@@ -143,10 +145,10 @@ def test_warnings_stand_beside_their_turn(command, tmp_path):
     assert silent.answers[0]["error"]
 
 
-def test_other_fields_are_handed_through(command, tmp_path):
+def test_answer_repeats_the_other_fields(command, tmp_path):
     fields = {"id": 7, "start": 0.25, "nested": {"x": [None, True, "é\ud800"]}, "": 1}
     clashing = {"label": "joy", "turn": 12, "line": "x", "source": "mic", "error": "e", "input": {"a": 1}}
-    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi.", **fields, **clashing}, {"audio": "no.wav", **fields})
+    path = write_dialogue(tmp_path / "d.jsonl", {"text": "Hi.", **fields, **clashing}, {"audio": "no.wav", **fields})
     good, bad = command("predict", path, "--json").answers
     for answer in (good, bad):
         assert {key: answer[key] for key in fields} == fields
@@ -157,83 +159,88 @@ def test_other_fields_are_handed_through(command, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_outputs_without_our_letters(tmp_path, encoding):
-    """JSON stays JSON, and people get the numbers of the letters."""
+def test_output_is_readable_when_the_encoding_lacks_characters(tmp_path, encoding):
+    """JSON stays valid, and tables have escapes."""
     speaker, text = "José 😊\ud800", "é\x85\u2028\x00"
-    path = dialogue(tmp_path / "d.jsonl", {"text": text, "speaker": speaker, "id": text}, {"audio": "é\n😊.wav"})
+    path = write_dialogue(tmp_path / "d.jsonl", {"text": text, "speaker": speaker, "id": text}, {"audio": "é\n😊.wav"})
     env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    done = subprocess.run([*COMMAND, "predict", path, "--json"], cwd=ROOT, capture_output=True, env=env)
-    assert done.returncode == 1
-    first, second = map(json.loads, done.stdout.decode("utf-8").splitlines())
+    result = subprocess.run([*COMMAND, "predict", path, "--json"], cwd=ROOT, capture_output=True, env=env)
+    assert result.returncode == 1
+    first, second = map(json.loads, result.stdout.decode("utf-8").splitlines())
     assert (first["speaker"], first["id"]) == (normalise_name(speaker), text)
     assert "é\\n😊.wav" in second["error"]
     if encoding == "ascii":
-        for words in (("predict", path), ("demo",)):
-            done = subprocess.run([*COMMAND, *words], cwd=ROOT, capture_output=True, env=env)
-            assert done.returncode == (1 if path in words else 0)
-            assert b"Traceback" not in done.stderr
+        for arguments in (("predict", path), ("demo",)):
+            result = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, env=env)
+            assert result.returncode == (1 if path in arguments else 0)
+            assert b"Traceback" not in result.stderr
 
 
-def controls(text):
-    """Characters that would steer a terminal; the line break is ours."""
+def control_characters(text):
+    """Control characters except line breaks."""
     return [c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028\ud800")]
 
 
-def test_strings_from_outside_cannot_steer_a_terminal(command, tmp_path):
-    name = f"evil{EVIL}.jsonl"
-    path = dialogue(
-        tmp_path / name, {"text": EVIL + "hello", "speaker": EVIL}, {"audio": EVIL, "speaker": EVIL},
-        {EVIL: 1}, EVIL.replace("\n", "").replace("\u2028", ""), {"text": "Hi.", "audio": "silent.wav"},
+def test_control_characters_of_inputs_are_escaped(command, tmp_path):
+    name = f"name{CONTROLS}.jsonl"
+    path = write_dialogue(
+        tmp_path / name, {"text": CONTROLS + "hello", "speaker": CONTROLS}, {"audio": CONTROLS, "speaker": CONTROLS},
+        {CONTROLS: 1}, CONTROLS.replace("\n", "").replace("\u2028", ""), {"text": "Hi.", "audio": "silent.wav"},
     )  # fmt: skip
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", [0.0] * 16_000, 16_000)
-    for words in (
-        ("predict", path), ("predict", path, path), ("predict", "--text", EVIL + "\ud800", "--speaker", EVIL),
-        ("predict", path, "--json"), ("predict", path, "--strict"), ("predict", EVIL), ("predict", "--audio", EVIL),
-        ("predict", f"--{EVIL}"), ("predict", "--threads", EVIL), (EVIL,), ("info", EVIL),
+    for arguments in (
+        ("predict", path), ("predict", path, path), ("predict", "--text", CONTROLS + "\ud800", "--speaker", CONTROLS),
+        ("predict", path, "--json"), ("predict", path, "--strict"), ("predict", CONTROLS),
+        ("predict", "--audio", CONTROLS),
+        ("predict", f"--{CONTROLS}"), ("predict", "--threads", CONTROLS), (CONTROLS,), ("info", CONTROLS),
     ):  # fmt: skip
-        done = command(*words)
-        assert not controls(done.out + done.err), words
+        result = command(*arguments)
+        assert not control_characters(result.out + result.err), arguments
     assert "hello" in command("predict", path).out
 
 
-def test_a_bundle_cannot_steer_a_terminal_either(command, tmp_path, monkeypatch):
+def test_control_characters_of_a_bundle_are_escaped(command, tmp_path, monkeypatch):
     shutil.copytree(DEFAULT, tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    manifest["labels"][3] += EVIL
-    manifest |= {"name": EVIL, "headline": {EVIL: EVIL}, "limits": [EVIL]}
-    manifest["data"] = [dict.fromkeys(("name", "licence", "use"), EVIL)]
+    manifest["labels"][3] += CONTROLS
+    manifest |= {
+        "name": CONTROLS,
+        "headline": {CONTROLS: CONTROLS},
+        "limits": [CONTROLS],
+    }
+    manifest["data"] = [dict.fromkeys(("name", "licence", "use"), CONTROLS)]
     (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
-    for words in (("info", tmp_path / "bundle"), ("demo", "--bundle", tmp_path / "bundle")):
-        done = command(*words, loaded=False)
-        assert (done.code, done.err) == (0, "")
-        assert "joy\\x1b[2J" in done.out
-        assert not controls(done.out), words
+    for arguments in (("info", tmp_path / "bundle"), ("demo", "--bundle", tmp_path / "bundle")):
+        result = command(*arguments, is_loaded=False)
+        assert (result.code, result.err) == (0, "")
+        assert "joy\\x1b[2J" in result.out
+        assert not control_characters(result.out), arguments
 
 
-def test_info(command):
-    done = command("info")
-    assert done.code == 0
-    for part in ("every SHA-256 right", "NON-COMMERCIAL", "RAVDESS", "MELD", "EU AI Act"):
-        assert part in done.out
+def test_info_prints_the_model_card(command):
+    result = command("info")
+    assert result.code == 0
+    for part in ("every SHA-256 is correct", "NON-COMMERCIAL", "RAVDESS", "MELD", "EU AI Act"):
+        assert part in result.out
     assert json.loads(command("info", "--json").out)["format"] == 1
 
 
-def test_version_and_help(command):
+def test_version_and_help_are_printed(command):
     assert command("--version").out.strip() == f"hbaf-edge {__version__}"
-    for words in (("predict", "--help"), ("--help",), ()):
-        done = command(*words)
-        assert done.code == (0 if words else 2)
-        for part in ("0 every turn was judged", "1 some turns", "2 nothing could be started", "130 interrupted"):
-            assert part in " ".join(done.out.split())
+    for arguments in (("predict", "--help"), ("--help",), ()):
+        result = command(*arguments)
+        assert result.code == (0 if arguments else 2)
+        for part in ("0 every turn was predicted", "1 some turns", "2 the command could not start", "130 interrupted"):
+            assert part in " ".join(result.out.split())
 
 
-def test_bad_calls_are_one_line_and_exit_code_2(command, tmp_path):
-    binary, empty = tmp_path / "binary.jsonl", dialogue(tmp_path / "empty.jsonl", "", "")
+def test_invalid_call_prints_one_line_and_exits_with_2(command, tmp_path):
+    binary, empty = tmp_path / "binary.jsonl", write_dialogue(tmp_path / "empty.jsonl", "", "")
     binary.write_bytes(b"\xff\xfe\x00")
     long = "a_rather_long_folder_name/" * 8 + "hello world.wav"
-    for words, message in [
+    for arguments, message in [
         (("predict",), "either files"),
         (("predict", empty, "--text", "hi"), "either files"),
         (("predict", "nowhere.jsonl"), "there is no dialogue file 'nowhere.jsonl'"),
@@ -242,23 +249,23 @@ def test_bad_calls_are_one_line_and_exit_code_2(command, tmp_path):
         (("predict", "--audio", long), long),
         (("predict", "--audio", "two\nlines"), "two\\nlines"),
         (("predict", binary), "not a UTF-8 text file"),
-        (("predict", empty), "holds no turns"),
-        (("predict", "-"), "standard input holds no turns"),
+        (("predict", empty), "has no turns"),
+        (("predict", "-"), "standard input has no turns"),
         (("info", long), long),
         (("predict", "--nonsense"), "No such option"),
         (("predict", "--threads", "many"), "--threads"),
         (("nonsense",), "No such command"),
     ]:
-        done = command(*words)
-        assert done.code == 2, words
-        assert done.out == ""
-        assert message in done.err
-        assert len(done.err.splitlines()) == 1, done.err
-        assert done.err.startswith("error: ")
+        result = command(*arguments)
+        assert result.code == 2, arguments
+        assert result.out == ""
+        assert message in result.err
+        assert len(result.err.splitlines()) == 1, result.err
+        assert result.err.startswith("error: ")
 
 
-def test_settings_of_the_runtime(command):
-    for words, message in [
+def test_invalid_runtime_options_exit_with_2(command):
+    for arguments, message in [
         (("predict", "--text", "hi", "--min-confidence", "2"), "min_confidence"),
         (("predict", "--text", "hi", "--provider", "gpu"), "'cpu', 'ort-cuda', 'ort-tensorrt'"),
         (("demo", "--provider", "gpu"), "'cpu', 'ort-cuda', 'ort-tensorrt'"),
@@ -266,15 +273,15 @@ def test_settings_of_the_runtime(command):
         (("predict", "--audio", CLIP, "--sample-format", "s16le"), "needs --sample-rate"),
         (("predict", CLIP, "--sample-format", "pcm", "--sample-rate", 16_000), "s16le, "),
     ]:
-        done = command(*words, loaded=False)
-        assert (done.code, done.out) == (2, "")
-        assert message in done.err
-        assert len(done.err.splitlines()) == 1
-    assert command("predict", "--text", "hi", "--provider", "auto", loaded=False).code == 0
+        result = command(*arguments, is_loaded=False)
+        assert (result.code, result.out) == (2, "")
+        assert message in result.err
+        assert len(result.err.splitlines()) == 1
+    assert command("predict", "--text", "hi", "--provider", "auto", is_loaded=False).code == 0
 
 
-def test_audio_from_pipes(tmp_path):
-    """Standard input as '-' and as a path, a named pipe, a process substitution; files and bare samples."""
+def test_audio_is_read_from_pipes(tmp_path):
+    """Standard input as '-' and as a path, a named pipe, a process substitution; with and without a header."""
     import soundfile
 
     samples, rate = soundfile.read(CLIP, dtype="int16")
@@ -299,37 +306,37 @@ def test_audio_from_pipes(tmp_path):
         expected = expected or answer["probabilities"]
         assert answer["probabilities"] == expected
     line = f"{' '.join(COMMAND)} predict --json --audio <(cat {wav})"
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(done.stdout)["probabilities"] == expected
+    result = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(result.stdout)["probabilities"] == expected
 
 
-def test_raw_files(command, tmp_path):
-    """Of one call all are of one kind, in dialogues too; a first byte of '{' makes no dialogue of them."""
+def test_raw_audio_files_are_read(command, tmp_path):
+    """All audio of a call has the same format, also in dialogues. A raw file that begins with '{' is not a dialogue."""
     import soundfile
 
     samples, rate = soundfile.read(CLIP, dtype="float32")
     (tmp_path / "a.pcm").write_bytes(b"{\0\0\0" + samples.astype("<f4").tobytes())
-    path = dialogue(tmp_path / "d.jsonl", {"audio": "a.pcm", "text": "I got the job!"}, {"text": "Well."})
-    done = command("predict", path, tmp_path / "a.pcm", "--json", "--sample-rate", rate, "--sample-format", "f32le")
-    assert (done.code, done.err) == (0, "")
-    assert [a["modalities"] for a in done.answers] == [["audio", "text"], ["text"], ["audio"]]
+    path = write_dialogue(tmp_path / "d.jsonl", {"audio": "a.pcm", "text": "I got the job!"}, {"text": "Well."})
+    result = command("predict", path, tmp_path / "a.pcm", "--json", "--sample-rate", rate, "--sample-format", "f32le")
+    assert (result.code, result.err) == (0, "")
+    assert [a["modalities"] for a in result.answers] == [["audio", "text"], ["text"], ["audio"]]
 
 
-def test_files_are_conversations_of_their_own(command, tmp_path):
-    path = dialogue(tmp_path / "d.jsonl", {"text": "Hi."}, {"text": "Well.", "speaker": "bob"})
-    empty = dialogue(tmp_path / "empty.jsonl")
+def test_each_file_is_a_separate_conversation(command, tmp_path):
+    path = write_dialogue(tmp_path / "d.jsonl", {"text": "Hi."}, {"text": "Well.", "speaker": "bob"})
+    empty = write_dialogue(tmp_path / "empty.jsonl")
     (tmp_path / "noise.wav").write_bytes(b"no audio at all")
     files = CLIP, path, CLIP, tmp_path / "noise.wav"
-    done = command("predict", *files, "--json", "--speaker", "anna")
-    assert done.code == 1
-    assert [t["turn"] for t in done.answers] == [0, 0, 1, 0, None]
-    assert [t["source"] for t in done.answers] == list(map(str, (CLIP, path, path, CLIP, tmp_path / "noise.wav")))
-    assert [t["speaker"] for t in done.answers] == ["anna", "anna", "bob", "anna", "anna"]
+    result = command("predict", *files, "--json", "--speaker", "anna")
+    assert result.code == 1
+    assert [t["turn"] for t in result.answers] == [0, 0, 1, 0, None]
+    assert [t["source"] for t in result.answers] == list(map(str, (CLIP, path, path, CLIP, tmp_path / "noise.wav")))
+    assert [t["speaker"] for t in result.answers] == ["anna", "anna", "bob", "anna", "anna"]
     assert [t["turn"] for t in command("predict", *files, "--conversation", "--json").answers] == [0, 1, 2, 3, None]
-    done = command("predict", empty, CLIP, "--json")
-    assert done.code == 1
-    assert len(done.answers) == 1
-    assert "empty.jsonl holds no turns" in done.err
+    result = command("predict", empty, CLIP, "--json")
+    assert result.code == 1
+    assert len(result.answers) == 1
+    assert "empty.jsonl has no turns" in result.err
     table = command("predict", *files).out.splitlines()
     assert str(CLIP) in table[1]
     assert table[2:4] == ["", f"{path}:"]
@@ -338,12 +345,12 @@ def test_files_are_conversations_of_their_own(command, tmp_path):
     assert "cannot be read as audio" in table[9]
 
 
-def lines_of(process, count):
-    """So many lines of its standard output, each as soon as it is there."""
+def read_answers(process, count):
+    """Read so many lines of JSON from its standard output."""
     return [json.loads(process.stdout.readline()) for _ in range(count)]
 
 
-def test_a_line_of_a_pipe_is_answered_at_once_and_ctrl_c_ends_quietly(tmp_path):
+def test_each_line_of_a_pipe_is_answered_at_once_and_signals_exit_without_output(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for source, number, code in [("-", signal.SIGINT, 130), (tmp_path / "fifo", signal.SIGTERM, 143)]:
         process = start("predict", source, "--json")
@@ -351,14 +358,14 @@ def test_a_line_of_a_pipe_is_answered_at_once_and_ctrl_c_ends_quietly(tmp_path):
             for n in range(3):
                 pipe.write(b'{"text": "I am so happy"}\n' if n != 1 else b"nothing\n")
                 pipe.flush()
-                assert lines_of(process, 1)[0]["line"] == n + 1
+                assert read_answers(process, 1)[0]["line"] == n + 1
             process.send_signal(number)
             assert process.wait(20) == code
         assert process.stdout.read() == b""
-        assert len(process.stderr.read().splitlines()) == 1  # the bad line
+        assert len(process.stderr.read().splitlines()) == 1  # the error about the invalid line
 
 
-def test_rows_for_people_come_at_once_too():
+def test_table_rows_are_printed_at_once():
     process = start("predict", "-")
     process.stdin.write(b'{"text": "I am so happy"}\n')
     process.stdin.flush()
@@ -370,10 +377,10 @@ def test_rows_for_people_come_at_once_too():
     process.stderr.close()
 
 
-@pytest.mark.parametrize("words", [("predict", "-", "--json"), ("predict", "-")])
-def test_a_closed_pipe_ends_quietly(words):
-    """As in `| head -1`."""
-    process = start(*words)
+@pytest.mark.parametrize("arguments", [("predict", "-", "--json"), ("predict", "-")])
+def test_closed_pipe_exits_without_output(arguments):
+    """The reader closes the pipe, as `head -1` does."""
+    process = start(*arguments)
     process.stdin.write(b'{"text": "I am so happy"}\n')
     process.stdin.flush()
     process.stdout.readline()
@@ -387,7 +394,7 @@ def test_a_closed_pipe_ends_quietly(words):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_one_line():
+def test_full_disk_prints_one_line():
     with open("/dev/full", "wb") as full:
         process = start("predict", "--text", "hi", "--json", stdout=full)
         _, errors = process.communicate()
@@ -396,23 +403,25 @@ def test_a_full_disk_is_one_line():
 
 
 def read_all(terminal):
-    """What was written to a terminal until its last writer closed it."""
+    """Read everything written to a terminal until its last writer closes it."""
     parts = []
-    with contextlib.suppress(OSError):  # Linux's way of saying that it is closed
+    with contextlib.suppress(OSError):  # Linux raises it when the terminal is closed
         while part := os.read(terminal, 65536):
             parts.append(part)
     os.close(terminal)
     return b"".join(parts).decode()
 
 
-def test_a_terminals_rows_are_folded(tmp_path):
+def test_rows_are_wrapped_to_the_terminal(tmp_path):
     pty = pytest.importorskip("pty")
-    path = dialogue(tmp_path / "d.jsonl", *[{"text": "I am so happy for you, and I have been for years."}] * 3, "bad")
+    path = write_dialogue(
+        tmp_path / "d.jsonl", *[{"text": "I am so happy for you, and I have been for years."}] * 3, "bad"
+    )
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "50"}
-    main, side = pty.openpty()
-    process = start("predict", path, stdout=side, env=env)
-    os.close(side)
-    lines = re.sub("\x1b\\[[0-9;]*m", "", read_all(main).replace("\r", "")).splitlines()
+    reader, writer = pty.openpty()
+    process = start("predict", path, stdout=writer, env=env)
+    os.close(writer)
+    lines = re.sub("\x1b\\[[0-9;]*m", "", read_all(reader).replace("\r", "")).splitlines()
     assert process.communicate()[1] == b""
     assert process.returncode == 1
     assert sum("joy" in line for line in lines) == 3

@@ -1,4 +1,4 @@
-"""Reading dialogue files: every line is answered for, none can stop the next, none can fill the memory."""
+"""Dialogue files: every line gives a turn or an error, an invalid line does not stop the next, memory is bounded."""
 
 import io
 import json
@@ -14,8 +14,8 @@ def read(content):
     return list(read_utterances(io.BytesIO(content), "d.jsonl", Path("folder")))
 
 
-def test_lines_of_other_editors():
-    """Byte-order marks (also of joined files), CRLF, blank lines, U+2028 in a string, no line break at the end."""
+def test_lines_of_all_editors_are_read():
+    """Byte-order marks (also in the middle), CRLF, blank lines, U+2028 in a string, no line break at the end."""
     content = b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \n\xef\xbb\xbf{"text": "one\xe2\x80\xa8two"}\r\n{"audio": "b.wav"}'
     first, second, third = read(content)
     assert (first.text, first.line, first.error) == ("a", 1, None)
@@ -44,26 +44,26 @@ def test_lines_of_other_editors():
         (b'{"text": "' + b"a" * MAX_LINE + b'"}', "longer than 1,048,576 bytes"),
     ],
 )
-def test_a_bad_line_is_one_bad_turn(line, message):
-    before, bad, after = read(b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n')
+def test_invalid_line_becomes_one_turn_with_an_error(line, message):
+    before, invalid, after = read(b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n')
     assert (before.text, after.text, after.line) == ("before", "after", 3)
-    assert message in bad.error
-    assert len(bad.error) < 250
-    assert bad.line == 2
-    assert bad.error in bad.complaint(bad.error)
-    assert bad.complaint("x") == "d.jsonl, line 2: x"
-    first, after = read(line + b'\n{"text": "after"}\n')[-2:]  # as the first line too: it is not a binary file
+    assert message in invalid.error
+    assert len(invalid.error) < 250
+    assert invalid.line == 2
+    assert invalid.error in invalid.located_error(invalid.error)
+    assert invalid.located_error("x") == "d.jsonl, line 2: x"
+    first, after = read(line + b'\n{"text": "after"}\n')[-2:]  # also as the first line: it is not a binary file
     assert (first.line, after.text) == (1, "after")
 
 
-def test_longest_line():
+def test_line_of_the_maximum_length_is_read():
     text = "a" * (MAX_LINE - len('{"text": ""}'))
     for end in (b"\n", b""):
         (turn,) = read(json.dumps({"text": text}).encode() + end)
         assert turn.text == text
 
 
-def test_an_endless_line_needs_no_memory():
+def test_endless_line_needs_little_memory():
     class Endless(io.RawIOBase):
         """64 MB without a line break."""
 
@@ -88,7 +88,7 @@ def test_an_endless_line_needs_no_memory():
     assert peak < 8 * MAX_LINE
 
 
-def test_each_line_is_yielded_before_the_next_is_read():
+def test_each_turn_is_yielded_before_the_next_line_is_read():
     lines = [b'{"text": "a"}\n', b'{"text": "b"}\n']
 
     class Stream:
@@ -110,12 +110,12 @@ def test_each_line_is_yielded_before_the_next_is_read():
         b"\xff\xfe\0",
     ],
 )
-def test_what_is_no_text(content):
+def test_file_is_rejected_when_it_is_not_text(content):
     with pytest.raises(InputError, match=r"d\.jsonl is not a UTF-8 text file"):
         read(content)
 
 
-def test_dialogue_or_audio(tmp_path):
+def test_find_source_tells_dialogues_from_audio(tmp_path):
     for name, content, is_dialogue in [
         ("a.jsonl", b"", True),
         ("a.NDJSON", b"", True),
@@ -138,7 +138,7 @@ def test_dialogue_or_audio(tmp_path):
             find_source(name)
 
 
-def test_read_dialogue_raises_at_the_first_bad_line(tmp_path):
+def test_read_dialogue_raises_at_the_first_invalid_line(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "a", "speaker": "anna", "audio": "b.wav", "id": 1}\n{"text": 5}\n')
     turns = read_dialogue(path)

@@ -1,4 +1,4 @@
-"""English is told from other scripts and languages: no false alarm in conversations, no foreign sentence missed."""
+"""Texts in other scripts and languages give a warning, and English conversations do not."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hbaf_edge.bundle import DEFAULT
-from hbaf_edge.features import Tokeniser, from_text
+from hbaf_edge.features import Tokeniser, text_features
 from training.corpora.records import data_folder
 
 FOREIGN = {
@@ -162,44 +162,46 @@ ENGLISH = [
 
 
 @pytest.fixture(scope="module")
-def warned():
-    """Text -> whether it is said not to be English."""
+def has_warning():
+    """Text -> whether the warning says that it is not English."""
     tokeniser = Tokeniser((DEFAULT / "tokenizer.json").read_bytes())
-    return lambda text: any("not to be English" in w or "not in Latin" in w for w in from_text(text, tokeniser)[1])
+    return lambda text: any("not to be English" in w or "not in Latin" in w for w in text_features(text, tokeniser)[1])
 
 
 @pytest.mark.parametrize("language", FOREIGN)
-def test_sentences_of_other_languages_are_said(language, warned):
-    assert all(map(warned, FOREIGN[language]))
-    assert all(warned(sentence.upper()) for sentence in FOREIGN[language][:2])
+def test_sentences_of_other_languages_give_a_warning(language, has_warning):
+    assert all(map(has_warning, FOREIGN[language]))
+    assert all(has_warning(sentence.upper()) for sentence in FOREIGN[language][:2])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_other_scripts_are_said_however_short(script, warned):
-    assert warned(SCRIPTS[script])
-    assert warned(SCRIPTS[script].split()[0][:2])
-    assert warned(f"Anna {SCRIPTS[script]}")
+def test_text_of_other_scripts_gives_a_warning_even_if_short(script, has_warning):
+    assert has_warning(SCRIPTS[script])
+    assert has_warning(SCRIPTS[script].split()[0][:2])
+    assert has_warning(f"Anna {SCRIPTS[script]}")
 
 
 @pytest.mark.parametrize("text", ENGLISH)
-def test_english_is_not(text, warned):
-    assert not warned(text)
+def test_english_gives_no_warning(text, has_warning):
+    assert not has_warning(text)
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_false_alarms_on_conversations(warned):
-    """One MELD utterance of 13,708 and one of DailyTalk's 23,759, where less than 0.3 % was asked for."""
+def test_english_corpora_give_almost_no_warnings(has_warning):
+    """One MELD utterance of 13,708 and one DailyTalk utterance of 23,759; the limit is 0.3 %."""
     for split, allowed in (("dev", 0), ("test", 0), ("train", 1)):
         with open(data_folder() / "meld" / f"{split}_sent_emo.csv", encoding="utf-8") as file:
             texts = [row["Utterance"] for row in csv.DictReader(file)]
-        assert sum(map(warned, texts)) <= allowed
+        assert sum(map(has_warning, texts)) <= allowed
     with open(data_folder() / "dailytalk" / "dialogues.jsonl", encoding="utf-8") as file:
         texts = [turn["text"] for line in file for turn in json.loads(line)["utterances"]]
-    assert sum(map(warned, texts)) <= 1
+    assert sum(map(has_warning, texts)) <= 1
 
 
-def test_one_warning_is_enough():
+def test_a_text_gives_only_one_language_warning():
     tokeniser = Tokeniser((DEFAULT / "tokenizer.json").read_bytes())
-    assert len(from_text("你好吗", tokeniser)[1]) == 1
-    assert from_text("🦄", tokeniser)[1] == ("the text encoder knows no piece of this text; it reads English words",)
+    assert len(text_features("你好吗", tokeniser)[1]) == 1
+    assert text_features("🦄", tokeniser)[1] == (
+        "the text encoder knows no piece of this text; it reads English words",
+    )

@@ -1,4 +1,4 @@
-"""Several conversations together, many threads, asyncio: every turn as it would be alone."""
+"""Batches, threads and asyncio: every turn gets the result of a separate call."""
 
 import asyncio
 import logging
@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from hbaf_edge import BackendError, HBAFRuntime, InputError
-from tests.backends import failing
+from tests.backends import failing_backend
 from tests.conftest import speech
 
 
-def talk(runtime, turns, chat=None):
-    chat = chat or runtime.conversation()
+def conversation_of(runtime, turns):
+    chat = runtime.conversation()
     for n in range(turns):
-        sound = speech(0.2 + 0.1 * n, seed=n) if n % 2 else None
-        runtime.predict(sound, sample_rate=16_000 if n % 2 else None, text=f"Turn {n}.", conversation=chat)
+        audio = speech(0.2 + 0.1 * n, seed=n) if n % 2 else None
+        runtime.predict(audio, sample_rate=16_000 if n % 2 else None, text=f"Turn {n}.", conversation=chat)
     return chat
 
 
-def given(chats):
-    """Turns of every kind: two sounds of one length, another, words of several lengths, one modality or both."""
+def mixed_turns(chats):
+    """Turns of all kinds: audio of equal and different lengths, texts of several lengths, one modality or both."""
     kinds = [
         {"audio": speech(0.4), "sample_rate": 16_000, "text": "Well."},
         {"audio": speech(0.4, seed=3), "sample_rate": 16_000},
@@ -31,23 +31,23 @@ def given(chats):
     return [{**kind, "conversation": chat} for kind, chat in zip(kinds, chats)]
 
 
-def test_together_they_are_as_alone(tiny_runtime):
-    chats = [talk(tiny_runtime, n) for n in (0, 3, 7, 1)]
+def test_a_batch_equals_separate_calls(tiny_runtime):
+    chats = [conversation_of(tiny_runtime, n) for n in (0, 3, 7, 1)]
     others = [chat.fork() for chat in chats]
     for _ in range(3):
-        together = tiny_runtime.predict_batch(given(chats))
-        alone = [tiny_runtime.predict(**turn) for turn in given(others)]
-        for a, b in zip(together, alone, strict=True):
+        batched = tiny_runtime.predict_batch(mixed_turns(chats))
+        separate = [tiny_runtime.predict(**turn) for turn in mixed_turns(others)]
+        for a, b in zip(batched, separate, strict=True):
             np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
             assert (a.turn, a.label, a.speaker, a.modalities) == (b.turn, b.label, b.speaker, b.modalities)
     assert [chat.turn for chat in chats] == [3, 6, 10, 4]
 
 
-def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
+def test_a_bad_turn_is_named_and_no_turn_of_the_batch_is_committed(tiny_runtime):
     chats = [tiny_runtime.conversation() for _ in range(4)]
-    turns = given(chats)
+    turns = mixed_turns(chats)
     turns[2] = {"conversation": chats[2], "text": " "}
-    with pytest.raises(InputError, match=r"turn 2 of these 4: there is nothing to judge.*nothing was committed"):
+    with pytest.raises(InputError, match=r"turn 2 of these 4: there is no usable input.*nothing was committed"):
         tiny_runtime.predict_batch(turns)
     with pytest.raises(InputError, match="no 'words'; it takes audio, text, speaker, conversation, sample_rate"):
         tiny_runtime.predict_batch([{"words": "hello"}])
@@ -62,27 +62,30 @@ def test_one_that_cannot_be_used_is_named_and_none_is_committed(tiny_runtime):
     assert tiny_runtime.predict_batch([]) == []
 
 
-def test_a_backend_that_fails_commits_none(tiny):
+def test_no_turn_is_committed_when_the_backend_fails(tiny):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     chats = [runtime.conversation() for _ in range(4)]
-    with failing(runtime, ValueError("broken")), pytest.raises(BackendError, match=r"nothing was committed.*broken"):
-        runtime.predict_batch(given(chats))
+    with (
+        failing_backend(runtime, ValueError("broken")),
+        pytest.raises(BackendError, match=r"nothing was committed.*broken"),
+    ):
+        runtime.predict_batch(mixed_turns(chats))
     assert [chat.turn for chat in chats] == [0] * 4
-    assert [p.turn for p in runtime.predict_batch(given(chats))] == [0] * 4
+    assert [p.turn for p in runtime.predict_batch(mixed_turns(chats))] == [0] * 4
     assert runtime.stats()["turns"] == 4
 
 
-def test_many_threads_on_one_runtime_are_as_one(tiny_runtime):
-    def run(place, found):
+def test_many_threads_get_the_results_of_one_thread(tiny_runtime):
+    def run(index, results):
         chat = tiny_runtime.conversation()
         for n in range(20):
-            text = f"Conversation {place}, turn {n}."
-            found[place, n] = tiny_runtime.predict(text=text, speaker="ab"[n % 2], conversation=chat).embedding
+            text = f"Conversation {index}, turn {n}."
+            results[index, n] = tiny_runtime.predict(text=text, speaker="ab"[n % 2], conversation=chat).embedding
 
     serial, threaded = {}, {}
-    for place in range(6):
-        run(place, serial)
-    threads = [threading.Thread(target=run, args=(place, threaded)) for place in range(6)]
+    for index in range(6):
+        run(index, serial)
+    threads = [threading.Thread(target=run, args=(index, threaded)) for index in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,7 +94,7 @@ def test_many_threads_on_one_runtime_are_as_one(tiny_runtime):
         np.testing.assert_array_equal(embedding, threaded[key])
 
 
-def test_threads_on_one_conversation_take_turns(tiny_runtime):
+def test_threads_on_one_conversation_get_different_turn_numbers(tiny_runtime):
     chat, numbers = tiny_runtime.conversation(), []
 
     def run():
@@ -107,18 +110,17 @@ def test_threads_on_one_conversation_take_turns(tiny_runtime):
     assert chat.turn == 40
 
 
-def test_asyncio(tiny_runtime):
+def test_asyncio_turns_equal_separate_calls(tiny_runtime):
     async def main():
         chats = [tiny_runtime.conversation() for _ in range(3)]
         return await asyncio.gather(*(tiny_runtime.apredict(text=f"Turn {n}.", conversation=c) for n, c in
                                       enumerate(chats)))  # fmt: skip
 
-    found = asyncio.run(main())
-    for n, p in enumerate(found):
+    for n, p in enumerate(asyncio.run(main())):
         np.testing.assert_array_equal(p.embedding, tiny_runtime.predict(text=f"Turn {n}.").embedding)
 
 
-def test_auto_says_what_it_picked(tiny, caplog):
+def test_provider_auto_logs_what_it_chose(tiny, caplog):
     import onnxruntime
 
     with caplog.at_level(logging.INFO, "hbaf_edge"):

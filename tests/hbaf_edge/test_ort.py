@@ -1,4 +1,4 @@
-"""ONNX Runtime is the user's choice: the package never brings a build of it, and says what to do without one."""
+"""The package installs no build of ONNX Runtime, and says what to do without one."""
 
 import re
 import subprocess
@@ -11,18 +11,18 @@ from hbaf_edge import BackendError
 from hbaf_edge.backends.open import open_backend
 from tests.conftest import ROOT
 
-WITHOUT = """
+PROGRAM = """
 import sys
 from importlib.abc import MetaPathFinder
 
-class Hidden(MetaPathFinder):
+class HidingFinder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "{hidden}":
             raise {error}
 
-sys.meta_path.insert(0, Hidden())
+sys.meta_path.insert(0, HidingFinder())
 import hbaf_edge
-for _ in range(2):  # the second attempt says the same
+for _ in range(2):  # the second attempt raises the same error
     try:
         hbaf_edge.HBAFRuntime()
     except hbaf_edge.BackendError as error:
@@ -30,7 +30,7 @@ for _ in range(2):  # the second attempt says the same
 """
 
 
-def test_no_dependency_brings_a_build_of_onnx_runtime():
+def test_only_extras_install_a_build_of_onnx_runtime():
     required = [r for r in metadata.requires("hbaf-edge") if re.match(r"onnxruntime\b", r)]
     extras = {re.search(r"extra == ['\"](\w+)['\"]", r).group(1) for r in required}
     assert extras == {"cpu", "gpu", "openvino"}
@@ -45,16 +45,16 @@ def test_no_dependency_brings_a_build_of_onnx_runtime():
         ("onnxruntime.capi", "ModuleNotFoundError('No module named capi', name=name)", "cannot be loaded"),
     ],
 )
-def test_without_onnx_runtime_one_line_says_what_to_type(hidden, error, expected):
-    code = WITHOUT.format(hidden=hidden, error=error)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    first, second = done.stdout.splitlines()
+def test_error_says_what_to_install_when_onnx_runtime_is_missing(hidden, error, expected):
+    code = PROGRAM.format(hidden=hidden, error=error)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    first, second = process.stdout.splitlines()
     assert first == second
     assert expected in first
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_two_builds_at_once_are_named(runtime, monkeypatch):
+def test_error_explains_it_when_two_builds_are_installed(runtime, monkeypatch):
     from hbaf_edge.bundle import load_bundle
 
     with pytest.raises(BackendError, match=r"hbaf-edge\[gpu\]"):

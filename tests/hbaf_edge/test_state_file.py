@@ -1,4 +1,4 @@
-"""Saving, restoring, forking and forgetting a conversation: exact, or refused, and never half-done."""
+"""Saving, restoring, forking and resetting a conversation: exact or refused, never half-done."""
 
 import errno
 import hashlib
@@ -12,35 +12,42 @@ import pytest
 
 from hbaf_edge import InputError, StateError, state_file
 from hbaf_edge.conversation import Conversation, Sizes
-from tests.backends import commit
-from tests.hbaf_edge.test_conversation import slot
+from tests.backends import commit_turn
+from tests.hbaf_edge.test_conversation import turn_state
 
 
-def talk(count, window=4):
+def conversation_of(count, window=4):
     chat = Conversation("bundle", Sizes(window, 2, 4))
     for turn in range(count):
-        commit(chat, slot(turn, present=(turn % 2 == 0, True)), ("anna", "bob", None)[turn % 3], "joy", 0.5, ("text",))
+        commit_turn(
+            chat,
+            turn_state(turn, present=(turn % 2 == 0, True)),
+            ("anna", "bob", None)[turn % 3],
+            "joy",
+            0.5,
+            ("text",),
+        )
     return chat
 
 
-def fresh(window=4):
+def new_conversation(window=4):
     return Conversation("bundle", Sizes(window, 2, 4))
 
 
-def same(a, b):
+def is_same(a, b):
     left, right = a.view("anna").arrays, b.view("anna").arrays
     return a.turn == b.turn and a.turns == b.turns and all(np.array_equal(x, y) for x, y in zip(left, right))
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 11])
-def test_restored_is_what_was_saved(tmp_path, count):
-    chat = talk(count)
+def test_a_restored_conversation_equals_the_saved_one(tmp_path, count):
+    chat = conversation_of(count)
     chat.save(tmp_path / "chat")
-    assert same(fresh().restore(tmp_path / "chat"), chat)
+    assert is_same(new_conversation().restore(tmp_path / "chat"), chat)
     assert os.listdir(tmp_path) == ["chat"]
 
 
-def test_a_restored_conversation_goes_on_bit_for_bit(tiny_runtime, clips, tmp_path):
+def test_later_predictions_of_a_restored_conversation_are_bit_identical(tiny_runtime, clips, tmp_path):
     chat = tiny_runtime.conversation()
     for n in range(5):
         tiny_runtime.predict(clips[n % 3], text=f"Turn {n}.", speaker="ab"[n % 2], conversation=chat)
@@ -54,49 +61,49 @@ def test_a_restored_conversation_goes_on_bit_for_bit(tiny_runtime, clips, tmp_pa
     assert other.turns[-1].label == b.label
 
 
-def test_a_fork_and_its_origin_know_nothing_of_each_other(tiny_runtime):
+def test_a_fork_and_its_original_are_independent(tiny_runtime):
     chat = tiny_runtime.conversation()
     tiny_runtime.predict(text="Hello.", speaker="a", conversation=chat)
     fork = chat.fork()
     tiny_runtime.predict(text="I hate this!", speaker="a", conversation=fork)
     assert (chat.turn, fork.turn) == (1, 2)
     before = chat.view("a").arrays
-    again = tiny_runtime.predict(text="I hate this!", speaker="a", conversation=chat.fork())
-    assert again.turn == 1
+    repeated = tiny_runtime.predict(text="I hate this!", speaker="a", conversation=chat.fork())
+    assert repeated.turn == 1
     assert all(np.array_equal(x, y) for x, y in zip(before, chat.view("a").arrays))
 
 
-def test_reset_is_a_new_conversation(tiny_runtime):
+def test_a_reset_conversation_equals_a_new_one(tiny_runtime):
     chat = tiny_runtime.conversation()
     first = tiny_runtime.predict(text="We won!", speaker="a", conversation=chat)
     tiny_runtime.predict(text="Oh no.", speaker="b", conversation=chat)
     chat.reset()
     assert (chat.turn, chat.turns) == (0, ())
-    again = tiny_runtime.predict(text="We won!", speaker="a", conversation=chat)
-    assert again.probabilities == first.probabilities
+    repeated = tiny_runtime.predict(text="We won!", speaker="a", conversation=chat)
+    assert repeated.probabilities == first.probabilities
 
 
-def test_every_cut_and_every_changed_byte_is_noticed(tmp_path):
+def test_a_cut_or_changed_file_is_refused(tmp_path):
     path = tmp_path / "chat"
-    talk(3).save(path)
-    whole = path.read_bytes()
+    conversation_of(3).save(path)
+    content = path.read_bytes()
     rng = np.random.default_rng(0)
-    for length in {0, 7, 8, 15, 16, 40, len(whole) - 1, *rng.integers(0, len(whole), 30).tolist()}:
-        path.write_bytes(whole[:length])
+    for length in {0, 7, 8, 15, 16, 40, len(content) - 1, *rng.integers(0, len(content), 30).tolist()}:
+        path.write_bytes(content[:length])
         with pytest.raises(StateError):
-            fresh().restore(path)
-    for place in {0, 9, 13, 20, len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()}:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            new_conversation().restore(path)
+    for position in {0, 9, 13, 20, len(content) - 1, *rng.integers(0, len(content), 60).tolist()}:
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with pytest.raises(StateError):
-            fresh().restore(path)
-    path.write_bytes(whole + b"more")
+            new_conversation().restore(path)
+    path.write_bytes(content + b"more")
     with pytest.raises(StateError):
-        fresh().restore(path)
+        new_conversation().restore(path)
 
 
-def forged(path, change):
-    """A file whose hash fits and whose header was changed."""
-    talk(3).save(path)
+def write_with_changed_header(path, change):
+    """Write a file with a changed header and a correct hash."""
+    conversation_of(3).save(path)
     content = path.read_bytes()[: -state_file.DIGEST]
     length = state_file.HEAD.unpack_from(content)[2]
     header = json.loads(content[state_file.HEAD.size : state_file.HEAD.size + length])
@@ -107,80 +114,80 @@ def forged(path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda h: h.update(bundle="other"), "another bundle"),
         (lambda h: h.update(turn=7), "slot"),
         (lambda h: h.update(turn=-1), "-1 turns"),
         (lambda h: h["turns"].pop(), "3 slots"),
-        (lambda h: h["turns"][0].__setitem__(3, 5), "spoken by a int"),
+        (lambda h: h["turns"][0].__setitem__(3, 5), "speaker of turn 0 is of type int"),
         (lambda h: h.pop("present"), "present"),
         (lambda h: h.update(present=[[True]]), "reshape"),
     ],
 )
-def test_a_forged_header_is_refused(tmp_path, change, said):
-    forged(tmp_path / "chat", change)
-    with pytest.raises(StateError, match=said):
-        fresh().restore(tmp_path / "chat")
+def test_an_inconsistent_header_is_refused(tmp_path, change, message):
+    write_with_changed_header(tmp_path / "chat", change)
+    with pytest.raises(StateError, match=message):
+        new_conversation().restore(tmp_path / "chat")
 
 
-def test_other_sizes_versions_kinds_and_places_are_refused(tmp_path):
+def test_files_of_other_sizes_versions_and_kinds_are_refused(tmp_path):
     path = tmp_path / "chat"
-    talk(3).save(path)
+    conversation_of(3).save(path)
     with pytest.raises(StateError, match="bytes of rings"):
-        fresh(window=8).restore(path)
+        new_conversation(window=8).restore(path)
     path.write_bytes(state_file.HEAD.pack(state_file.MAGIC, 9, 0) + bytes(64))
     with pytest.raises(StateError, match="version 9"):
-        fresh().restore(path)
+        new_conversation().restore(path)
     path.write_text("hello")
     with pytest.raises(StateError, match="not a saved conversation"):
-        fresh().restore(path)
+        new_conversation().restore(path)
     with pytest.raises(StateError, match="cannot be read"):
-        fresh().restore(tmp_path / "nothing")
+        new_conversation().restore(tmp_path / "nothing")
     with pytest.raises(StateError, match="cannot be saved"):
-        talk(1).save(tmp_path / "no" / "folder")
+        conversation_of(1).save(tmp_path / "no" / "folder")
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+def test_the_old_file_is_kept_when_the_disk_is_full(tmp_path, monkeypatch):
     path = tmp_path / "chat"
-    talk(3).save(path)
+    conversation_of(3).save(path)
     old = path.read_bytes()
 
-    def full(_):
+    def fail(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StateError, match="No space left"):
-        talk(9).save(path)
+        conversation_of(9).save(path)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["chat"]
 
 
-def test_killed_while_saving_leaves_the_old_file(tmp_path):
+def test_the_old_file_is_kept_when_the_process_is_killed(tmp_path):
     path = tmp_path / "chat"
-    talk(3).save(path)
+    conversation_of(3).save(path)
     old = path.read_bytes()
     code = f"""
 import os
-from tests.hbaf_edge.test_state_file import talk
+from tests.hbaf_edge.test_state_file import conversation_of
 os.replace = lambda *_: os._exit(9)
-talk(9).save({str(path)!r})
+conversation_of(9).save({str(path)!r})
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert path.read_bytes() == old
-    assert fresh().restore(path).turn == 3
+    assert new_conversation().restore(path).turn == 3
 
 
-def test_names_of_a_file_are_as_predict_keeps_them(tmp_path):
-    """A file of an earlier version may hold a name as it came; the same person must go on being the same."""
-    chat = fresh()
+def test_speakers_of_a_file_are_normalised(tmp_path):
+    """A file of an earlier version may contain other spellings; the same speaker must stay the same."""
+    chat = new_conversation()
     for turn, name in enumerate(("  Anna ", "", "b\x1b[31mob", None)):
-        commit(chat, slot(turn), name)
+        commit_turn(chat, turn_state(turn), name)
     chat.save(tmp_path / "chat")
-    assert [turn.speaker for turn in fresh().restore(tmp_path / "chat").turns] == ["Anna", None, "bob", None]
+    assert [turn.speaker for turn in new_conversation().restore(tmp_path / "chat").turns] == ["Anna", None, "bob", None]
 
 
-def test_a_name_without_end_is_refused(tiny_runtime):
+def test_a_very_long_speaker_name_is_refused(tiny_runtime):
     chat = tiny_runtime.conversation()
     with pytest.raises(InputError, match="300 characters"):
         tiny_runtime.predict(text="Hi.", speaker="x" * 300, conversation=chat)

@@ -1,4 +1,4 @@
-"""Transcripts: what recognisers, captions and mark-up add to the words goes and is named; what may be speech stays."""
+"""Transcripts: tags, notes and markup are removed and listed, and possible speech stays."""
 
 import csv
 import time
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from hbaf_edge import HBAFRuntime, InputError
 from hbaf_edge.bundle import DEFAULT
-from hbaf_edge.features import Tokeniser, extract, from_text
+from hbaf_edge.features import Tokeniser, extract_features, text_features
 from hbaf_edge.text import MAX_CHARACTERS, clean_text, normalise_name, normalise_text, removal_warning
 from training.corpora.records import data_folder
 
-S = "The meeting is at ten."
-# Nothing but notes, tokens and tags: each is removed alone and before words.
-ALONE = [
+SENTENCE = "The meeting is at ten."
+# Notes, tokens and tags: each is removed as a whole text and before words.
+NOTES = [
     "[BLANK_AUDIO]", "[ Silence ]", "[MUSIC]", "(upbeat music)", "♪ Happy birthday to you ♪", "♪♪", "♪ la la la ♪",
     "*laughs*", "* Musik *", "*sighs deeply*", ">>", ">>>", "[00:00:00.000 --> 00:00:02.500]",
     "[00:00.000 --> 00:02.500]", "[0.00s -> 2.50s]", "(speaking in foreign language)", "(speaking French)",
@@ -33,11 +33,11 @@ ALONE = [
     "(music stops)", "(no audio)", "[no speech]", "(long pause)", "(hip hop music)",
     "(woman singing in foreign language)", "(heavy breathing)", "(phone vibrating)",
 ]  # fmt: skip
-AMONG_WORDS = [
-    ("<|startoftranscript|><|en|><|transcribe|><|0.00|> The meeting is at ten.<|4.20|><|endoftext|>", S),
-    ("[_BEG_] The meeting is at ten.[_TT_123]", S),
-    ("🎼The meeting is at ten.😡", S),
-    ("The meeting😊🎼is at ten.😔", S),
+NOTES_WITH_TEXT = [
+    ("<|startoftranscript|><|en|><|transcribe|><|0.00|> The meeting is at ten.<|4.20|><|endoftext|>", SENTENCE),
+    ("[_BEG_] The meeting is at ten.[_TT_123]", SENTENCE),
+    ("🎼The meeting is at ten.😡", SENTENCE),
+    ("The meeting😊🎼is at ten.😔", SENTENCE),
     ("[noise] the meeting is at ten", "the meeting is at ten"),
     ("the <unk> meeting <UNK> is at ten", "the meeting is at ten"),
     ("<sil> hello <eps>", "hello"),
@@ -68,14 +68,14 @@ AMONG_WORDS = [
     ("[Applause] Thank you!", "Thank you!"),
     ("the<00:00:00.320><c> meeting</c><00:00:00.480><c> is</c> at ten", "the meeting is at ten"),
     ("<c.yellow>hello</c>", "hello"),
-    ("1\n00:00:01,000 --> 00:00:02,500\n" + S, S),
+    ("1\n00:00:01,000 --> 00:00:02,500\n" + SENTENCE, SENTENCE),
     ("1\n00:00:01,000 --> 00:00:02,500\n"
-        "The meeting\n\n2\n00:00:03,000 --> 00:00:04,000 align:start position:0%\nis at ten.", S),
-    ("WEBVTT\nKind: captions\nLanguage: en\n\n00:01.000 --> 00:02.500\n" + S, S),
-    ("<v Bob Smith>The meeting is at ten.</v>", S),
-    ("<i>The meeting is at ten.</i>", S),
-    ("<font color=\"#fff\">The meeting is at ten.</font>", S),
-    ("<b>The meeting</b> is at <i>ten</i>.", S),
+        "The meeting\n\n2\n00:00:03,000 --> 00:00:04,000 align:start position:0%\nis at ten.", SENTENCE),
+    ("WEBVTT\nKind: captions\nLanguage: en\n\n00:01.000 --> 00:02.500\n" + SENTENCE, SENTENCE),
+    ("<v Bob Smith>The meeting is at ten.</v>", SENTENCE),
+    ("<i>The meeting is at ten.</i>", SENTENCE),
+    ("<font color=\"#fff\">The meeting is at ten.</font>", SENTENCE),
+    ("<b>The meeting</b> is at <i>ten</i>.", SENTENCE),
     ("un<i>believ</i>able", "unbelievable"),
     ("hello<br/>there", "hello there"),
     ("<!-- x -->hello", "hello"),
@@ -83,7 +83,7 @@ AMONG_WORDS = [
     ("<speak>hello <break time=\"1s\"/> there</speak>", "hello there"),
     ("<emphasis level='strong'>hello</emphasis>", "hello"),
     ("<say-as interpret-as=\"date\">ten</say-as>", "ten"),
-    ("Speaker 1  0:12\n" + S, S),
+    ("Speaker 1  0:12\n" + SENTENCE, SENTENCE),
     ("Speaker 1: hi\nSpeaker 2: hello", "hi hello"),
     ("\x1b[31mhello\x1b[0m", "hello"),
     ("\x1b[2J\x1b]0;title\x07 hello", "hello"),
@@ -104,7 +104,7 @@ AMONG_WORDS = [
     ("**really** good", "really good"),
     ("*I love you*", "I love you"),
 ]  # fmt: skip
-KEPT = [
+SPEECH = [
     "I (for one) love it", "(which is great)", "(555) 123-4567", "f(x) is a function", "a < b and b > c", "I <3 you",
     "2*3*4", "2 * 3 * 4", "What the **** is that?", "f*** you, you ***hole", "Well: I am going.", "Note: it is ten.",
     "He is 5'11\" & she's 6'", "AT&T and Q&A", "rock & roll", "[I know] what you mean", "[yeah] okay",
@@ -118,62 +118,64 @@ KEPT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("note", ALONE)
-def test_notes_are_no_text(note):
+@pytest.mark.parametrize("note", NOTES)
+def test_notes_are_removed(note):
     assert clean_text(note)[0] == ""
-    found, removed = clean_text(f"{note} {S}")
-    assert found == S
+    cleaned, removed = clean_text(f"{note} {SENTENCE}")
+    assert cleaned == SENTENCE
     assert removed
 
 
-@pytest.mark.parametrize(("text", "words"), AMONG_WORDS)
-def test_what_nobody_said_is_removed_and_named(text, words):
-    found, removed = clean_text(text)
-    assert found == words
+@pytest.mark.parametrize(("text", "expected"), NOTES_WITH_TEXT)
+def test_what_was_not_spoken_is_removed_and_listed(text, expected):
+    cleaned, removed = clean_text(text)
+    assert cleaned == expected
     assert removed
-    assert clean_text(found) == (found, ())
+    assert clean_text(cleaned) == (cleaned, ())
 
 
-@pytest.mark.parametrize("text", KEPT)
-def test_what_may_be_speech_stays(text):
+@pytest.mark.parametrize("text", SPEECH)
+def test_possible_speech_is_unchanged(text):
     assert clean_text(text) == (text, ())
 
 
-def test_removed_in_order_and_decoded_entities_are_words():
-    found, removed = clean_text("<|en|>Tom &amp; Jerry&#39;s &quot;cat&quot; [MUSIC] <b>ran</b>")
-    assert found == 'Tom & Jerry\'s "cat" ran'
+def test_removed_parts_are_in_order_and_entities_are_decoded():
+    cleaned, removed = clean_text("<|en|>Tom &amp; Jerry&#39;s &quot;cat&quot; [MUSIC] <b>ran</b>")
+    assert cleaned == 'Tom & Jerry\'s "cat" ran'
     assert removed == ("<|en|>", "[MUSIC]", "<b>", "</b>")
     assert clean_text("fish &amp; chips") == ("fish & chips", ())
 
 
-def test_the_warning_is_one_bounded_line_without_controls():
-    assert removal_warning(["[A]", "[A]"]) == "removed from the text, as nobody said it: '[A]'"
-    many = removal_warning([f"<{i}{'x' * 500}\x1b[31m\u202e>" for i in range(100)])
-    assert len(many) < 500
-    assert many.endswith(" and 92 more")
-    assert many.isprintable()
-    (warning,) = extract(None, None, "\x1b[2Jhello", Tokeniser((DEFAULT / "tokenizer.json").read_bytes())).warnings
-    assert warning == r"removed from the text, as nobody said it: '\x1b[2J'"
+def test_the_warning_is_one_short_line_without_control_characters():
+    assert removal_warning(["[A]", "[A]"]) == "removed from the text because it was not spoken: '[A]'"
+    warning = removal_warning([f"<{i}{'x' * 500}\x1b[31m\u202e>" for i in range(100)])
+    assert len(warning) < 500
+    assert warning.endswith(" and 92 more")
+    assert warning.isprintable()
+    (warning,) = extract_features(
+        None, None, "\x1b[2Jhello", Tokeniser((DEFAULT / "tokenizer.json").read_bytes())
+    ).warnings
+    assert warning == r"removed from the text because it was not spoken: '\x1b[2J'"
 
 
 @pytest.mark.parametrize("text", [None, "", " \n", "\x00"])
-def test_no_text(text):
+def test_blank_text_stays_empty(text):
     assert clean_text(text) == ("", ())
 
 
-def test_only_a_str_is_text():
+def test_text_that_is_not_a_str_is_refused():
     with pytest.raises(InputError, match="text is of type bytes"):
         clean_text(b"hello")
 
 
 @pytest.mark.parametrize("tag", ["<|endoftext|>", "[LAUGHTER]", "(upbeat music)", "*laughs*", "\x1b[31m"])
-@pytest.mark.parametrize("place", range(1, 15))
-def test_a_tag_that_the_cut_halves_goes_too(tag, place):
-    found, _ = clean_text(("so happy " * 600)[: MAX_CHARACTERS - place] + tag + " and more" * 99)
-    assert set(found) <= set("so happy and more")
+@pytest.mark.parametrize("overlap", range(1, 15))
+def test_a_tag_that_the_length_limit_cuts_is_removed(tag, overlap):
+    cleaned, _ = clean_text(("so happy " * 600)[: MAX_CHARACTERS - overlap] + tag + " and more" * 99)
+    assert set(cleaned) <= set("so happy and more")
 
 
-HARD = [
+HOSTILE = [
     "[(",
     "[",
     "(laughs",
@@ -189,16 +191,24 @@ HARD = [
     "00:00:01,000 --> ",
     "♪a",
 ]
-HARD += ["Speaker 1: ", "SPEAKER_00", "WEBVTT ", "❓WEBVTT ", "language English<asr_text>", "(angry) Speaker 1: ", "&#"]
+HOSTILE += [
+    "Speaker 1: ",
+    "SPEAKER_00",
+    "WEBVTT ",
+    "❓WEBVTT ",
+    "language English<asr_text>",
+    "(angry) Speaker 1: ",
+    "&#",
+]
 
 
-@pytest.mark.parametrize("piece", HARD)
-def test_a_hostile_text_takes_no_time(piece):
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_text_is_cleaned_in_linear_time(piece):
     closed = "".join({"[": "]", "(": ")", "<": "b>"}.get(c, "") for c in reversed(piece))
     for text in (piece * (MAX_CHARACTERS // len(piece)), piece * (2000 // len(piece)) + closed * 1000):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         clean_text(text)
-        assert time.perf_counter() - begun < 0.5  # 0.05 s at most on an idle core
+        assert time.perf_counter() - start < 0.5  # 0.05 s at most on an idle core
 
 
 PIECES = [
@@ -211,43 +221,43 @@ PIECES = [
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=40).map("".join)))
 @example("&#60;TATION\n&gt;")
 @example("【laughter-x\ny]")
-def test_cleaning_is_stable_and_never_raises(text):
-    found, removed = clean_text(text)
-    assert clean_text(found) == (found, ())
-    assert normalise_text(found) == found
-    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in found)
-    assert len(found) <= max(len(normalise_text(text)), len(text))
+def test_cleaned_text_is_stable_and_cleaning_never_raises(text):
+    cleaned, removed = clean_text(text)
+    assert clean_text(cleaned) == (cleaned, ())
+    assert normalise_text(cleaned) == cleaned
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in cleaned)
+    assert len(cleaned) <= max(len(normalise_text(text)), len(text))
     assert len(removal_warning(removed)) < 500
 
 
-PLAIN = "i you laugh music silence the is crying no yes Speaker went home, don't what? 3 well: ok!"
+PLAIN_WORDS = "i you laugh music silence the is crying no yes Speaker went home, don't what? 3 well: ok!"
 
 
-@given(st.lists(st.sampled_from(PLAIN.split()), min_size=1).map(" ".join))
+@given(st.lists(st.sampled_from(PLAIN_WORDS.split()), min_size=1).map(" ".join))
 def test_plain_sentences_are_unchanged(text):
     assert clean_text(text) == (text, ())
 
 
-def test_every_way_in_cleans_and_can_be_told_not_to(runtime):
-    said, noisy = S, f"<|en|><|ANGRY|>{S} [LAUGHTER]"
-    plain = runtime.predict(text=said)
-    one = runtime.predict(text=noisy)
-    (many,) = runtime.predict_batch([{"text": noisy}])
+def test_every_method_cleans_texts_unless_clean_text_is_false(runtime):
+    clean, noisy = SENTENCE, f"<|en|><|ANGRY|>{SENTENCE} [LAUGHTER]"
+    expected = runtime.predict(text=clean)
+    single = runtime.predict(text=noisy)
+    (batched,) = runtime.predict_batch([{"text": noisy}])
     turn = runtime.begin()
-    early, last, late = turn.provisional(noisy), turn.finish(noisy), turn.revise(noisy)
-    warning = "removed from the text, as nobody said it: '<|en|>', '<|ANGRY|>', '[LAUGHTER]'"
-    for p in (one, many, early, last, late):
+    provisional, finished, revised = turn.provisional(noisy), turn.finish(noisy), turn.revise(noisy)
+    warning = "removed from the text because it was not spoken: '<|en|>', '<|ANGRY|>', '[LAUGHTER]'"
+    for p in (single, batched, provisional, finished, revised):
         assert p.warnings == (warning,)
-        assert p.probabilities == pytest.approx(plain.probabilities, abs=1e-6)
+        assert p.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
     tokeniser = Tokeniser((DEFAULT / "tokenizer.json").read_bytes(), clean_text=False)
-    assert from_text(noisy, tokeniser)[1] == ()
-    assert len(from_text(noisy, tokeniser)[0]) > len(from_text(said, tokeniser)[0])
+    assert text_features(noisy, tokeniser)[1] == ()
+    assert len(text_features(noisy, tokeniser)[0]) > len(text_features(clean, tokeniser)[0])
     with HBAFRuntime(threads=1, clean_text=False) as raw:
-        assert raw.predict(text=noisy).probabilities != plain.probabilities
-        assert raw.predict(text=said).probabilities == plain.probabilities
+        assert raw.predict(text=noisy).probabilities != expected.probabilities
+        assert raw.predict(text=clean).probabilities == expected.probabilities
 
 
-def test_what_is_left_empty_is_no_text(runtime):
+def test_text_that_is_empty_after_cleaning_is_refused(runtime):
     with pytest.raises(InputError, match=r"removed from the text.*'\[BLANK_AUDIO\]'.*Give audio"):
         runtime.predict(text="[BLANK_AUDIO]")
     with pytest.raises(InputError, match="clean_text='no'"):
@@ -255,8 +265,8 @@ def test_what_is_left_empty_is_no_text(runtime):
 
 
 @pytest.mark.data
-def test_corpora_keep_their_words():
-    """Of MELD's 13,708 utterances four change, all for the better: stage directions and one *emphasis*."""
+def test_cleaning_changes_only_four_utterances_of_meld():
+    """Of 13,708 utterances only those with stage directions and one *emphasis* change."""
     folder, changed = data_folder() / "meld", []
     for split in ("train", "dev", "test"):
         with open(folder / f"{split}_sent_emo.csv", encoding="utf-8") as file:
@@ -266,7 +276,7 @@ def test_corpora_keep_their_words():
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"),
+    ("name", "expected"),
     [
         ("anna", "anna"),
         ("  Anna \t Maria\n", "Anna Maria"),
@@ -280,12 +290,12 @@ def test_corpora_keep_their_words():
         ("\x00\x1b\u200f", None),
     ],
 )
-def test_names(name, kept):
-    assert normalise_name(name) == kept
+def test_names_are_normalised(name, expected):
+    assert normalise_name(name) == expected
 
 
 @given(st.text())
-def test_a_name_is_stable_and_steers_no_terminal(name):
-    kept = normalise_name(name)
-    assert kept is None or (kept == kept.strip() != "" and normalise_name(kept) == kept)
-    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in kept or "")
+def test_a_normalised_name_is_stable_and_has_no_control_characters(name):
+    normalised = normalise_name(name)
+    assert normalised is None or (normalised == normalised.strip() != "" and normalise_name(normalised) == normalised)
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in normalised or "")

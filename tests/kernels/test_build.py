@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: what is shipped is of this source, and the compiler's report keeps its budget."""
+"""Ahead-of-time compilation: shipped kernels match the source and stay within their resource limits."""
 
 import hashlib
 import json
@@ -12,21 +12,21 @@ import pytest
 from hbaf_edge.backends.cuda.kernels import CUBINS, choose
 from kernels import build
 from kernels.shipped import SHIPPED
-from tests.kernels.made import ROOT
+from tests.kernels.random_inputs import ROOT
 
 REGISTERS, SHARED = 255, 48 << 10
-SPILLED = 288  # of products without tensor cores, in float32 and on Turing; half precision elsewhere spills nothing
+SPILLED = 288  # bytes, of products without tensor cores (float32, Turing); other half precision spills nothing
 MANIFEST = json.loads((CUBINS / "manifest.json").read_text())
 
 
-def compiling(code):
-    """In a process of its own, since this one may interpret kernels."""
+def run_with_compiler(code):
+    """Run Python code in another process, since this one may interpret kernels."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def test_what_ships_was_built_from_this_source():
-    """If this fails: python -m kernels.build, and commit what it writes."""
+def test_shipped_kernels_were_built_from_this_source():
+    """If this fails, run python -m kernels.build and commit the result."""
     assert MANIFEST["source_sha256"] == build.source_sha256()
     for entry in MANIFEST["builds"]:
         assert hashlib.sha256((CUBINS / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
@@ -37,8 +37,8 @@ def test_what_ships_was_built_from_this_source():
     assert sum(b["bytes"] for b in MANIFEST["builds"]) < 4e6
 
 
-def keeps_its_budget(entry):
-    """As the compiler reported it: a block fits every GPU, and next to nothing is spilled."""
+def assert_within_limits(entry):
+    """Check the compiler's report: a block fits every GPU, and almost nothing is spilled."""
     assert entry["registers"] <= REGISTERS
     assert entry["spilled"] <= (0 if entry["dtype"] == "float16" and entry["capability"] >= 80 else SPILLED)
     assert entry["shared"] <= SHARED
@@ -46,13 +46,12 @@ def keeps_its_budget(entry):
 
 
 @pytest.mark.parametrize("entry", MANIFEST["builds"], ids=lambda b: b["file"])
-def test_registers_and_shared_memory_keep_their_budget(entry):
-    keeps_its_budget(entry)
+def test_registers_and_shared_memory_are_within_limits(entry):
+    assert_within_limits(entry)
 
 
-def test_every_file_is_what_some_gpu_loads():
-    """Whatever a backend asks for: the dialogue scope in either dtype, the context ring in
-    float32 and the plugin's gate. On a driver that takes it, the first of what `choose` returns is loaded."""
+def test_every_file_is_loaded_on_some_gpu():
+    """A device loads the first kernel of `choose` that its driver accepts."""
     loaded = set()
     for capability in range(75, 130):
         for kernel in SHIPPED:
@@ -62,24 +61,24 @@ def test_every_file_is_what_some_gpu_loads():
     assert loaded == {tuple(b[k] for k in ("kernel", "form", "dtype", "capability")) for b in MANIFEST["builds"]}
 
 
-def test_portable_code_is_for_older_drivers():
+def test_ptx_version_is_old_enough_for_older_drivers():
     for entry in MANIFEST["builds"]:
         if entry["form"] == "ptx":
             assert b".version 8.0\n" in (CUBINS / entry["file"]).read_bytes()
 
 
-def test_no_file_names_a_folder_of_the_machine():
+def test_no_file_contains_a_path_of_the_building_machine():
     for path in CUBINS.iterdir():
-        for word in (b"/home/", b"/root/", b"/work/", b"site-packages"):
-            assert word not in path.read_bytes(), path.name
+        for path_part in (b"/home/", b"/root/", b"/work/", b"site-packages"):
+            assert path_part not in path.read_bytes(), path.name
 
 
 @pytest.mark.slow
-def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
-    """With the Triton of what ships, to the last bit. Another one allocates registers in its own way: then the same
-    kernels are launched alike, every architecture that its assembler knows is there, and each keeps its budget.
+def test_compiling_again_gives_the_same_files(tmp_path):
+    """Bit for bit with the Triton version of the shipped files. Another version allocates registers differently: then
+    argument layouts must be equal, all architectures of its assembler present, and resources within limits.
 
-    Other models' sizes: tests/hbaf_edge/cuda/test_native.py.
+    Other models' sizes: tests/hbaf_edge/cuda/test_gpu_backends.py.
     """
     import triton
 
@@ -87,81 +86,82 @@ def test_every_architecture_compiles_again_to_the_same_code(tmp_path):
         "from kernels.build import *",
         f"build(Path({str(tmp_path / 'same')!r}), Sizes(32, 4, 64))",
     ]
-    done = compiling("\n".join(lines))
+    done = run_with_compiler("\n".join(lines))
     assert done.returncode == 0, done.stderr[-2000:]
-    made = json.loads((tmp_path / "same" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "same" / "manifest.json").read_text())
     if triton.__version__ == MANIFEST["triton"]:
-        assert made == MANIFEST
-    known = {a: build.assembles(a) for a in build.ARCHITECTURES}
-    assert all(known[a] for a in build.ARCHITECTURES if a != 110), "Triton 3.6 lacks 110, and no other is excused"
-    shipped = [b["file"] for b in MANIFEST["builds"] if known[b["capability"]]]
-    assert [b["file"] for b in made["builds"]] == shipped
-    assert made["kernels"] == MANIFEST["kernels"]
-    for entry in made["builds"]:
-        keeps_its_budget(entry)
+        assert manifest == MANIFEST
+    supported = {a: build.can_assemble(a) for a in build.ARCHITECTURES}
+    assert all(supported[a] for a in build.ARCHITECTURES if a != 110), "only 110 may be missing, as in Triton 3.6"
+    shipped = [b["file"] for b in MANIFEST["builds"] if supported[b["capability"]]]
+    assert [b["file"] for b in manifest["builds"]] == shipped
+    assert manifest["kernels"] == MANIFEST["kernels"]
+    for entry in manifest["builds"]:
+        assert_within_limits(entry)
 
 
-def test_an_architecture_that_the_assembler_does_not_know_is_left_out(tmp_path, monkeypatch):
-    def shipped(kernel, dtype, capability, sizes):
+def test_an_architecture_without_assembler_support_is_left_out(tmp_path, monkeypatch):
+    def load_shipped(kernel, dtype, capability, sizes):
         name = f"{kernel.name}-{build.DTYPE_NAMES[dtype]}"
         cubin, ptx = CUBINS / f"{name}-{capability}.cubin", CUBINS / f"{name}-80.ptx"
         asm = {"cubin": cubin.read_bytes(), "ptx": ptx.read_text()}
         return SimpleNamespace(asm=asm, metadata=SimpleNamespace(num_warps=4, shared=0))
 
-    monkeypatch.setattr(build, "compiled", shipped)
-    assert build.assembles(87)
-    assert not build.assembles(99)
-    with pytest.warns(UserWarning, match="cannot assemble for 99: GPUs of that kind will compile the PTX themselves"):
-        made = build.build(tmp_path / "cubins", build.Sizes(32, 4, 64), (87, 99))
-    assert {b["capability"] for b in made["builds"]} == {87}
-    assert json.loads(json.dumps(made["kernels"])) == MANIFEST["kernels"]
+    monkeypatch.setattr(build, "compile_spec", load_shipped)
+    assert build.can_assemble(87)
+    assert not build.can_assemble(99)
+    with pytest.warns(UserWarning, match="cannot assemble for 99: drivers of such GPUs will compile the PTX instead"):
+        manifest = build.build(tmp_path / "cubins", build.Sizes(32, 4, 64), (87, 99))
+    assert {b["capability"] for b in manifest["builds"]} == {87}
+    assert json.loads(json.dumps(manifest["kernels"])) == MANIFEST["kernels"]
 
 
-# The kernel that training alone runs; the interpreter takes things that the compiler does not.
-OTHERS = """
+# Compiles the kernel that only training uses, since the interpreter accepts code that the compiler rejects.
+COMPILE_SEQUENCE_KERNEL = """
 import json
 from kernels.build import compile_kernel, resources
 from kernels.sequence import gate_sequence
-found = []
+reports = []
 def compile_(kernel, short, warps, constants, capability):
     types = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32"}
     types |= dict.fromkeys(kernel.arg_names[:15], f"*{short}")
     types |= {name: "*u8" for name in types if name.endswith("_visible")}
     strides = [n for n in kernel.arg_names if n.split("_")[-1] in ("b", "h", "n", "kb", "kh", "km", "vb", "vh", "vm")]
-    made = compile_kernel(kernel, types, constants, capability, warps, strides)
-    found.append([kernel.__name__, short, capability, made.metadata.shared, resources(made.asm["cubin"])["spilled"]])
+    binary = compile_kernel(kernel, types, constants, capability, warps, strides)
+    spilled = resources(binary.asm["cubin"])["spilled"]
+    reports.append([kernel.__name__, short, capability, binary.metadata.shared, spilled])
 for capability in (75, 86, 87, 90, 120):
     for short, queries in (("fp16", 64), ("fp32", 32)):
         sizes = dict(E=64, BLOCK_N=queries, BLOCK_M=32, BLOCK_E=64, OWN_BIASED=True, OTHER_BIASED=True)
         compile_(gate_sequence, short, 8, sizes, capability)
-print(json.dumps(found))
+print(json.dumps(reports))
 """
 
 
 @pytest.mark.slow
-def test_the_kernel_of_whole_sequences_compiles_and_keeps_its_budget():
-    done = compiling(OTHERS)
+def test_the_sequence_kernel_compiles_within_limits():
+    done = run_with_compiler(COMPILE_SEQUENCE_KERNEL)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert len(found) == 10
-    for name, short, capability, shared, spilled in found:
+    reports = json.loads(done.stdout)
+    assert len(reports) == 10
+    for name, short, capability, shared, spilled in reports:
         assert shared <= 64 << 10, (name, short, capability)
-        if capability > 75:  # Triton has no tensor cores of Turing for whole sequences
+        if capability > 75:  # on Turing, Triton does not use tensor cores for this kernel
             assert spilled <= SPILLED, (name, short, capability)
 
 
-def test_interpreted_kernels_cannot_be_compiled(tmp_path):
+def test_compiling_is_an_error_when_kernels_are_interpreted(tmp_path):
     interpret = "import os; os.environ['TRITON_INTERPRET'] = '1'; "
-    done = compiling(
-        interpret + "from kernels.build import *; compiled(SHIPPED[0], torch.float16, 87, Sizes(32, 4, 64))"
+    done = run_with_compiler(
+        interpret + "from kernels.build import *; compile_spec(SHIPPED[0], torch.float16, 87, Sizes(32, 4, 64))"
     )
     assert done.returncode == 1
     assert "kernels are interpreted, not compiled; unset it" in done.stderr
 
 
-def test_other_folders_are_not_replaced(tmp_path):
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "precious").write_text("x")
-    done = compiling(
+    done = run_with_compiler(
         f"import sys; sys.argv = ['build', '--out', {str(tmp_path)!r}]; import typer; from kernels.build import main; "
         "typer.run(main)"
     )

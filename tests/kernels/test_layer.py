@@ -1,18 +1,18 @@
-"""A fusion layer in three launches against the layer that training trains."""
+"""A fusion layer in three launches against the PyTorch layer of the model."""
 
 import copy
 
 import pytest
 import torch
 
-from kernels.layer import layer, weights_of
+from kernels.layer import layer, layer_weights
 from kernels.ring import Ring, Step
-from tests.kernels.made import DEVICE, DTYPES, within
+from tests.kernels.random_inputs import DEVICE, DTYPES, assert_error_bound
 from training.config import ModelConfig
-from training.layers import FusionLayer, OrderBias, Slots
+from training.layers import FusionLayer, KeyValues, OrderBias
 
 
-def made(window=5, width=32, heads=2, batch=3, seed=0):
+def random_layer(window=5, width=32, heads=2, batch=3, seed=0):
     torch.manual_seed(seed)
     config = ModelConfig(width=width, heads=heads, window=window, dropout=0.0)
     fusion, bias = FusionLayer(config).eval(), OrderBias(config)
@@ -28,7 +28,7 @@ def made(window=5, width=32, heads=2, batch=3, seed=0):
 
 
 def in_torch(fusion, bias, states, past, slots, turns, dtype):
-    """The layer as training has it, every conversation's ring and own turn as its memory."""
+    """The layer in PyTorch. Each conversation's memory is its ring and its own turn."""
     from kernels.ring import distances
 
     fusion = copy.deepcopy(fusion).to(dtype)
@@ -38,21 +38,23 @@ def in_torch(fusion, bias, states, past, slots, turns, dtype):
     distance = torch.cat([far, torch.zeros_like(far[:, :1])], 1)[:, None]
     relation = torch.cat([slots >> 2, torch.zeros_like(slots[:, :1])], 1)[:, None]
     marks = torch.cat([torch.where(inside, slots & 3, 0), torch.full_like(slots[:, :1], 3)], 1)
-    both = [states[:, None, m] for m in range(2)]
+    per_modality = [states[:, None, m] for m in range(2)]
     memories, visible = [], []
-    for m, x in enumerate(both):
-        new = fusion.remember(x, m)
-        memories.append(Slots(torch.cat([past[:, :, m, 0], new.keys], 1), torch.cat([past[:, :, m, 1], new.values], 1)))
+    for m, x in enumerate(per_modality):
+        new = fusion.keys_values(x, m)
+        memories.append(
+            KeyValues(torch.cat([past[:, :, m, 0], new.keys], 1), torch.cat([past[:, :, m, 1], new.values], 1))
+        )
         visible.append((marks >> m & 1).bool()[:, None])
     biases = tuple(b.to(dtype) for b in bias(distance, relation))
     with torch.no_grad():
-        return torch.stack([x[:, 0] for x in fusion(tuple(both), memories, visible, biases)], 1)
+        return torch.stack([x[:, 0] for x in fusion(tuple(per_modality), memories, visible, biases)], 1)
 
 
 def by_kernels(fusion, bias, states, past, slots, turns, dtype, heads):
     batch, window, _, _, width = past.shape
     empty = torch.full((batch, 2, 2, heads, width // heads), float("nan"), dtype=dtype, device=DEVICE)
-    given = Step(
+    inputs = Step(
         empty, empty.clone(),
         torch.arange(batch, dtype=torch.int32, device=DEVICE), turns.int().to(DEVICE), slots.to(torch.uint8).to(DEVICE),
         torch.full((batch,), 3, dtype=torch.uint8, device=DEVICE),
@@ -60,10 +62,10 @@ def by_kernels(fusion, bias, states, past, slots, turns, dtype, heads):
     ring = Ring(
         *(past[:, :, :, i].reshape(batch, window, 2, heads, -1).to(dtype).to(DEVICE).contiguous() for i in (0, 1))
     )
-    weights = weights_of(fusion.to(DEVICE), bias.to(DEVICE), dtype)
-    found = layer(states.to(dtype).to(DEVICE), given, ring, weights)
+    weights = layer_weights(fusion.to(DEVICE), bias.to(DEVICE), dtype)
+    result = layer(states.to(dtype).to(DEVICE), inputs, ring, weights)
     fusion.cpu(), bias.cpu()
-    return found.cpu()
+    return result.cpu()
 
 
 SHAPES = [{}, {"width": 96, "heads": 3, "window": 7, "batch": 5}, {"batch": 1, "window": 1}]
@@ -71,17 +73,17 @@ SHAPES = [{}, {"width": 96, "heads": 3, "window": 7, "batch": 5}, {"batch": 1, "
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_at_most_twice_plain_torchs(shape, dtype):
-    inputs, heads = made(**shape), shape.get("heads", 2)
+def test_error_is_at_most_twice_that_of_pytorch(shape, dtype):
+    inputs, heads = random_layer(**shape), shape.get("heads", 2)
     exact = in_torch(copy.deepcopy(inputs[0]), copy.deepcopy(inputs[1]).double(), *inputs[2:], torch.float64)
-    within(by_kernels(*inputs, dtype, heads), exact, in_torch(*inputs, dtype))
+    assert_error_bound(by_kernels(*inputs, dtype, heads), exact, in_torch(*inputs, dtype))
 
 
-def test_more_conversations_than_a_tile_holds():
-    fusion, bias, *_ = made()
+def test_more_conversations_than_a_tile():
+    fusion, bias, *_ = random_layer()
     generator = torch.Generator().manual_seed(3)
     batch = 19
     inputs = (torch.randn(batch, 2, 32, generator=generator), torch.randn(batch, 5, 2, 2, 32, generator=generator),
               torch.randint(0, 12, (batch, 5), generator=generator), torch.arange(batch))  # fmt: skip
-    found = by_kernels(fusion, bias, *inputs, torch.float32, 2)
-    torch.testing.assert_close(found, in_torch(fusion, bias, *inputs, torch.float32), rtol=1e-4, atol=1e-5)
+    result = by_kernels(fusion, bias, *inputs, torch.float32, 2)
+    torch.testing.assert_close(result, in_torch(fusion, bias, *inputs, torch.float32), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The gate's reference against a naive float64 account of its equations, and its empty memories."""
+"""The reference of the gate against its equations in plain loops, and with empty memories."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from kernels.reference import GateWeights, Memory, bimodal_attention_gate, both_gates
 
 
-def case(seed=0, batch=2, heads=3, queries=4, own=5, other=6, e=8, dtype=torch.float64):
+def random_gate(seed=0, batch=2, heads=3, queries=4, own=5, other=6, e=8, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
 
     def r(*shape):
@@ -27,18 +27,18 @@ def case(seed=0, batch=2, heads=3, queries=4, own=5, other=6, e=8, dtype=torch.f
     return r(batch, heads, queries, e), r(batch, heads, queries, e), *memories, weights
 
 
-def naive(query, cross, own, other, weights):
-    """The equations of MODEL.md, one query and head at a time."""
+def gate_by_loops(query, cross, own, other, weights):
+    """The equations of docs/model.md for one query and head at a time."""
     out = torch.zeros_like(query)
     batch, heads, queries, e = query.shape
 
     def attend(q, memory, b, h, i):
-        seen = [j for j in range(memory.keys.shape[2]) if memory.visible[b, i, j]]
-        if not seen:
+        visible = [j for j in range(memory.keys.shape[2]) if memory.visible[b, i, j]]
+        if not visible:
             return None
-        scores = [float(q @ memory.keys[b, h, j]) / math.sqrt(e) + float(memory.bias[b, h, i, j]) for j in seen]
-        raised = [math.exp(s - max(scores)) for s in scores]
-        return sum(w / sum(raised) * memory.values[b, h, j] for w, j in zip(raised, seen))
+        scores = [float(q @ memory.keys[b, h, j]) / math.sqrt(e) + float(memory.bias[b, h, i, j]) for j in visible]
+        exponentials = [math.exp(s - max(scores)) for s in scores]
+        return sum(w / sum(exponentials) * memory.values[b, h, j] for w, j in zip(exponentials, visible))
 
     for b in range(batch):
         for h in range(heads):
@@ -59,30 +59,30 @@ def naive(query, cross, own, other, weights):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_equations(seed):
-    inputs = case(seed)
-    torch.testing.assert_close(bimodal_attention_gate(*inputs), naive(*inputs), rtol=1e-12, atol=1e-12)
+def test_reference_equals_the_equations(seed):
+    inputs = random_gate(seed)
+    torch.testing.assert_close(bimodal_attention_gate(*inputs), gate_by_loops(*inputs), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("which", ["own", "other", "both"])
-def test_masked_and_zero_length_are_the_same_thing(which):
-    query, cross, own, other, weights = case(queries=3)
-    masked, empty = [], []
+@pytest.mark.parametrize("empty", ["own", "other", "both"])
+def test_masked_memory_gives_the_same_result_as_memory_of_length_zero(empty):
+    query, cross, own, other, weights = random_gate(queries=3)
+    masked, shortened = [], []
     for name, memory in (("own", own), ("other", other)):
-        gone = which in (name, "both")
-        masked.append(memory._replace(visible=memory.visible & (not gone)))
-        cut = Memory(memory.keys[:, :, :0], memory.values[:, :, :0], memory.visible[:, :, :0], memory.bias[..., :0])
-        empty.append(cut if gone else memory)
+        is_empty = empty in (name, "both")
+        masked.append(memory._replace(visible=memory.visible & (not is_empty)))
+        short = Memory(memory.keys[:, :, :0], memory.values[:, :, :0], memory.visible[:, :, :0], memory.bias[..., :0])
+        shortened.append(short if is_empty else memory)
     a = bimodal_attention_gate(query, cross, *masked, weights)
-    b = bimodal_attention_gate(query, cross, *empty, weights)
+    b = bimodal_attention_gate(query, cross, *shortened, weights)
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert torch.isfinite(a).all()
-    if which == "both":
+    if empty == "both":
         assert (a == 0).all()
 
 
-def test_gradients_are_finite_where_memories_are_empty():
-    query, cross, own, other, weights = case()
+def test_gradients_are_finite_when_memories_are_empty():
+    query, cross, own, other, weights = random_gate()
     query.requires_grad_()
     own = own._replace(visible=torch.zeros_like(own.visible))
     other = other._replace(visible=torch.zeros_like(other.visible))
@@ -90,27 +90,27 @@ def test_gradients_are_finite_where_memories_are_empty():
     assert torch.isfinite(query.grad).all()
 
 
-def test_ablations_change_what_they_name():
-    inputs = case()
+def test_ablations_change_the_result():
+    inputs = random_gate()
     full = bimodal_attention_gate(*inputs)
     assert not torch.allclose(full, bimodal_attention_gate(*inputs, relevance=False))
     assert not torch.allclose(full, bimodal_attention_gate(*inputs, gate=False))
 
 
-@pytest.mark.parametrize("order", [True, False])
-def test_both_gates_at_once_are_each_by_itself(order):
-    """In the dialogue scope with a bias for every query; in the utterance scope with as many queries as slots."""
-    query, cross, own, other, weights = case(own=5, other=6)
-    _, _, _, _, more = case(seed=1)
-    second = case(seed=2, queries=4 if order else 7)[:2]
-    if order:
+@pytest.mark.parametrize("is_dialogue", [True, False])
+def test_both_gates_together_equal_each_gate_separately(is_dialogue):
+    """In the dialogue scope each query has a bias; in the utterance scope modalities differ in their query count."""
+    query, cross, own, other, weights = random_gate(own=5, other=6)
+    _, _, _, _, text_weights = random_gate(seed=1)
+    text_queries = random_gate(seed=2, queries=4 if is_dialogue else 7)[:2]
+    if is_dialogue:
         memories = [m._replace(visible=m.visible & (torch.arange(4) != 2)[:, None]) for m in (own, other)]
     else:
         memories = [m._replace(visible=m.visible[:, :1], bias=None) for m in (own, other)]
-    found = both_gates([(query, cross), second], memories, [weights, more])
-    alone = [
+    together = both_gates([(query, cross), text_queries], memories, [weights, text_weights])
+    separate = [
         bimodal_attention_gate(query, cross, memories[0], memories[1], weights),
-        bimodal_attention_gate(*second, memories[1], memories[0], more),
+        bimodal_attention_gate(*text_queries, memories[1], memories[0], text_weights),
     ]
-    for a, b in zip(found, alone, strict=True):
+    for a, b in zip(together, separate, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

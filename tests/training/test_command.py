@@ -1,4 +1,4 @@
-"""Command lines: options of every kind from signatures and dataclasses, and one line and an exit code where it ends."""
+"""Command lines: options from signatures and dataclasses, error messages, exit codes and output."""
 
 import errno
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 
 from hbaf_edge.errors import HBAFError
 from tests.conftest import ROOT
-from training import ablate, probe, train
-from training.command import cli, options_of
+from training import ablate, check, encoders, evaluate, finetune, from_bundle, probe, train
+from training.command import cli, emit, options_of
 from training.config import ModelConfig, TrainConfig
 
-told = []
+calls = []
 
 
 def main(
@@ -31,19 +31,19 @@ def main(
     """Command.
 
     Args:
-        folder: what stands first,
-            and is explained on two lines.
-        out: where to.
+        folder: the first argument,
+            explained on two lines.
+        out: the output.
     """
-    told.append((folder, others, out, config, seeds, folds, threads, restart))
+    calls.append((folder, others, out, config, seeds, folds, threads, restart))
 
 
-def test_everything_can_be_left_out_or_said():
+def test_options_have_defaults_and_set_values():
     cli(main, ["a", "b", "c", "--out", "d"])
-    assert told.pop() == (Path("a"), (Path("b"), Path("c")), Path("d"), TrainConfig(), (), "own", None, False)
-    words = "a b --out d --seeds 0 1 2 --clips tess emogator --no-augment --pair --smoothing 0.1 --folds all --restart"
-    cli(main, [*words.split(), "--also", "dailytalk@0.1", "--threads", "2", "--use", "text", "--fold", "3"])
-    *_, config, seeds, folds, threads, restart = told.pop()
+    assert calls.pop() == (Path("a"), (Path("b"), Path("c")), Path("d"), TrainConfig(), (), "own", None, False)
+    line = "a b --out d --seeds 0 1 2 --clips tess emogator --no-augment --pair --smoothing 0.1 --folds all --restart"
+    cli(main, [*line.split(), "--also", "dailytalk@0.1", "--threads", "2", "--use", "text", "--fold", "3"])
+    *_, config, seeds, folds, threads, restart = calls.pop()
     assert (seeds, folds, threads, restart) == ((0, 1, 2), "all", 2, True)
     assert config.pairs.clips == ("tess", "emogator")
     assert (config.also, config.use, config.fold) == (("dailytalk@0.1",), "text", 3)
@@ -51,7 +51,7 @@ def test_everything_can_be_left_out_or_said():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("line", "message"),
     [
         ("a b", "Missing option '--out'"),
         ("a b --out d --use video", "'video' is not one of"),
@@ -59,38 +59,38 @@ def test_everything_can_be_left_out_or_said():
         ("a b --out d --wings 2", "No such option: --wings"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2(words, said, capsys):
+def test_wrong_command_line_exits_with_2(line, message, capsys):
     with pytest.raises(SystemExit) as end:
-        cli(main, words.split())
+        cli(main, line.split())
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_help_says_what_docstrings_and_comments_say(capsys):
+def test_help_shows_docstrings_and_comments(capsys):
     cli(main, ["--help"])
-    found = " ".join(capsys.readouterr().out.split())
-    assert "what stands first, and is explained on two lines." in found
-    assert "share of all steps [default: 0.1]" in found, "the comment beside a field"
-    assert "Command lines: options of every kind" in found
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the first argument, explained on two lines." in text
+    assert "share of all steps [default: 0.1]" in text, "the comment of a field"
+    assert "Command lines: options from signatures" in text
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
-        (HBAFError("no such thing; give another"), "no such thing; give another"),
+        (HBAFError("unknown thing; give another"), "unknown thing; give another"),
         (OSError(errno.ENOSPC, "No space left on device", "x.json"), "x.json: No space left on device; make room"),
         (FileNotFoundError("x is missing; set HBAF_DATA"), "x is missing; set HBAF_DATA"),
     ],
 )
-def test_what_cannot_go_on_ends_in_one_line(monkeypatch, error, said):
+def test_error_ends_in_one_line(monkeypatch, error, message):
     def fails() -> None:
         raise error
 
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         cli(fails, [])
 
 
-def test_no_two_options_share_a_name():
+def test_options_have_different_names():
     for command in (train, ablate, probe):
         names = [option.name for option in options_of(command.main)]
         assert len(names) == len(set(names))
@@ -98,10 +98,28 @@ def test_no_two_options_share_a_name():
         assert set(ModelConfig.__dataclass_fields__) <= set(names)
 
 
-def test_modules_are_imported_without_the_command_line_library():
-    """A GPU machine that has no typer collects the tests of kernels and engines."""
+def prints(json_output: bool = False) -> None:
+    """Command with output."""
+    emit({"score": 0.5}, json_output, "score 0.5")
+
+
+def test_output_is_json_only_with_the_json_option(capsys):
+    cli(prints, [])
+    assert capsys.readouterr().out == "score 0.5\n"
+    cli(prints, ["--json"])
+    assert capsys.readouterr().out == '{"score": 0.5}\n'
+
+
+@pytest.mark.parametrize("command", [ablate, check, encoders, evaluate, finetune, from_bundle, probe, train])
+def test_every_command_has_the_json_option(command, capsys):
+    cli(command.main, ["--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_modules_can_be_imported_without_typer():
+    """The tests of kernels and engines run on GPU machines without typer."""
     code = (
         "import sys; sys.modules['typer'] = None; "
-        "import export.graphs, export.half, export.qdq, export.gate_function, training.config, training.layers"
+        "import export.graphs, export.float16, export.qdq, export.gate_function, training.config, training.layers"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Readers of corpora that are not distributed with this project, on small trees of the same shape, and of own data."""
+"""Readers of corpora that need a licence, on generated files of the same format, and of the user's own data."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from training import corpora
 from training.corpora import features, iemocap, manifest
 from training.corpora.records import UNLABELLED, CorpusError
 
-RATE = 22_050  # not 16 kHz on purpose: MELD's clips come at several rates
+RATE = 22_050  # not 16 kHz, since MELD's clips have several rates
 
 
 def write_mp4(path, samples, rate):
@@ -27,7 +27,7 @@ def write_mp4(path, samples, rate):
 
 @pytest.fixture
 def meld_raw(tmp_path):
-    """Two dialogues a split; the clips as mp4 in the archives' own folders, one as wav beside it, one missing."""
+    """Two dialogues per split with mp4 clips in the archives' folders. One clip is also a wav, one is missing."""
     for split, folder in (
         ("train", "train_splits"),
         ("dev", "dev_splits_complete"),
@@ -46,7 +46,7 @@ def meld_raw(tmp_path):
     return tmp_path
 
 
-def test_meld_raw_is_read_as_its_owners_ship_it(meld_raw):
+def test_meld_raw_is_read_from_its_original_folders(meld_raw):
     corpus = corpora.load(f"meld:{meld_raw}")
     first, second = corpus.split("train")
     assert [t.audio.suffix for t in first.turns] == [".wav", ".mp4"]
@@ -70,18 +70,18 @@ def iemocap_tree(tmp_path):
         (dialog / "transcriptions").mkdir()
         wav = tmp_path / f"Session{session}" / "sentences" / "wav" / name
         wav.mkdir(parents=True)
-        rated = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-        for turn, (start, end, label, _) in reversed(lines.items()):  # not in the order of time
-            rated.append(f"[{start}00 - {end}00]\t{name}_{turn}\t{label}\t[2.5000, 2.5000, 2.5000]")
-            rated.append("C-E2:\tNeutral;\t()")
+        evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+        for turn, (start, end, label, _) in reversed(lines.items()):  # not sorted by time
+            evaluation.append(f"[{start}00 - {end}00]\t{name}_{turn}\t{label}\t[2.5000, 2.5000, 2.5000]")
+            evaluation.append("C-E2:\tNeutral;\t()")
             soundfile.write(wav / f"{name}_{turn}.wav", speech(0.3), 16_000)
-        (dialog / "EmoEvaluation" / f"{name}.txt").write_text("\n".join(rated))
-        said = [f"{name}_{turn} [006.2901-008.2357]: {words}" for turn, (_, _, _, words) in lines.items()]
-        (dialog / "transcriptions" / f"{name}.txt").write_text("\n".join(said))
+        (dialog / "EmoEvaluation" / f"{name}.txt").write_text("\n".join(evaluation))
+        transcript = [f"{name}_{turn} [006.2901-008.2357]: {text}" for turn, (_, _, _, text) in lines.items()]
+        (dialog / "transcriptions" / f"{name}.txt").write_text("\n".join(transcript))
     return tmp_path
 
 
-def test_iemocap_with_six_and_four_classes(iemocap_tree):
+def test_iemocap_is_read_with_six_and_four_classes(iemocap_tree):
     six, four = iemocap.load(iemocap_tree), iemocap.load(iemocap_tree, 4)
     assert six.labels == ("happy", "sad", "neutral", "angry", "excited", "frustrated")
     turns = six.dialogues[0].turns
@@ -93,18 +93,18 @@ def test_iemocap_with_six_and_four_classes(iemocap_tree):
     assert [t.label for t in four.dialogues[0].turns] == [2, UNLABELLED, 0, UNLABELLED]  # excited counts as happy
 
 
-def test_iemocap_session_split_and_leave_one_session_out(iemocap_tree):
+def test_iemocap_sessions_are_splits_and_folds(iemocap_tree):
     corpus = iemocap.load(iemocap_tree)
     assert [d.split for d in corpus.dialogues] == ["train", "train", "train", "dev", "test"]
-    assert [d.split for d in corpus.folded(1).dialogues] == ["train", "test", "dev", "train", "train"]
+    assert [d.split for d in corpus.for_fold(1).dialogues] == ["train", "test", "dev", "train", "train"]
 
 
-def test_iemocap_elsewhere_is_said(tmp_path):
+def test_iemocap_in_another_folder_raises(tmp_path):
     with pytest.raises(CorpusError, match="is it the IEMOCAP tree"):
         iemocap.load(tmp_path)
 
 
-def npz(path, **changed):
+def write_npz(path, **changed):
     data = {
         "text_x": np.ones((4, 3), np.float32),
         "wav2vec": np.zeros((4, 2), np.float32),
@@ -117,8 +117,8 @@ def npz(path, **changed):
     return path
 
 
-def test_features_come_in_the_order_of_their_dialogues(tmp_path):
-    corpus = features.load(npz(tmp_path / "f.npz", text_x=np.arange(12, dtype=np.float32).reshape(4, 3)))
+def test_features_are_sorted_by_dialogue_and_utterance(tmp_path):
+    corpus = features.load(write_npz(tmp_path / "f.npz", text_x=np.arange(12, dtype=np.float32).reshape(4, 3)))
     assert corpus.labels == ("anger", "joy")
     assert [d.fold for d in corpus.dialogues] == [0, 2]
     first = corpus.dialogues[0].turns
@@ -127,7 +127,7 @@ def test_features_come_in_the_order_of_their_dialogues(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"wav2vec": np.full((4, 2), np.nan)}, "finite rows"),
         ({"wav2vec": np.zeros((3, 2))}, r"wav2vec needs 4 finite rows"),
@@ -135,12 +135,12 @@ def test_features_come_in_the_order_of_their_dialogues(tmp_path):
         ({"emotion": np.array([{}] * 4, dtype=object)}, "pickled objects are not read"),
     ],
 )
-def test_bad_features_are_said(tmp_path, changed, said):
-    with pytest.raises(CorpusError, match=said):
-        features.load(npz(tmp_path / "f.npz", **changed))
+def test_invalid_features_raise(tmp_path, changed, message):
+    with pytest.raises(CorpusError, match=message):
+        features.load(write_npz(tmp_path / "f.npz", **changed))
 
 
-def rows(tmp_path, *lines, name="m.jsonl"):
+def write_lines(tmp_path, *lines, name="m.jsonl"):
     soundfile.write(tmp_path / "a.wav", speech(0.4), 16_000)
     path = tmp_path / name
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
@@ -155,8 +155,8 @@ GOOD = [
 ]
 
 
-def test_a_manifest_in_json_lines_and_csv(tmp_path):
-    corpus = corpora.load(str(rows(tmp_path, *GOOD)))
+def test_manifest_is_the_same_in_json_lines_and_csv(tmp_path):
+    corpus = corpora.load(str(write_lines(tmp_path, *GOOD)))
     assert corpus.labels == ("cross", "glad")
     turns = corpus.split("train")[0].turns
     assert [t.label for t in turns] == [1, 0, UNLABELLED]
@@ -170,34 +170,37 @@ def test_a_manifest_in_json_lines_and_csv(tmp_path):
     assert [d.turns for d in same.dialogues] == [d.turns for d in corpus.dialogues]
 
 
-def test_without_splits_dialogues_are_drawn_by_their_names(tmp_path):
+def test_manifest_without_splits_is_split_by_dialogue_names(tmp_path):
     lines = [{"text": "x", "label": "ab"[n % 2], "dialogue": f"d{n}"} for n in range(300)]
-    corpus = manifest.load(rows(tmp_path, *lines))
+    corpus = manifest.load(write_lines(tmp_path, *lines))
     share = [len(corpus.split(s)) / 300 for s in ("train", "dev", "test")]
     assert share == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
-    assert [d.split for d in manifest.load(rows(tmp_path, *lines[:9])).dialogues] == (
+    assert [d.split for d in manifest.load(write_lines(tmp_path, *lines[:9])).dialogues] == (
         [d.split for d in corpus.dialogues[:9]]
-    ), "adding dialogues must not move the others"
+    ), "adding dialogues must not change the split of others"
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ({"txt": "x", "label": "glad"}, r"m.jsonl:5: unknown column 'txt'; known are audio, text"),
+        ({"txt": "x", "label": "glad"}, r"m.jsonl:5: unknown column 'txt'; expected audio, text"),
         ({"audio": "b.wav", "label": "glad"}, r"m.jsonl:5: .*b.wav is missing; paths are relative"),
-        ({"text": "x", "label": "shy", "split": "dev"}, r"m.jsonl:5: label 'shy' of the dev split is not one of"),
+        (
+            {"text": "x", "label": "shy", "split": "dev"},
+            r"m.jsonl:5: label 'shy' of the dev split; the train split",
+        ),
         ({"label": "glad"}, r"m.jsonl:5: neither audio nor text"),
         ({"text": "x", "label": "glad", "split": "valid"}, r"m.jsonl:5: split 'valid'; expected train, dev, test"),
-        ({"text": "x", "dialogue": "2", "split": "train"}, r"m.jsonl:5: dialogue '2' is in splits"),
+        ({"text": "x", "dialogue": "2", "split": "train"}, r"m.jsonl:5: dialogue '2' is in the splits"),
         ({"text": ["x"], "label": "glad"}, r"m.jsonl:5: text is list"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, said):
-    with pytest.raises(CorpusError, match=said):
-        manifest.load(rows(tmp_path, *GOOD, line))
+def test_invalid_line_raises_with_its_number(tmp_path, line, message):
+    with pytest.raises(CorpusError, match=message):
+        manifest.load(write_lines(tmp_path, *GOOD, line))
 
 
-def test_what_is_no_manifest_is_said(tmp_path):
+def test_file_that_is_not_a_manifest_raises(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"text": "x"\n')
     with pytest.raises(CorpusError, match=r"m.jsonl:1: not JSON"):
         manifest.load(tmp_path / "m.jsonl")
@@ -208,21 +211,21 @@ def test_what_is_no_manifest_is_said(tmp_path):
         manifest.load(tmp_path / "nowhere.csv")
 
 
-def test_doubts_about_speakers_are_said_with_their_line(tmp_path, capsys):
-    alone = {"text": "x", "label": "glad", "dialogue": "3", "speaker": "x"}
-    nobody = {"text": "x", "label": "glad", "dialogue": "4"}
-    manifest.load(rows(tmp_path, *GOOD, alone, alone, nobody, nobody))
-    said = " ".join(capsys.readouterr().err.split())
-    assert "m.jsonl:5: dialogue '3' has 2 turns by one speaker" in said
-    assert "m.jsonl:7: no speaker in dialogue '4'" in said
+def test_suspicious_speakers_are_reported_with_their_line(tmp_path, capsys):
+    single = {"text": "x", "label": "glad", "dialogue": "3", "speaker": "x"}
+    without_speaker = {"text": "x", "label": "glad", "dialogue": "4"}
+    manifest.load(write_lines(tmp_path, *GOOD, single, single, without_speaker, without_speaker))
+    warnings = " ".join(capsys.readouterr().err.split())
+    assert "m.jsonl:5: dialogue '3' has 2 turns by one speaker" in warnings
+    assert "m.jsonl:7: no speaker in dialogue '4'" in warnings
 
 
-def test_an_empty_split_is_said(tmp_path):
-    corpus = manifest.load(rows(tmp_path, *GOOD[:3]))
+def test_empty_split_raises(tmp_path):
+    corpus = manifest.load(write_lines(tmp_path, *GOOD[:3]))
     with pytest.raises(CorpusError, match="has no labelled utterance in its dev split"):
         corpus.require("train", "dev")
 
 
-def test_a_model_of_other_labels_is_said(small):
-    with pytest.raises(CorpusError, match="is labelled anger"):
+def test_corpus_with_other_labels_than_the_model_raises(small_corpora):
+    with pytest.raises(CorpusError, match="has the labels anger"):
         corpora.load("tess", ("glad", "cross"))

@@ -1,4 +1,4 @@
-"""Two processes take the same steps as one that accumulates two batches: gradients, losses and weights."""
+"""Two processes take the same steps as one process that accumulates two batches."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Run in processes of their own, as torchrun starts them. No dropout: each process has its own random numbers.
+# Runs in separate processes, as torchrun starts them. No dropout, since each process has its own random numbers.
 WORKER = """
 import sys
 from pathlib import Path
@@ -59,28 +59,28 @@ def start(out, accumulate, features, epochs, rank=None, size=1, port=0):
     return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(*processes):
+def wait_for(*processes):
     for process in processes:
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
 
 
-def both(folder, features, epochs):
-    """The same run in one process and in two; the states and logs they leave."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def run_both(folder, features, epochs):
+    """Train in one process and in two. Return the logs and the states of both."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     one = start(folder / "one", 2, features, epochs)
-    finished(one, *(start(folder / "two", 1, features, epochs, rank, 2, port) for rank in range(2)))
+    wait_for(one, *(start(folder / "two", 1, features, epochs, rank, 2, port) for rank in range(2)))
     logs = ((folder / name / "log.jsonl").read_text().splitlines() for name in ("one", "two"))
     states = (load_file(folder / name / "state.safetensors") for name in ("one", "two"))
     return [[json.loads(line) for line in log] for log in logs], list(states)
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one(tmp_path, features):
-    """After one step AdamW's first moment is a tenth of the gradient."""
-    (one, two), (a, b) = both(tmp_path, features, epochs=1)
+def test_gradients_of_two_processes_equal_those_of_one(tmp_path, features):
+    """AdamW's first moment after one step is a tenth of the gradient."""
+    (one, two), (a, b) = run_both(tmp_path, features, epochs=1)
     assert len(one) == len(two) == 1, "only the first process writes"
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-6)
     moments = [name for name in a if name.endswith("exp_avg")]
@@ -91,8 +91,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, features):
 
 
 @pytest.mark.slow
-def test_two_processes_stay_together(tmp_path, features):
-    (one, two), (a, b) = both(tmp_path, features, epochs=4)
+def test_weights_of_two_processes_equal_those_of_one(tmp_path, features):
+    (one, two), (a, b) = run_both(tmp_path, features, epochs=4)
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
     weights = [name for name in a if name.startswith(("weight", "average"))]
     assert max(float((a[name] - b[name]).abs().max()) for name in weights) < 1e-3

@@ -1,4 +1,4 @@
-"""The packaged encoders against their originals: the hash, the file they came in, and an independent implementation."""
+"""The packaged encoders compared with the packages' files and with other implementations."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from training.whisper import WhisperEncoder, WhisperSize, sinusoids
 
 @pytest.fixture(scope="module")
 def mel():
-    """One turn of speech, padded with Whisper's silence to the 30 s its original implementations insist on."""
+    """One turn of speech, padded with silence to the 30 s that the original implementations require."""
     short = log_mel(load_audio(EXAMPLES / "turn2_anna.flac").samples)
     full = np.full((1, 80, 3000), short.min(), np.float32)
     full[0, :, : short.shape[1]] = short
@@ -26,7 +26,7 @@ def mel():
 
 
 def transformers_whisper(ours: WhisperEncoder):
-    """transformers' encoder with our weights: another author's code for the same network."""
+    """The encoder of transformers with our weights."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as Theirs
 
@@ -73,14 +73,14 @@ def test_whisper_equals_transformers(mel, name):
     assert (config.audio_dim, config.audio_states) == (ours.size.dim, ours.size.layers + 1)
     with torch.inference_mode():
         expected = transformers_whisper(ours)(mel, output_hidden_states=True)
-        found = ours.layers(mel)
-    for a, b in zip(found, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
+        states = ours.layers(mel)
+    for a, b in zip(states, [*expected.hidden_states[:-1], expected.last_hidden_state], strict=True):
         assert (a - b).abs().max() / b.abs().max() < 1e-4
 
 
 @pytest.mark.slow
-def test_whisper_equals_the_runtime_it_was_packaged_for(mel, tmp_path):
-    """CTranslate2 runs the very file the weights came in."""
+def test_whisper_equals_ctranslate2(mel, tmp_path):
+    """CTranslate2 runs the original file of the weights."""
     import ctranslate2
 
     source = encoders.SOURCES["audio"]
@@ -90,13 +90,13 @@ def test_whisper_equals_the_runtime_it_was_packaged_for(mel, tmp_path):
     model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
     expected = np.array(model.encode(ctranslate2.StorageView.from_array(mel.numpy())))
     with torch.inference_mode():
-        found = encoders.load_audio().layers(mel)[-1].numpy()
-    assert np.abs(found - expected).max() < 5e-3
-    assert np.abs(found - expected).mean() < 1e-5
+        states = encoders.load_audio().layers(mel)[-1].numpy()
+    assert np.abs(states - expected).max() < 5e-3
+    assert np.abs(states - expected).mean() < 1e-5
 
 
 def test_text_equals_the_packaged_model(tmp_path):
-    """Every converted tensor is the package's, and its mean-pooled codes tell near sentences from far ones."""
+    """All tensors are equal, and mean-pooled states are more similar for similar sentences."""
     from safetensors.torch import load_file
 
     source = encoders.SOURCES["text"]
@@ -109,43 +109,43 @@ def test_text_equals_the_packaged_model(tmp_path):
 
     tokeniser = Tokeniser((encoders.folder("text") / "tokenizer.json").read_bytes())
 
-    def code(text):
+    def embedding(text):
         ids = torch.from_numpy(tokeniser(text)[0])[None]
         with torch.inference_mode():
             return torch.nn.functional.normalize(model(input_ids=ids).last_hidden_state.mean(1), dim=-1)
 
-    near = float(code("A man is eating food.") @ code("A man eats a meal.").T)
-    far = float(code("A man is eating food.") @ code("The stock market fell today.").T)
-    assert near > 0.7 > 0.3 > far
+    similar = float(embedding("A man is eating food.") @ embedding("A man eats a meal.").T)
+    different = float(embedding("A man is eating food.") @ embedding("The stock market fell today.").T)
+    assert similar > 0.7 > 0.3 > different
 
 
-def test_unpadded_lengths_and_sinusoids():
+def test_whisper_accepts_any_length_and_has_sinusoidal_positions():
     model = WhisperEncoder(WhisperSize(dim=16, heads=2, layers=2)).eval()
     for frames in (10, 11, 99):
         assert model(torch.randn(1, 80, frames)).shape == (1, (frames + 1) // 2, 3, 16)
     codes = sinusoids(1500, 384)
     assert torch.allclose(codes[0], torch.cat([torch.zeros(192), torch.ones(192)]))
     stored = encoders.load_audio().positions
-    assert (stored - codes).abs().max() < 5e-4  # the package holds them in float16
+    assert (stored - codes).abs().max() < 5e-4  # the package stores them in float16
 
 
-def test_a_wrong_hash_is_refused(tmp_path, monkeypatch):
+def test_weights_with_a_wrong_hash_raise(tmp_path, monkeypatch):
     from dataclasses import replace
 
     monkeypatch.setitem(encoders.SOURCES, "text", replace(encoders.SOURCES["text"], sha256="0" * 64))
-    with pytest.raises(TrainingError, match="refusing them"):
+    with pytest.raises(TrainingError, match="the weights are refused"):
         encoders.convert("text", tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
-def test_an_unknown_encoder_is_named():
-    with pytest.raises(TrainingError, match="unknown audio encoder 'tiny'; there are audio, audio-base"):
+def test_unknown_encoder_raises_with_the_valid_names():
+    with pytest.raises(TrainingError, match="unknown audio encoder 'tiny'; expected audio, audio-base"):
         encoders.model_config("tiny")
-    with pytest.raises(TrainingError, match="unknown text encoder 'audio-base'; there are text"):
+    with pytest.raises(TrainingError, match="unknown text encoder 'audio-base'; expected text"):
         encoders.model_config(text="audio-base")
 
 
-def test_ctranslate2_reader_on_a_file_made_here():
+def test_ctranslate2_reader_reads_a_generated_file():
     blob = io.BytesIO()
 
     def string(s):
@@ -157,8 +157,8 @@ def test_ctranslate2_reader_on_a_file_made_here():
     string("encoder/x")
     value = np.arange(6, dtype=np.float16).reshape(2, 3)
     blob.write(struct.pack("<BIIBI", 2, 2, 3, 4, value.nbytes) + value.tobytes())
-    ((name, found),) = encoders.read_ctranslate2(blob.getvalue())
+    ((name, tensor),) = encoders.read_ctranslate2(blob.getvalue())
     assert name == "encoder/x"
-    np.testing.assert_array_equal(found, value)
+    np.testing.assert_array_equal(tensor, value)
     with pytest.raises(ValueError, match="version 5"):
         list(encoders.read_ctranslate2(struct.pack("<I", 5) + blob.getvalue()[4:]))

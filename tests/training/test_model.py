@@ -1,4 +1,4 @@
-"""HBAF itself: causal, blind to padding and to foreign dialogues, aware of order and speakers; its ablations run."""
+"""The HBAF model: causality, padding, window, speakers, absent modalities and ablations."""
 
 import dataclasses
 
@@ -24,12 +24,12 @@ def build(**changes):
 
 def turns(count, seed=0, speakers=("a", "b", None)):
     rng = np.random.default_rng(seed)
-    made = []
+    result = []
     for i in range(count):
         text = rng.standard_normal((rng.integers(1, 6), 3, 5)) if rng.random() < 0.8 else None
         audio = rng.standard_normal((rng.integers(1, 14), 2, 6)) if text is None or rng.random() < 0.7 else None
-        made.append(Turn(int(rng.integers(7)), speakers[i % len(speakers)], text, audio))
-    return made
+        result.append(Turn(int(rng.integers(7)), speakers[i % len(speakers)], text, audio))
+    return result
 
 
 def batch_of(*histories):
@@ -46,10 +46,10 @@ def run(model, *histories):
         return model(batch)
 
 
-def test_a_changed_future_leaves_every_earlier_logit_bit_identical():
+def test_earlier_logits_are_bit_identical_when_later_turns_change():
     model, history = build(), turns(10)
     changed = [*history[:6], *turns(4, seed=9)]
-    # Same lengths of frames and tokens, so that the arithmetic is the same to the last bit.
+    # The lengths stay the same, and with them the order of floating-point operations.
     for i in range(6, 10):
         text, audio = history[i].text, history[i].audio
         changed[i] = Turn(0, "z", None if text is None else text[::-1] * 3, None if audio is None else audio[::-1] + 1)
@@ -58,20 +58,20 @@ def test_a_changed_future_leaves_every_earlier_logit_bit_identical():
     assert not torch.allclose(a.logits[6:], b.logits[6:])
 
 
-def test_dialogues_of_a_batch_do_not_touch():
+def test_dialogues_of_a_batch_are_independent():
     model = build()
-    first, second = turns(30, 1), turns(3, 2)  # more than what is computed together
+    first, second = turns(30, 1), turns(3, 2)  # more turns than in one part
     both = run(model, first, second).logits
     torch.testing.assert_close(both[:30], run(model, first).logits, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(both[30:], run(model, second).logits, rtol=1e-9, atol=1e-9)
 
 
-def test_padding_of_frames_and_tokens_does_not_leak():
+def test_padding_does_not_change_logits():
     model, history = build(), turns(5, 3)
     longer = Turn(0, "a", np.ones((40, 3, 5)), np.ones((90, 2, 6)))
     alone = run(model, history).logits
-    beside = run(model, history, [longer]).logits[:5]
-    torch.testing.assert_close(alone, beside, rtol=1e-9, atol=1e-9)
+    padded = run(model, history, [longer]).logits[:5]
+    torch.testing.assert_close(alone, padded, rtol=1e-9, atol=1e-9)
 
 
 def test_speakers_and_order_matter():
@@ -85,40 +85,40 @@ def test_speakers_and_order_matter():
     assert not torch.allclose(base, run(model, swapped).logits[-1])
 
 
-def test_window_is_w_utterances_with_the_current_one():
-    """One dialogue layer and no context step: turn i sees i − 3 … i at W = 4 and nothing older."""
+def test_window_contains_w_utterances_with_the_current_one():
+    """With one dialogue layer, no context network and W = 4, turn i sees turns i − 3 to i."""
     model = build(dialogue_layers=1, context_network=False)
     history = turns(6, 5)
-    cut = run(model, history[2:]).logits[-1]
-    torch.testing.assert_close(run(model, history).logits[-1], cut, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(cut, run(model, history[3:]).logits[-1])
+    within_window = run(model, history[2:]).logits[-1]
+    torch.testing.assert_close(run(model, history).logits[-1], within_window, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(within_window, run(model, history[3:]).logits[-1])
 
 
-def test_absent_modality_is_not_a_key_and_its_content_is_not_read():
+def test_masked_values_do_not_change_logits():
     model, history = build(), turns(5, 6)
     history[1] = Turn(0, "a", np.ones((3, 3, 5)), None)
     batch = batch_of(history)
     with torch.no_grad():
         a = model(batch).logits
-        batch.audio[1] = 1e3  # what lies under a mask must not matter
+        batch.audio[1] = 1e3  # masked values
         b = model(batch).logits
     assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("flag", ["context_network", "fusion", "gate", "relevance", "residual", "causal"])
-def test_every_ablation_is_another_model(flag):
+def test_every_ablation_changes_the_logits(flag):
     history = turns(6, 7)
     full, ablated = run(build(), history).logits, run(build(**{flag: False}), history).logits
     assert torch.isfinite(ablated).all()
     assert not torch.allclose(full, ablated)
 
 
-def test_without_fusion_nothing_of_other_turns_is_read_but_the_context():
+def test_turns_are_independent_without_fusion_and_context():
     model, history = build(fusion=False, context_network=False), turns(4, 8)
     torch.testing.assert_close(run(model, history).logits[-1], run(model, history[-1:]).logits[-1])
 
 
-def test_every_parameter_learns():
+def test_every_parameter_has_a_gradient():
     from training import losses
     from training.config import LossWeights
 
@@ -126,21 +126,19 @@ def test_every_parameter_learns():
     histories = [turns(6, seed) for seed in range(4)]
     batch = batch_of(*histories)
     losses.total(model, batch, model(batch), LossWeights()).backward()
-    # The last layer's keys and values of utterance scope and all else take part; nothing is dead weight.
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    assert dead == []
+    without_gradient = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without_gradient == []
 
 
-def test_standardised_states_are_what_is_read():
-    """Scaling an encoder's states and standardising them by that scale leaves the model as it was."""
+def test_standardisation_undoes_scaling_of_the_states():
     history = turns(4, 2)
     model, scaled = build(), build()
     scaled.audio.standardise.set(torch.full((6,), 3.0), torch.full((6,), 2.0))
-    moved = [Turn(t.label, t.speaker, t.text, None if t.audio is None else 2 * t.audio + 3) for t in history]
-    torch.testing.assert_close(run(scaled, moved).logits, run(model, history).logits)
+    scaled_history = [Turn(t.label, t.speaker, t.text, None if t.audio is None else 2 * t.audio + 3) for t in history]
+    torch.testing.assert_close(run(scaled, scaled_history).logits, run(model, history).logits)
 
 
-def test_config_of_another_version_is_refused():
+def test_config_with_unknown_fields_raises():
     stored = CONFIG.to_json()
     assert ModelConfig.from_json(stored) == CONFIG
     assert ModelConfig.from_json({**stored, "earlier_turns": 0, "recurrent": False}) == CONFIG

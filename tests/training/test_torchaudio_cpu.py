@@ -1,11 +1,11 @@
-"""torchaudio beside a CPU torch: importable, and its transforms compute."""
+"""torchaudio with a CPU build of torch."""
 
 import torch
 
 from training.torchaudio_cpu import ensure_importable
 
 
-def test_torchaudio_works_without_its_library():
+def test_transforms_work_without_the_compiled_library():
     assert ensure_importable()
     import torchaudio
 

@@ -1,4 +1,4 @@
-"""The records every corpus yields, and where the data lie."""
+"""The records that every corpus reader returns, and helpers for readers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from training.config import MELD_LABELS
 from training.errors import CorpusError
-from training.files import data_folder as data_folder  # readers find all they need here
+from training.files import data_folder as data_folder  # re-exported for the readers
 
-UNLABELLED = -1  # a turn that others may look back on, but that teaches and scores nothing
+UNLABELLED = -1  # label of a turn that is only context: not trained on, not scored
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What somebody else's encoders made of an utterance: audio (F, dim) and text (T, dim), either may be None."""
+    """Pre-extracted features of an utterance: audio (F, dim) and text (T, dim). Either may be None."""
 
     audio: NDArray[np.float32] | None
     text: NDArray[np.float32] | None
@@ -29,7 +29,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn. `label` indexes its corpus' labels; `speaker` is a name that only has to differ between speakers."""
+    """One turn. `label` is an index into the corpus' labels; `speaker` is unique within a dialogue."""
 
     text: str
     label: int
@@ -41,7 +41,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Consecutive turns. `split` is train, dev or test; `fold` is what cross-validation leaves out together."""
+    """Consecutive turns. `split` is train, dev or test; cross-validation leaves out one `fold` at a time."""
 
     name: str
     split: str
@@ -55,90 +55,94 @@ class Corpus:
 
     >>> turns = (Utterance("Hello.", 0),)
     >>> corpus = Corpus("mine", ("calm",), tuple(Dialogue(str(n), "train", turns, fold=n) for n in range(5)))
-    >>> [d.split for d in corpus.folded(3).dialogues]
+    >>> [d.split for d in corpus.for_fold(3).dialogues]
     ['train', 'train', 'train', 'test', 'dev']
     """
 
     name: str
     labels: tuple[str, ...]
     dialogues: tuple[Dialogue, ...]
-    missing: tuple[Path, ...] = ()  # clips that its lists name and its folders do not hold
+    missing: tuple[Path, ...] = ()  # clips that are listed but do not exist
 
     def split(self, name: str) -> list[Dialogue]:
-        """Dialogues of train, dev or test."""
+        """Dialogues of one split: train, dev or test."""
         return [d for d in self.dialogues if d.split == name]
 
     @property
     def folds(self) -> int:
-        """How many folds its dialogues are in; 1 means that there is a split of its own and no folds."""
+        """Number of folds; 1 means that the corpus only has its own split."""
         return 1 + max((d.fold for d in self.dialogues), default=0)
 
     def modalities(self, *splits: str) -> set[str]:
-        """Which of audio and text some turn of these splits, or of any, has."""
+        """Modalities, of "audio" and "text", that some turn of these splits has; without arguments of any split."""
         turns = [t for d in self.dialogues if d.split in (splits or SPLITS) for t in d.turns]
-        shown = {"text": any(t.text or t.vectors for t in turns), "audio": any(t.audio or t.vectors for t in turns)}
-        return {name for name, there in shown.items() if there}
+        present = {"text": any(t.text or t.vectors for t in turns), "audio": any(t.audio or t.vectors for t in turns)}
+        return {name for name, is_present in present.items() if is_present}
 
     @property
     def scored_split(self) -> str:
-        """test; or dev where there are no labelled test turns, which tables and summaries then say."""
+        """test, or dev if there are no labelled test turns; tables and summaries name it."""
         return "test" if any(t.label != UNLABELLED for d in self.split("test") for t in d.turns) else "dev"
 
-    def folded(self, fold: int) -> Corpus:
-        """Fold k tests, fold k + 1 selects, the others train (training/MODEL.md, "Protocol")."""
+    def for_fold(self, fold: int) -> Corpus:
+        """Fold k becomes test, fold k + 1 dev, the others train (docs/model.md, "Protocol")."""
         if not 0 <= fold < self.folds or self.folds < 3:
-            raise CorpusError(f"{self.name} has {self.folds} folds; fold {fold} cannot test (three are the least)")
-        of = {fold: "test", (fold + 1) % self.folds: "dev"}
-        return replace(self, dialogues=tuple(replace(d, split=of.get(d.fold, "train")) for d in self.dialogues))
+            raise CorpusError(
+                f"{self.name} has {self.folds} folds; cannot test on fold {fold} (at least three folds are needed)"
+            )
+        split_of = {fold: "test", (fold + 1) % self.folds: "dev"}
+        return replace(self, dialogues=tuple(replace(d, split=split_of.get(d.fold, "train")) for d in self.dialogues))
 
     def without(self, skipped: Iterable[str]) -> Corpus:
-        """Leave out the audio of clips that `training.check` found unusable; their words stay."""
+        """Remove the audio of clips that `training.check` found unusable; their text is kept."""
         names = {Path(name).resolve() for name in skipped}
-        there = {t.audio.resolve() for d in self.dialogues for t in d.turns if t.audio}
-        if names and not names & (there | {path.resolve() for path in self.missing}):
-            raise CorpusError(f"none of the {len(names)} clips to skip is one of {self.name}'s; is it another's list?")
+        existing = {t.audio.resolve() for d in self.dialogues for t in d.turns if t.audio}
+        if names and not names & (existing | {path.resolve() for path in self.missing}):
+            raise CorpusError(f"none of the {len(names)} clips to skip belongs to {self.name}; check the skip list")
 
-        def mended(turn: Utterance) -> Utterance:
+        def without_skipped_audio(turn: Utterance) -> Utterance:
             return replace(turn, audio=None) if turn.audio and turn.audio.resolve() in names else turn
 
-        kept = []
+        dialogues = []
         for d in self.dialogues:
-            turns = [mended(t) for t in d.turns]
+            turns = [without_skipped_audio(t) for t in d.turns]
             turns = [t for t in turns if t.text or t.audio or t.vectors]
             if turns:
-                kept.append(replace(d, turns=tuple(turns)))
-        return replace(self, dialogues=tuple(kept))
+                dialogues.append(replace(d, turns=tuple(turns)))
+        return replace(self, dialogues=tuple(dialogues))
 
     def require(self, *splits: str) -> Corpus:
-        """This corpus, or a clear error where one of the splits holds nothing to learn from or to score."""
-        known: set[int] = set()
+        """Return this corpus. Raise CorpusError if one of the splits cannot be trained on or scored."""
+        trained: set[int] = set()
         for name in splits:
-            found = Counter(t.label for d in self.split(name) for t in d.turns if t.label != UNLABELLED)
-            if not found:
+            counts = Counter(t.label for d in self.split(name) for t in d.turns if t.label != UNLABELLED)
+            if not counts:
                 have = ", ".join(f"{s}: {sum(len(d.turns) for d in self.split(s))} turns" for s in SPLITS)
                 raise CorpusError(f"{self.name} has no labelled utterance in its {name} split ({have})")
-            if name == "train" and len(found) < 2:
-                only = self.labels[next(iter(found))]
-                raise CorpusError(f"every training utterance of {self.name} is {only!r}; two labels are the least")
-            known |= set(found) if name == "train" else set()
-            unseen = sorted(set(found) - known) if known else []
+            if name == "train" and len(counts) < 2:
+                only = self.labels[next(iter(counts))]
+                raise CorpusError(
+                    f"every training utterance of {self.name} is {only!r}; training needs at least two labels"
+                )
+            trained |= set(counts) if name == "train" else set()
+            unseen = sorted(set(counts) - trained) if trained else []
             if unseen:
-                said = ", ".join(self.labels[i] for i in unseen)
-                raise CorpusError(f"{self.name}: no training utterance is labelled {said}, but {name} ones are")
+                names = ", ".join(self.labels[i] for i in unseen)
+                raise CorpusError(f"{self.name}: no training utterance has the label {names}, but {name} utterances do")
         return self
 
 
 def label_index(name: str, renamed: dict[str, str] | None = None, labels: Sequence[str] = MELD_LABELS) -> int:
-    """'joy' -> 3, after renaming a corpus' own word; an unknown word is an error, never a silent class."""
-    word = (renamed or {}).get(name, name)
-    if word not in labels:
-        raise ValueError(f"label {name!r} is not known; expected one of {', '.join(labels)}")
-    return list(labels).index(word)
+    """Index of a label, such as 'joy' -> 3, after renaming a corpus' own word. An unknown word raises."""
+    label = (renamed or {}).get(name, name)
+    if label not in labels:
+        raise ValueError(f"unknown label {name!r}; expected one of {', '.join(labels)}")
+    return list(labels).index(label)
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a CSV file with a header."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; set HBAF_DATA to the folder that holds the corpora")
+        raise FileNotFoundError(f"{path} is missing; set HBAF_DATA to the folder with the corpora")
     with path.open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)

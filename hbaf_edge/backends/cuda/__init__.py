@@ -1,1 +1,1 @@
-"""What only a GPU needs; nothing here is imported before it is asked for."""
+"""Our back ends for NVIDIA GPUs: device, kernels, dialogue scope, TensorRT engines and plugin."""

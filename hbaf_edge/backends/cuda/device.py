@@ -1,6 +1,6 @@
-"""A GPU through pycuda: memory, copies, launches and graphs on one stream of its own. No PyTorch, no Triton.
+"""The GPU through pycuda: memory, copies, launches and graph replay on one stream. Without PyTorch and Triton.
 
-What runs on it (dialogue.py, beside this file) asks for nothing else, so that tests give it a host that interprets.
+dialogue.py needs only this interface, so tests replace it by a host that interprets the kernels.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.backends.cuda.driver import FREE_SHARED, Driver, DriverError, Loaded, capture
+from hbaf_edge.backends.cuda.driver import DEFAULT_SHARED_LIMIT, Driver, DriverError, LoadedKernel, capture
 from hbaf_edge.backends.cuda.kernels import Kernel
 from hbaf_edge.errors import BackendError
-from hbaf_edge.workers import at_the_end
+from hbaf_edge.workers import run_at_exit
 
 Array = NDArray[Any]
 log = logging.getLogger("hbaf_edge")
 
 
-def driver() -> Any:
-    """pycuda's driver module, initialised.
+def import_pycuda() -> Any:
+    """Import and initialise pycuda's driver module.
 
     Raises:
-        BackendError: there is no pycuda, no NVIDIA driver or no card; says how to get it.
+        BackendError: pycuda, NVIDIA's driver or a GPU is missing; the message says how to install them.
     """
     try:
         import pycuda.driver as cuda  # type: ignore[import-not-found,unused-ignore]
@@ -35,7 +35,7 @@ def driver() -> Any:
         cuda.init()
         if not cuda.Device.count():
             raise RuntimeError("the driver sees no card")
-    except Exception as error:  # pycuda without a driver raises ImportError, one without a card its own
+    except Exception as error:  # pycuda raises ImportError without a driver, and its own errors without a card
         raise BackendError(
             f"the GPU cannot be reached through pycuda ({error}): it needs NVIDIA's driver, a card and "
             "pip install 'hbaf-edge[tensorrt]'; provider='cpu' needs none of them"
@@ -43,8 +43,8 @@ def driver() -> Any:
     return cuda
 
 
-def graph_driver() -> Driver | None:
-    """cuda-bindings' driver, which shares pycuda's context; None where it is not installed, which is logged."""
+def open_graph_driver() -> Driver | None:
+    """cuda-bindings' driver for graphs, in pycuda's context; None, with a warning, if it is not installed."""
     try:
         return Driver()
     except BackendError as error:
@@ -53,7 +53,7 @@ def graph_driver() -> Driver | None:
 
 
 def release(context: Any, stream: Any, driver: Driver | None, graphs: dict[Hashable, Any], memory: list[Any]) -> None:
-    """Graphs and memory of a device, once its work is done; a device that was lost has none left."""
+    """Free the graphs and memory of a device after its last work; errors are ignored, since the device may be lost."""
     with suppress(Exception):
         context.push()
         try:
@@ -69,36 +69,36 @@ def release(context: Any, stream: Any, driver: Driver | None, graphs: dict[Hasha
 
 
 class Device:
-    """The first GPU. Calls that reach it stand inside of `here`; one thread at a time.
+    """The first GPU. Calls that reach it must be made inside `current_context`, by one thread at a time.
 
     Attributes:
-        capability: such as 87 for 8.7.
-        name: as the driver has it.
-        stream: its handle, for libraries that put work on it.
+        capability: compute capability, such as 87 for 8.7.
+        name: name of the GPU.
+        stream: handle of the stream, for libraries that enqueue work on it.
 
     Raises:
-        BackendError: there is none, or nobody to ask.
+        BackendError: there is no GPU, or pycuda or the driver is missing.
     """
 
     def __init__(self) -> None:
-        self._cuda = cuda = driver()
-        card = cuda.Device(0)
-        major, minor = card.compute_capability()
-        self.capability, self.name = 10 * major + minor, str(card.name())
-        self._context = card.retain_primary_context()
-        self._driver, self._graphs, self._memory = graph_driver(), dict[Hashable, Any](), list[Any]()
-        with self.here("while it was opened"):
-            self._stream = cuda.Stream(flags=1)  # does not wait for other programs' default stream
+        self._cuda = cuda = import_pycuda()
+        gpu = cuda.Device(0)
+        major, minor = gpu.compute_capability()
+        self.capability, self.name = 10 * major + minor, str(gpu.name())
+        self._context = gpu.retain_primary_context()
+        self._driver, self._graphs, self._memory = open_graph_driver(), dict[Hashable, Any](), list[Any]()
+        with self.current_context("while it was opened"):
+            self._stream = cuda.Stream(flags=1)  # does not wait for the default stream of other libraries
             self.stream = int(self._stream.handle)
-        # When nobody uses it any more, or Python ends: pycuda frees memory by itself, nobody frees graphs.
-        held = self._context, self._stream, self._driver, self._graphs, self._memory
-        finalizer = weakref.finalize(self, release, *held)
-        finalizer.atexit = False  # not before the last turn that was submitted
-        at_the_end(finalizer)
+        # Release when the device is garbage or Python exits: pycuda frees memory by itself, but not our graphs.
+        resources = self._context, self._stream, self._driver, self._graphs, self._memory
+        finalizer = weakref.finalize(self, release, *resources)
+        finalizer.atexit = False  # that would be before the last submitted turn is done
+        run_at_exit(finalizer)
 
     @contextmanager
-    def here(self, when: str) -> Iterator[None]:
-        """In the GPU's context; its errors in our words."""
+    def current_context(self, when: str) -> Iterator[None]:
+        """Make the GPU's context current, and turn its errors into BackendError("the GPU failed {when} …")."""
         self._context.push()
         try:
             yield
@@ -108,66 +108,67 @@ class Device:
             self._context.pop()
 
     def allocate(self, size: int) -> int:
-        """Address of so many zeroed bytes, aligned to 256."""
+        """Allocate `size` bytes of zeros; returns the address, aligned to 256 bytes."""
         memory = self._cuda.mem_alloc(size)
         self._memory.append(memory)
         self._cuda.memset_d8_async(memory, 0, size, self._stream)
         return int(memory)
 
-    def pinned(self, size: int) -> Array:
-        """(size,) bytes on the host that copies need not pass through another buffer for."""
-        found: Array = self._cuda.pagelocked_empty(size, np.uint8)
-        return found
+    def allocate_pinned(self, size: int) -> Array:
+        """Allocate (size,) bytes of page-locked host memory, which is copied without an intermediate buffer."""
+        memory: Array = self._cuda.pagelocked_empty(size, np.uint8)
+        return memory
 
     def upload(self, target: int, host: Array) -> None:
-        """Host to device, on the stream."""
+        """Copy from host to device, on the stream."""
         self._cuda.memcpy_htod_async(target, host, self._stream)
 
     def download(self, host: Array, source: int) -> None:
-        """Device to host, on the stream."""
+        """Copy from device to host, on the stream."""
         self._cuda.memcpy_dtoh_async(host, source, self._stream)
 
     def clear(self, target: int, size: int) -> None:
-        """Zeros, on the stream."""
+        """Write zeros, on the stream."""
         self._cuda.memset_d8_async(target, 0, size, self._stream)
 
     def synchronize(self) -> None:
         """Wait for the stream."""
         self._stream.synchronize()
 
-    def load(self, fitting: Sequence[Kernel]) -> Loaded:
-        """The first kernel that the driver takes.
+    def load(self, candidates: Sequence[Kernel]) -> LoadedKernel:
+        """Load the first kernel that the driver accepts.
 
         Raises:
-            BackendError: it takes none.
+            BackendError: it accepts none.
         """
-        cuda, refused = self._cuda, []
-        for kernel in fitting:
+        cuda, errors = self._cuda, []
+        for kernel in candidates:
             content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
             try:
                 function = cuda.module_from_buffer(content).get_function(kernel.name)
                 function.prepare("".join(code for _, code in kernel.arguments))
-                if kernel.shared > FREE_SHARED:
+                if kernel.shared > DEFAULT_SHARED_LIMIT:
                     function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
             except cuda.Error as error:
-                refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+                errors.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
                 continue
-            if refused:
-                log.warning("%s: taken is the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, refused)
-            return Loaded(kernel, function)
-        raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
+            if errors:
+                log.warning("%s: using the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, errors)
+            return LoadedKernel(kernel, function)
+        raise BackendError(f"the driver accepts none of the kernels ({'; '.join(errors)}); update NVIDIA's driver")
 
-    def launch(self, loaded: Loaded, grid: tuple[int, int, int], values: Mapping[str, float]) -> None:
-        """A kernel, on the stream; arguments by name."""
+    def launch(self, loaded: LoadedKernel, grid: tuple[int, int, int], values: Mapping[str, float]) -> None:
+        """Launch a kernel on the stream; `values` are its arguments by name."""
         kernel = loaded.kernel
         loaded.function.prepared_async_call(
-            grid, (kernel.threads, 1, 1), self._stream, *kernel.ordered(values), shared_size=kernel.shared
+            grid, (kernel.threads, 1, 1), self._stream, *kernel.launch_arguments(values), shared_size=kernel.shared
         )
 
     def replay(self, key: Hashable, enqueue: Callable[[], None]) -> None:
-        """What `enqueue` puts on the stream: by itself the first time, captured as a graph the second, then replayed.
+        """Run `enqueue` for the first call with a key, capture it as a graph for the second, then replay the graph.
 
-        What it launches, and with which addresses, may depend on the key alone.
+        The launches of `enqueue` and their arguments must depend only on the key. If capturing or replaying fails,
+        `enqueue` runs every time.
         """
         if self._driver is None or key not in self._graphs:
             self._graphs.setdefault(key, None)

@@ -1,4 +1,4 @@
-"""CUDA's driver through cuda-bindings, for what pycuda lacks: graphs, and launches inside of TensorRT's plugin."""
+"""CUDA's driver through cuda-bindings, for what pycuda lacks: graphs, and launches inside TensorRT's plugin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 from hbaf_edge.backends.cuda.kernels import Kernel
 from hbaf_edge.errors import BackendError
 
-TYPES = {"P": ctypes.c_void_p, "i": ctypes.c_int, "q": ctypes.c_longlong, "f": ctypes.c_float}  # by `struct` code
-FREE_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
+CTYPES = {
+    "P": ctypes.c_void_p,
+    "i": ctypes.c_int,
+    "q": ctypes.c_longlong,
+    "f": ctypes.c_float,
+}  # by code of the module `struct`
+DEFAULT_SHARED_LIMIT = 48 << 10  # bytes of shared memory that a kernel gets without an attribute
 log = logging.getLogger("hbaf_edge")
 
 
@@ -19,24 +24,24 @@ class DriverError(BackendError):
     """A call of the driver failed."""
 
 
-class Loaded(NamedTuple):
-    """A kernel, and the driver's function of it."""
+class LoadedKernel(NamedTuple):
+    """A kernel and its function in the driver."""
 
     kernel: Kernel
     function: Any
 
 
 class Driver:
-    """CUDA's driver, initialised, and its first GPU.
+    """The initialised CUDA driver and its first GPU.
 
     Attributes:
         api: the module `cuda.bindings.driver`.
         gpu: handle of the GPU.
-        name: of the GPU, as the driver has it.
-        capability: of the GPU, such as 87 for 8.7.
+        name: name of the GPU.
+        capability: compute capability, such as 87 for 8.7.
 
     Raises:
-        BackendError: cuda-bindings, the driver or a GPU is missing; says how to get it.
+        BackendError: cuda-bindings, the driver or a GPU is missing; the message says how to install them.
     """
 
     def __init__(self) -> None:
@@ -46,7 +51,7 @@ class Driver:
             self.api = driver
             self.call("cuInit", 0)
             self.gpu = self.call("cuDeviceGet", 0)
-        except Exception as error:  # without a driver cuda-bindings raises an error of its own
+        except Exception as error:  # without a driver, cuda-bindings raises its own errors
             raise BackendError(
                 f"the GPU cannot be reached through cuda-bindings ({error}): it needs NVIDIA's driver, a card and "
                 "pip install 'hbaf-edge[tensorrt]'; provider='cpu' needs none of them"
@@ -59,57 +64,57 @@ class Driver:
         self.capability = 10 * major + minor
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """What a function of the driver returns behind its error code.
+        """Call a function of the driver; returns its result without the error code.
 
         Raises:
-            DriverError: it failed.
+            DriverError: the call failed.
         """
         code, *values = getattr(self.api, name)(*arguments)
         if code != self.api.CUresult.CUDA_SUCCESS:
             raise DriverError(f"{name}: {code}")
         return values[0] if values else None
 
-    def load(self, fitting: Sequence[Kernel]) -> Loaded:
-        """The first kernel that the driver takes, in the current context.
+    def load(self, candidates: Sequence[Kernel]) -> LoadedKernel:
+        """Load the first kernel that the driver accepts, in the current context.
 
         Raises:
-            BackendError: it takes none.
+            BackendError: it accepts none.
         """
-        refused: list[str] = []
-        for kernel in fitting:
+        errors: list[str] = []
+        for kernel in candidates:
             content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
             try:
                 module = self.call("cuModuleLoadData", content)
                 function = self.call("cuModuleGetFunction", module, kernel.name.encode())
-                if kernel.shared > FREE_SHARED:
-                    most = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                    self.call("cuFuncSetAttribute", function, most, kernel.shared)
+                if kernel.shared > DEFAULT_SHARED_LIMIT:
+                    limit = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                    self.call("cuFuncSetAttribute", function, limit, kernel.shared)
             except DriverError as error:
-                refused.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+                errors.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
                 continue
-            if refused:
-                log.warning("%s: taken is the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, refused)
-            return Loaded(kernel, function)
-        raise BackendError(f"the driver takes none of the kernels ({'; '.join(refused)}); a newer driver does")
+            if errors:
+                log.warning("%s: using the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, errors)
+            return LoadedKernel(kernel, function)
+        raise BackendError(f"the driver accepts none of the kernels ({'; '.join(errors)}); update NVIDIA's driver")
 
-    def launch(self, loaded: Loaded, grid: Sequence[int], stream: int, values: tuple[float, ...]) -> None:
-        """A kernel, on a stream of the current context; arguments in the kernel's order."""
+    def launch(self, loaded: LoadedKernel, grid: Sequence[int], stream: int, values: tuple[float, ...]) -> None:
+        """Launch a kernel on a stream of the current context; `values` have the kernel's argument order."""
         kernel, function = loaded
-        arguments = values, tuple(TYPES[code] for _, code in kernel.arguments)
+        arguments = values, tuple(CTYPES[code] for _, code in kernel.arguments)
         self.call("cuLaunchKernel", function, *grid, kernel.threads, 1, 1, kernel.shared, stream, arguments, 0)
 
 
 def capture(driver: Driver, stream: int, enqueue: Callable[[], None]) -> Any:
-    """What `enqueue` puts on a stream as an executable graph; False where that cannot be had, which is logged."""
+    """Capture what `enqueue` launches on a stream as an executable graph; False, with a warning, if that fails."""
     mode, graph = driver.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, None
     try:
         driver.call("cuStreamBeginCapture", stream, mode)
         try:
             enqueue()
-        finally:  # a stream that stays in capture takes no more work
+        finally:  # otherwise the stream would stay in capture mode and reject further work
             graph = driver.call("cuStreamEndCapture", stream)
         return driver.call("cuGraphInstantiate", graph, 0)
-    except Exception as error:  # ours, or pycuda's of a launch: they have no common base
+    except Exception as error:  # DriverError, or pycuda's of a launch: they have no common base
         log.warning("turns are launched one by one, not as a graph: %s", error)
         return False
     finally:

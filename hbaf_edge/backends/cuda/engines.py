@@ -1,11 +1,11 @@
-"""Engines of a bundle, built where they are missing and kept in the user's cache folder.
+"""Build the engines of a bundle, and cache them in the user's cache folder.
 
-One code for TensorRT, which builds for the GPU it runs on, and TensorRT-RTX, which builds for any capability without a
-GPU. Engines are strongly typed: precision and Q/DQ are the graph's own.
+The same code serves TensorRT, which builds for the GPU it runs on, and TensorRT-RTX, which builds for any compute
+capability without a GPU. Engines are strongly typed: precision and Q/DQ come from the graph.
 
-A file is named by the hash of all that an engine depends on: ONNX, precision, shapes, library and its version, plugin,
-compute capability. It begins with its content's hash: one that was cut short or altered is deleted and built again.
-Files come into place whole, so two processes that build at once do not meet.
+A file name contains the hash of everything an engine depends on: ONNX, precision, shapes, library and its version,
+plugin, compute capability. A file starts with the hash of its content, so a truncated or altered one is deleted and
+built again. Files are written atomically, so two processes may build at the same time.
 """
 
 from __future__ import annotations
@@ -23,200 +23,207 @@ from typing import Any
 
 from hbaf_edge.backends.cuda.driver import Driver
 from hbaf_edge.backends.cuda.kernels import CUBINS
-from hbaf_edge.backends.cuda.plugin import IDENTITY, has_gate, register, with_plugin
+from hbaf_edge.backends.cuda.plugin import IDENTITY, contains_gate, register, replace_gates_by_plugin
 from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError
 from hbaf_edge.files import write_atomically
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-MEND = {
+INSTALL_HINTS = {
     "tensorrt": "pip install 'hbaf-edge[tensorrt]' (it fetches NVIDIA's libraries; on a Jetson it comes with JetPack: "
     "use its system Python or a venv with --system-site-packages)",
     "rtx": "pip install 'hbaf-edge[rtx]' (desktop RTX cards, Linux and Windows)",
 }
 ENGINE_PRECISIONS = ("float32", "float16", "int8-tensorrt")
 Shape = tuple[int, ...]
-Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # smallest, usual and largest of each input
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # smallest, usual and largest shape of each input
 log = logging.getLogger("hbaf_edge")
 
 
 @dataclass(frozen=True)
-class Reach:
-    """Smallest, usual and largest size of what varies.
+class OptimizationProfile:
+    """Smallest, usual and largest size of each dynamic dimension.
 
     Attributes:
-        batch: conversations at once.
-        mel_frames: of 10 ms each; 20 s are the most that is heard.
-        tokens: words and pieces of words.
+        batch: conversations.
+        mel_frames: frames of 10 ms; the model takes at most 20 s of audio.
+        tokens: tokens of the text.
     """
 
     batch: tuple[int, int, int] = (1, 1, 8)
     mel_frames: tuple[int, int, int] = (8, 300, 2000)
     tokens: tuple[int, int, int] = (1, 16, 64)
 
-    def of(self, name: str, stack: int) -> tuple[int, int, int]:
-        """Of a dimension as the manifest names it: `batch`, `mel_frames`, `tokens_count`, or `stacks`.
+    def sizes_of(self, name: str, stack: int) -> tuple[int, int, int]:
+        """Sizes of a dimension by its name in the manifest: `batch`, `mel_frames`, `tokens_count` or `stacks`.
 
-        >>> Reach().of("stacks", 4)
+        A stack is a number of encoder frames, which come at 50 Hz: 300 mel frames are 150 frames, or 38 stacks of 4.
+
+        >>> OptimizationProfile().sizes_of("stacks", 4)
         (1, 38, 250)
         """
         sizes = {"batch": self.batch, "mel_frames": self.mel_frames, "tokens_count": self.tokens}
         if name in sizes:
             return sizes[name]
-        if name == "stacks":  # frames at 50 Hz, so many of them stacked
+        if name == "stacks":
             least, usual, most = (-(-n // (2 * stack)) for n in self.mel_frames)
             return least, usual, most
-        raise BackendError(f"the bundle's graphs have a dimension {name!r} that this version does not know")
+        raise BackendError(
+            f"the bundle's graphs have an unknown dimension {name!r}; update hbaf-edge or export the bundle again"
+        )
 
 
-def shapes(bundle: Bundle, graph: str, reach: Reach) -> Shapes:
-    """Of every input of a graph, by the manifest."""
-    found: dict[str, tuple[Shape, Shape, Shape]] = {}
-    for name, described in bundle.manifest["graphs"][graph]["inputs"].items():
-        sizes = [_sizes(dim, reach, int(bundle.manifest["stack"])) for dim in described["shape"]]
+def input_shapes(bundle: Bundle, graph: str, profile: OptimizationProfile) -> Shapes:
+    """Shapes of every input of a graph, from the manifest."""
+    shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
+    for name, description in bundle.manifest["graphs"][graph]["inputs"].items():
+        sizes = [_dimension_sizes(dim, profile, int(bundle.manifest["stack"])) for dim in description["shape"]]
         least, usual, most = (tuple(size[k] for size in sizes) for k in range(3))
-        found[name] = (least, usual, most)
-    return found
+        shapes[name] = (least, usual, most)
+    return shapes
 
 
-def engine(
+def load_or_build_engine(
     bundle: Bundle,
     graph: str,
     library_name: str = "tensorrt",
     capability: str | None = None,
-    reach: Reach = Reach(),
+    profile: OptimizationProfile = OptimizationProfile(),
     cache: Path | None = None,
     kernels: Path = CUBINS,
 ) -> bytes:
-    """A graph's engine, from the cache or built now, which is said.
+    """Load a graph's engine from the cache, or build it and log that.
 
-    With TensorRT a gate is our plugin, which is registered for the process: an engine that holds it loads only then.
-    TensorRT-RTX runs no plugins written in Python; there a gate is its function.
+    With TensorRT, gates are our plugin. It is registered for the process first, since engines load only with it.
+    TensorRT-RTX runs no plugins written in Python; there the gate's function in the graph is built.
 
     Args:
-        bundle: float32, float16 or int8-tensorrt.
+        bundle: of precision float32, float16 or int8-tensorrt.
         graph: audio, text, utterance or dialogue.
         library_name: "tensorrt" or "rtx".
-        capability: such as "8.6"; None is the GPU that is there.
-        reach: of what varies.
-        cache: folder in place of the user's.
-        kernels: folder of the plugin's.
+        capability: compute capability, such as "8.6"; None for this machine's GPU.
+        profile: sizes of dynamic dimensions.
+        cache: folder; None for the user's cache folder.
+        kernels: folder of compiled kernels, for the plugin.
 
     Raises:
-        BackendError: it cannot be built, the bundle is of another precision, or no kernel fits.
+        BackendError: the engine cannot be built, the bundle has another precision, or no kernel fits.
     """
     precision = bundle.manifest["precision"]
     if precision not in ENGINE_PRECISIONS:
         raise BackendError(
             f"{bundle.path} has {precision} graphs, made for CPUs; engines are built from "
-            f"{', '.join(ENGINE_PRECISIONS)} (python -m export.quantize --profile tensorrt, python -m export.half)"
+            f"{', '.join(ENGINE_PRECISIONS)} (python -m export.quantize --profile tensorrt, python -m export.float16)"
         )
-    trt = library(library_name)
-    sizes, content = shapes(bundle, graph, reach), bundle.graph(graph)
-    plugin = has_gate(content) and library_name == "tensorrt"
+    trt = import_library(library_name)
+    shapes, content = input_shapes(bundle, graph, profile), bundle.graph(graph)
+    has_plugin = contains_gate(content) and library_name == "tensorrt"
     parts = {
         "onnx": hashlib.sha256(content).hexdigest(),
         "precision": precision,
-        "shapes": sizes,
+        "shapes": shapes,
         "library": f"{trt.__name__} {trt.__version__}",
-        "plugin": IDENTITY if plugin else "none",
-        "capability": capability or gpu_here(),
+        "plugin": IDENTITY if has_plugin else "none",
+        "capability": capability or describe_gpu(),
     }
-    if plugin:
+    if has_plugin:
         model = bundle.manifest["model"]
         register(trt, model["heads"], model["width"] // model["heads"], model["window"], kernels)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     path = (cache or cache_folder()) / f"{graph}-{key}.engine"
-    found = read(path)
-    if found is not None:
-        return found
+    cached = read_engine(path)
+    if cached is not None:
+        return cached
     log.warning("building the %s engine for %s with %s", graph, parts["capability"], parts["library"])
-    made = build(trt, with_plugin(content) if plugin else content, sizes, capability)
-    write(path, made)
-    return made
+    engine = build_engine(trt, replace_gates_by_plugin(content) if has_plugin else content, shapes, capability)
+    write_engine(path, engine)
+    return engine
 
 
-def library(name: str) -> Any:
-    """The module of "tensorrt" or "rtx".
+def import_library(name: str) -> Any:
+    """Import the module for "tensorrt" or "rtx".
 
     Raises:
-        BackendError: it is not installed or does not load; says how to get it.
+        BackendError: it is not installed or does not load; the message says how to install it.
     """
     if name not in LIBRARIES:
-        raise BackendError(f"engine library {name!r} is unknown; there are {', '.join(map(repr, LIBRARIES))}")
+        raise BackendError(f"engine library {name!r} is unknown; valid ones are {', '.join(map(repr, LIBRARIES))}")
     try:
         return importlib.import_module(LIBRARIES[name])
     except (ImportError, OSError) as error:
-        raise BackendError(f"{LIBRARIES[name]} cannot be imported ({error}); {MEND[name]}") from error
+        raise BackendError(f"{LIBRARIES[name]} cannot be imported ({error}); {INSTALL_HINTS[name]}") from error
 
 
-def gpu_here() -> str:
-    """Name and capability of the GPU that is there: an engine built for it may not run on another.
+def describe_gpu() -> str:
+    """Name and compute capability of this machine's GPU; its engines may not run on another GPU.
 
     Raises:
-        BackendError: there is none.
+        BackendError: there is no GPU.
     """
     try:
         gpu = Driver()
     except BackendError as error:
-        raise BackendError(f"{error}; without one, name a compute capability, which TensorRT-RTX builds for") from error
+        raise BackendError(f"{error}; without a GPU, name a compute capability and use TensorRT-RTX") from error
     return f"{gpu.name} {gpu.capability / 10}"
 
 
-def build(trt: Any, graph: bytes, shapes: Shapes, capability: str | None = None) -> bytes:
+def build_engine(trt: Any, graph: bytes, shapes: Shapes, capability: str | None = None) -> bytes:
     """Build one engine.
 
     Args:
-        trt: of `library`.
+        trt: module of the library.
         graph: ONNX.
-        shapes: of every input that varies.
-        capability: such as "8.6", for TensorRT-RTX; None is the GPU that is there.
+        shapes: of every input with a dynamic dimension.
+        capability: compute capability such as "8.6", for TensorRT-RTX; None for this machine's GPU.
 
     Raises:
-        BackendError: the graph cannot be parsed or built, or the capability is unknown; with the library's own words.
+        BackendError: the graph cannot be parsed or built, or the capability is unknown. The message contains the
+            library's error.
     """
     name, errors = f"{trt.__name__} {trt.__version__}", ["no reason given"]
     logger = _logger(trt, errors)
     builder = trt.Builder(logger)
     if builder is None:
-        raise BackendError(f"{name} makes no builder: {errors[-1]}")
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only mode there is from 11 on
+        raise BackendError(f"{name} cannot create a builder: {errors[-1]}")
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only mode from TensorRT 11 on
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(graph):
-        found = "; ".join(str(parser.get_error(i).desc()) for i in range(min(3, parser.num_errors)))
-        raise BackendError(f"{name} cannot parse the graph: {found}")
+        reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(min(3, parser.num_errors)))
+        raise BackendError(f"{name} cannot parse the graph: {reasons}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of a float32: results would leave those of the CPU
+    config.clear_flag(trt.BuilderFlag.TF32)  # TF32 has a mantissa of ten bits: results would differ from the CPU's
     if capability is not None:
-        _aim(trt, config, capability)
+        _set_target(trt, config, capability)
     profile = builder.create_optimization_profile()
     for tensor, (least, usual, most) in shapes.items():
         profile.set_shape(tensor, least, usual, most)
     config.add_optimization_profile(profile)
-    made = builder.build_serialized_network(network, config)
-    if made is None:
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
         raise BackendError(f"{name} cannot build the engine: {errors[-1]}")
-    return bytes(made)
+    return bytes(engine)
 
 
-def _aim(trt: Any, config: Any, capability: str) -> None:
-    """Which GPU to build for."""
+def _set_target(trt: Any, config: Any, capability: str) -> None:
+    """Set the compute capability to build for."""
     known = getattr(trt, "ComputeCapability", None)
     if known is None:
         raise BackendError(
-            f"{trt.__name__} builds for the GPU it runs on, not for capability {capability}; leave it out"
+            f"{trt.__name__} builds only for this machine's GPU, not for capability {capability}; leave it out"
         )
     name = "SM" + capability.replace(".", "")
     if not hasattr(known, name):
-        there = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(dir(known)) if n.startswith("SM"))
-        raise BackendError(f"{trt.__name__} {trt.__version__} knows no capability {capability!r}; it knows {there}")
+        supported = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(dir(known)) if n.startswith("SM"))
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} does not support capability {capability!r}; valid ones are {supported}"
+        )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(known, name), 0)
 
 
 def _logger(trt: Any, errors: list[str]) -> Any:
-    """Appends a library's errors, the last of which is the reason of a None."""
+    """A logger that appends errors to a list. If a call of the library returns None, the last one is the reason."""
     severe = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -231,7 +238,7 @@ def _logger(trt: Any, errors: list[str]) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where engines are kept: HBAF_CACHE, or the user's cache folder."""
+    """Folder of cached engines, in HBAF_CACHE or in the user's cache folder."""
     if os.environ.get("HBAF_CACHE"):
         return Path(os.environ["HBAF_CACHE"]) / "engines"
     if sys.platform == "win32":
@@ -241,31 +248,31 @@ def cache_folder() -> Path:
     return base / "hbaf-edge" / "engines"
 
 
-def write(path: Path, content: bytes) -> None:
-    """An engine behind its hash, whole or not at all."""
+def write_engine(path: Path, content: bytes) -> None:
+    """Write the hash of an engine and the engine, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
-def read(path: Path) -> bytes | None:
-    """What `write` wrote; None where there is nothing, or where it was damaged and had to be deleted."""
+def read_engine(path: Path) -> bytes | None:
+    """Read an engine. Returns None if there is no file, or if it is damaged, in which case the file is deleted."""
     try:
-        whole = path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    digest, content = whole[:32], whole[32:]
+    digest, content = data[:32], data[32:]
     if hashlib.sha256(content).digest() == digest:
         return content
-    log.warning("the cached %s is damaged; it is deleted and built again", path)
+    log.warning("the cached engine %s is damaged: deleting it and building it again", path)
     path.unlink(missing_ok=True)
     return None
 
 
-def _sizes(dim: int | str, reach: Reach, stack: int) -> tuple[int, int, int]:
-    """Smallest, usual and largest of one dimension: a number, a name, or so many times a name."""
+def _dimension_sizes(dim: int | str, profile: OptimizationProfile, stack: int) -> tuple[int, int, int]:
+    """Smallest, usual and largest size of a dimension: a number, a name, or a multiple of a name such as `4*stacks`."""
     if isinstance(dim, int):
         return dim, dim, dim
     factor, _, name = dim.rpartition("*")
-    least, usual, most = reach.of(name, stack)
+    least, usual, most = profile.sizes_of(name, stack)
     times = int(factor or 1)
     return times * least, times * usual, times * most

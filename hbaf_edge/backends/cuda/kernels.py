@@ -1,7 +1,7 @@
-"""Which of the shipped kernels fits a GPU, verified by hash, and the order of its launch arguments. Needs no GPU.
+"""Select the shipped kernels for a GPU, verify their hashes and order their launch arguments. Needs no GPU.
 
-`cubins/` beside this file is what `python -m kernels.build` wrote: machine code for each architecture, PTX for what
-comes later, and a manifest that says how each is launched.
+`python -m kernels.build` wrote the folder `cubins/`: machine code for each architecture, PTX for newer GPUs, and a
+manifest with argument layouts and launch sizes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hbaf_edge.errors import BackendError
 
 CUBINS = Path(__file__).parent / "cubins"
 FORMAT = 2
-FIELDS = {"window", "heads", "head_width", "labels", "kernels", "builds", "alignment"}  # of a manifest
-LEAST = 75  # Turing
+MANIFEST_FIELDS = {"window", "heads", "head_width", "labels", "kernels", "builds", "alignment"}
+MIN_CAPABILITY = 75  # Turing
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Kernel:
     """A compiled kernel and how it is launched.
 
     Attributes:
-        name: of the function inside.
+        name: name of its function.
         content: cubin, or PTX text.
         form: "cubin" or "ptx".
-        dtype: float16 or float32; of queries, rings and weights.
-        capability: it was compiled for, such as 87.
-        threads: of a block.
-        shared: bytes of dynamic shared memory of a block.
-        arguments: name and `struct` code of each, in order.
-        alignment: of every pointer, bytes.
-        sixteens: arguments that are multiples of 16.
+        dtype: float16 or float32, of queries, rings and weights.
+        capability: compute capability that it was compiled for, such as 87.
+        threads: threads per block.
+        shared: bytes of dynamic shared memory per block.
+        arguments: name and `struct` code of each argument, in order.
+        alignment: of every pointer, in bytes.
+        multiples_of_16: integer arguments that must be multiples of 16.
     """
 
     name: str
@@ -47,25 +47,25 @@ class Kernel:
     shared: int
     arguments: tuple[tuple[str, str], ...]
     alignment: int
-    sixteens: tuple[str, ...]
+    multiples_of_16: tuple[str, ...]
 
-    def ordered(self, values: Mapping[str, float]) -> tuple[float, ...]:
-        """Launch arguments in the kernel's order; scratch pointers are null.
+    def launch_arguments(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """Order the arguments `values` for a launch; scratch pointers are null.
 
         Raises:
-            BackendError: one is missing or unknown, or a pointer is not aligned.
+            BackendError: an argument is missing or unknown, or a pointer is not aligned.
         """
         names = [name for name, _ in self.arguments if not name.endswith("_scratch")]
         if set(values) != set(names):
-            raise BackendError(f"{self.name} takes {', '.join(names)}; given were {', '.join(values)}")
-        for name in self.sixteens:
+            raise BackendError(f"{self.name} takes {', '.join(names)}, not {', '.join(values)}")
+        for name in self.multiples_of_16:
             if int(values[name]) % 16:
                 raise BackendError(f"{name} is {values[name]}; {self.name} takes multiples of 16")
         for name, code in self.arguments:
             if code == "P" and int(values.get(name, 0)) % self.alignment:
                 raise BackendError(
-                    f"{name} lies at {int(values[name]):#x}; {self.name} reads {self.alignment} bytes at once and "
-                    f"takes pointers to multiples of {self.alignment}"
+                    f"{name} is at {int(values[name]):#x}; {self.name} reads {self.alignment} bytes at once and "
+                    f"takes addresses that are multiples of {self.alignment}"
                 )
         return tuple(values.get(name, 0) for name, _ in self.arguments)
 
@@ -73,21 +73,21 @@ class Kernel:
 def choose(
     name: str, capability: int, dtype: str, window: int, heads: int, e: int, folder: Path = CUBINS
 ) -> tuple[Kernel, ...]:
-    """A kernel's builds for a GPU, the best first: machine code where there is some, then PTX for drivers to compile.
+    """Choose the builds of a kernel that run on a GPU, best first: machine code, then PTX, which the driver compiles.
 
-    A driver that is older than a file's compiler refuses the file: the next one is then taken.
+    A driver may reject a file that a newer compiler wrote. `Device.load` then tries the next one.
 
     Args:
-        name: of the kernel, such as gate_step.
-        capability: of the GPU, such as 87 for 8.7.
+        name: kernel name, such as gate_step.
+        capability: compute capability of the GPU, such as 87 for 8.7.
         dtype: float16 or float32.
-        window, heads, e: of the model; `e` is the width of a head.
-        folder: of `python -m kernels.build`.
+        window, heads, e: sizes of the model; `e` is the width of a head.
+        folder: output of `python -m kernels.build`.
 
     Raises:
-        BackendError: none fits, or what fits was altered.
+        BackendError: no build fits, or a file was altered.
     """
-    manifest = _manifest(folder)
+    manifest = _read_manifest(folder)
     sizes = (manifest["window"], manifest["heads"], manifest["head_width"])
     if sizes != (window, heads, e):
         raise BackendError(
@@ -97,56 +97,60 @@ def choose(
         )
     builds = [b for b in manifest["builds"] if b["kernel"] == name]
     if dtype not in {b["dtype"] for b in builds}:
-        there = ", ".join(sorted({b["dtype"] for b in builds})) or "no"
-        raise BackendError(f"{folder} holds {there} {name}, not {dtype}")
-    fitting = [b for b in builds if b["dtype"] == dtype and _runs(b, capability)]
-    if not fitting:
+        dtypes = ", ".join(sorted({b["dtype"] for b in builds})) or "no"
+        raise BackendError(f"{folder} holds {dtypes} {name}, not {dtype}")
+    matching = [b for b in builds if b["dtype"] == dtype and _runs_on(b, capability)]
+    if not matching:
         raise BackendError(
             f"a GPU of compute capability {capability // 10}.{capability % 10} cannot run the kernels in {folder}; "
-            f"they need {LEAST // 10}.{LEAST % 10} or later (Turing): use provider='cpu'"
+            f"they need {MIN_CAPABILITY // 10}.{MIN_CAPABILITY % 10} or later (Turing): use provider='cpu'"
         )
-    fitting.sort(key=lambda b: (b["form"] == "cubin", b["capability"]), reverse=True)
-    return tuple(_verified(folder, manifest, build) for build in fitting)
+    matching.sort(key=lambda b: (b["form"] == "cubin", b["capability"]), reverse=True)
+    return tuple(_load_verified(folder, manifest, build) for build in matching)
 
 
-def most_labels(folder: Path = CUBINS) -> int:
-    """The most labels that the kernel `head` computes.
+def max_labels(folder: Path = CUBINS) -> int:
+    """The largest number of labels that the kernel `head` supports.
 
     Raises:
-        BackendError: the folder holds no kernels.
+        BackendError: the folder contains no kernels.
     """
-    return int(_manifest(folder)["labels"])
+    return int(_read_manifest(folder)["labels"])
 
 
-def _verified(folder: Path, manifest: Mapping[str, Any], build: Mapping[str, Any]) -> Kernel:
+def _load_verified(folder: Path, manifest: Mapping[str, Any], build: Mapping[str, Any]) -> Kernel:
     content = _read(folder / build["file"])
     if hashlib.sha256(content).hexdigest() != build["sha256"]:
         raise BackendError(
             f"{folder / build['file']} was altered or damaged: its SHA-256 is not the manifest's; install hbaf-edge "
             "again, or run python -m kernels.build"
         )
-    launched = manifest["kernels"][build["kernel"]]
-    arguments = tuple((str(name), str(code)) for name, code in launched["arguments"])
+    launch = manifest["kernels"][build["kernel"]]
+    arguments = tuple((str(name), str(code)) for name, code in launch["arguments"])
     return Kernel(
         build["kernel"], content, build["form"], build["dtype"], build["capability"], 32 * build["warps"],
-        build["shared"], arguments, manifest["alignment"], tuple(launched["multiples_of_16"]),
+        build["shared"], arguments, manifest["alignment"], tuple(launch["multiples_of_16"]),
     )  # fmt: skip
 
 
-def _runs(build: Mapping[str, Any], capability: int) -> bool:
-    """PTX runs on all that is later; machine code within its generation; from 9.0 on, compiled as 9.0a, there alone."""
-    built = build["capability"]
+def _runs_on(build: Mapping[str, Any], capability: int) -> bool:
+    """Whether a build runs on a compute capability.
+
+    PTX runs on its own capability and all later ones. Machine code runs on its own and later ones of the same major
+    version (8.6 on 8.9). From 9.0 on, Triton compiles for the variant "a" (9.0a), which runs only on that capability.
+    """
+    target = build["capability"]
     if build["form"] == "ptx":
-        return bool(built <= capability)
-    return bool(built == capability if built >= 90 else built <= capability and built // 10 == capability // 10)
+        return bool(target <= capability)
+    return bool(target == capability if target >= 90 else target <= capability and target // 10 == capability // 10)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = dict(json.loads(_read(folder / "manifest.json")))
         if manifest["format"] != FORMAT:
             raise BackendError(f"{folder} has format {manifest['format']}, this version reads {FORMAT}; build it again")
-        if missing := FIELDS - set(manifest):
+        if missing := MANIFEST_FIELDS - set(manifest):
             raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(

@@ -1,7 +1,7 @@
-"""Named weights of a bundle's graphs as arrays; INT8 ones multiplied out. Needs the package onnx, and no GPU.
+"""Read the named weights of a bundle's graphs as arrays and dequantise INT8 weights. Needs the package onnx, no GPU.
 
-Names are the parameters' of the model that was trained, with the layout a graph holds them in behind a bar
-(export/to_onnx.py, name_weights): `|T` transposed, `|0T` and `|1T` halves of a stack.
+A name is that of the trained model's parameter. A suffix gives the layout in the graph (export/to_onnx.py,
+name_weights): `a|T` is `a` transposed; `a|0T` and `a|1T` are the transposed halves of a stack of two.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hbaf_edge.bundle import Bundle
 from hbaf_edge.errors import BackendError, BundleError
 
 Array = NDArray[Any]
-PLAIN = ("gate", "relevance", "residual")  # what an ablation lacks, and kernels do not know
-OF_LAYER = {
+REQUIRED = ("gate", "relevance", "residual")  # flags of the model that ablations turn off; the kernels need them
+LAYER_PARAMETERS = {
     "out": "out.weight", "out_bias": "out.bias", "norm": "norm.weight", "shift": "norm.bias", "up": "feed.0.weight",
     "up_bias": "feed.0.bias", "down": "feed.3.weight", "down_bias": "feed.3.bias", "feed_norm": "feed_norm.weight",
     "feed_shift": "feed_norm.bias", "w_r": "w_r", "b_r": "b_r", "w_g": "w_g", "b_g": "b_g",
@@ -25,11 +25,11 @@ OF_LAYER = {
 
 
 class DialogueWeights(NamedTuple):
-    """Of the dialogue scope, as the kernels read them.
+    """Weights of the dialogue scope, in the layout of the kernels.
 
     Attributes:
-        layers: of each, by name: project (2, 4d, d) for q, q', key and value of both modalities with project_bias
-            (2, 4d); what OF_LAYER names, (2, …) each; and bias (2, H, W, 3) by key modality.
+        layers: weights of each layer by name: project (2, 4d, d) for q, q', key and value of both modalities, and
+            project_bias (2, 4d); the names of LAYER_PARAMETERS, (2, …) each; and bias (2, H, W, 3) by key modality.
         head: up (d, 2d), up_bias (d,), down (labels, d), down_bias (labels,).
         window, heads, e: sizes; `e` is the width of a head.
     """
@@ -42,26 +42,26 @@ class DialogueWeights(NamedTuple):
 
 
 def dialogue_weights(bundle: Bundle) -> DialogueWeights:
-    """Of a bundle of any precision, in float32.
+    """Read the dialogue scope's weights from a bundle of any precision, as float32.
 
     Raises:
         BackendError: onnx is not installed, or the model is an ablation.
-        BundleError: a weight is missing or of another shape than the manifest says.
+        BundleError: a weight is missing, or its shape differs from the manifest.
     """
     model = bundle.manifest["model"]
-    lacking = [name for name in PLAIN if not model.get(name, True)]
-    if lacking:
-        raise BackendError(f"{bundle.path} is a model without {', '.join(lacking)}, for which there is no kernel")
+    missing = [name for name in REQUIRED if not model.get(name, True)]
+    if missing:
+        raise BackendError(f"{bundle.path} is a model without {', '.join(missing)}, which the kernels do not support")
     window, heads, d = (int(model[name]) for name in ("window", "heads", "width"))
     e, labels = d // heads, len(bundle.labels)
-    found = by_name(weights(bundle.graph("dialogue")))
+    layouts = group_by_parameter(read_weights(bundle.graph("dialogue")))
 
-    def one(name: str, *shape: int) -> Array:
-        if name not in found:
-            raise BundleError(f"{bundle.path}: the dialogue graph lacks {name}; export the model anew")
-        value = laid_out(found[name], shape)
+    def weight(name: str, *shape: int) -> Array:
+        if name not in layouts:
+            raise BundleError(f"{bundle.path}: the dialogue graph lacks {name}; export the model again")
+        value = restore_layout(layouts[name], shape)
         if value.size != np.prod(shape):
-            raise BundleError(f"{bundle.path}: {name} is {value.shape}, the manifest's sizes make it {shape}")
+            raise BundleError(f"{bundle.path}: {name} has shape {value.shape}, by the manifest's sizes it has {shape}")
         return value.reshape(shape).astype(np.float32)
 
     shapes = {"out": (d, d), "up": (2 * d, d), "up_bias": (2 * d,), "down": (d, 2 * d), "w_r": (heads, 2 * e),
@@ -69,22 +69,23 @@ def dialogue_weights(bundle: Bundle) -> DialogueWeights:
     layers = []
     for index in range(int(model["dialogue_layers"])):
         halves = [f"model.dialogue_scope.{index}.halves.{m}." for m in range(2)]
-        made = {
-            key: np.stack([one(half + name, *shapes.get(key, (d,))) for half in halves])
-            for key, name in OF_LAYER.items()
+        layer = {
+            key: np.stack([weight(half + name, *shapes.get(key, (d,))) for half in halves])
+            for key, name in LAYER_PARAMETERS.items()
         }
         for key, name, shape in (("project", "weight", (2 * d, d)), ("project_bias", "bias", (2 * d,))):
-            joined = [[one(f"{h}{part}.{name}", *shape) for part in ("queries", "key_value")] for h in halves]
-            made[key] = np.stack([np.concatenate(parts) for parts in joined])
-        made["bias"] = one(f"model.bias.{index}.table", 2, heads, window, 3)
-        layers.append(made)
-    head = {"up": one("model.head.0.weight", d, 2 * d), "up_bias": one("model.head.0.bias", d),
-            "down": one("model.head.3.weight", labels, d), "down_bias": one("model.head.3.bias", labels)}  # fmt: skip
+            pairs = [[weight(f"{h}{part}.{name}", *shape) for part in ("queries", "key_value")] for h in halves]
+            layer[key] = np.stack([np.concatenate(pair) for pair in pairs])
+        layer["bias"] = weight(f"model.bias.{index}.table", 2, heads, window, 3)
+        layers.append(layer)
+    head = {"up": weight("model.head.0.weight", d, 2 * d), "up_bias": weight("model.head.0.bias", d),
+            "down": weight("model.head.3.weight", labels, d),
+            "down_bias": weight("model.head.3.bias", labels)}  # fmt: skip
     return DialogueWeights(layers, head, window, heads, e)
 
 
-def weights(graph: bytes) -> dict[str, Array]:
-    """Named weights of an ONNX file as it holds them, INT8 ones multiplied out.
+def read_weights(graph: bytes) -> dict[str, Array]:
+    """Read the named weights of an ONNX file in the file's layout, with INT8 weights dequantised.
 
     Raises:
         BackendError: the package onnx is not installed.
@@ -96,68 +97,72 @@ def weights(graph: bytes) -> dict[str, Array]:
             "reading a bundle's weights needs the package onnx: pip install 'hbaf-edge[tensorrt]', or [train]"
         ) from error
     model = onnx.load_from_string(graph)
-    found: dict[str, Array] = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    weights: dict[str, Array] = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     channels = {
         n.input[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "DequantizeLinear" and n.attribute
     }
-    for name in [n for n in found if n.endswith("_int8")]:
-        whole = name.removesuffix("_int8")
-        integers, scale = found.pop(name), found.pop(f"{whole}_scale")
-        axis = channels.get(name, 0)  # an embedding's rows are looked up first and scaled then
-        spread = scale if scale.ndim == integers.ndim else _along(scale, axis, integers.ndim)
-        found[whole] = integers * spread
-    for weight, divisors in _divided(model, found).items():
-        found[weight] = found[weight] * divisors[:, None]
-    return found
+    for name in [n for n in weights if n.endswith("_int8")]:
+        parameter = name.removesuffix("_int8")
+        integers, scale = weights.pop(name), weights.pop(f"{parameter}_scale")
+        axis = channels.get(name, 0)  # rows of an embedding are looked up first, and then scaled by row
+        factor = scale if scale.ndim == integers.ndim else _along(scale, axis, integers.ndim)
+        weights[parameter] = integers * factor
+    for name, inverse in _inverse_factors(model, weights).items():
+        weights[name] = weights[name] * inverse[:, None]
+    return weights
 
 
-def by_name(found: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """Of each parameter what a file holds of it, by layout.
+def group_by_parameter(weights: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """Group the arrays of a file by parameter and layout.
 
-    >>> by_name({"a|T": np.ones(1), "b": np.ones(2)})
+    >>> group_by_parameter({"a|T": np.ones(1), "b": np.ones(2)})
     {'a': {'T': array([1.])}, 'b': {'': array([1., 1.])}}
     """
     layouts: dict[str, dict[str, Array]] = {}
-    for name, value in found.items():
-        whole, _, layout = name.partition("|")
-        layouts.setdefault(whole, {})[layout] = value
+    for name, value in weights.items():
+        parameter, _, layout = name.partition("|")
+        layouts.setdefault(parameter, {})[layout] = value
     return layouts
 
 
-def laid_out(layouts: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
-    """A parameter of a shape from what a file holds of it."""
+def restore_layout(layouts: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """Restore a parameter of a shape from the layouts that a file holds of it."""
     if "softmax" in layouts:
         return np.asarray(np.log(layouts["softmax"]))
-    for whole in ("", "T"):
-        if whole in layouts:
-            value = layouts[whole]
-            return value if not whole else value.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
+    for layout in ("", "T"):
+        if layout in layouts:
+            value = layouts[layout]
+            return value if not layout else value.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
     parts = [(layouts.get(f"{m}"), layouts.get(f"{m}T")) for m in (0, 1)]
-    return np.stack([plain if plain is not None else _untransposed(t, shape) for plain, t in parts])
+    return np.stack([plain if plain is not None else _transpose_back(t, shape) for plain, t in parts])
 
 
 def _along(scale: Array, axis: int, ndim: int) -> Array:
-    """(channels,) along one of several axes."""
-    spread: Array = np.expand_dims(scale.ravel(), [i for i in range(ndim) if i != axis])
-    return spread
+    """Reshape a scale (channels,) to broadcast along an axis."""
+    factor: Array = np.expand_dims(scale.ravel(), [i for i in range(ndim) if i != axis])
+    return factor
 
 
-def _divided(model: Any, found: Mapping[str, Array]) -> dict[str, Array]:
-    """Weights whose input a multiplication divides by channel (export/migrate.py), and by what each was multiplied."""
-    makers = {out: node for node in model.graph.node for out in node.output}
-    divided = {}
+def _inverse_factors(model: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Inverse factors of SmoothQuant, (channels,) by weight (export/smoothquant.py).
+
+    SmoothQuant multiplies a weight by factors and inserts a Mul that divides the input: its second input, `…_inverse`,
+    holds 1 / factors. Multiplying the weight by it restores the original.
+    """
+    producers = {out: node for node in model.graph.node for out in node.output}
+    inverse = {}
     for node in model.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in found:
+        if node.op_type != "MatMul" or node.input[1] not in weights:
             continue
-        maker = makers.get(node.input[0])
-        while maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear"):
-            maker = makers.get(maker.input[0])
-        if maker is not None and maker.op_type == "Mul" and maker.input[1].endswith("_inverse"):
-            divided[node.input[1]] = found[maker.input[1]]
-    return divided
+        producer = producers.get(node.input[0])
+        while producer is not None and producer.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            producer = producers.get(producer.input[0])
+        if producer is not None and producer.op_type == "Mul" and producer.input[1].endswith("_inverse"):
+            inverse[node.input[1]] = weights[producer.input[1]]
+    return inverse
 
 
-def _untransposed(value: Array | None, shape: tuple[int, ...]) -> Array:
+def _transpose_back(value: Array | None, shape: tuple[int, ...]) -> Array:
     assert value is not None
-    found: Array = value.T.reshape(shape[1:])
-    return found
+    restored: Array = value.T.reshape(shape[1:])
+    return restored

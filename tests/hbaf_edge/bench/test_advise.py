@@ -1,16 +1,16 @@
-"""`hbaf-edge advise`: what fits a limit on this machine, and what to say when nothing does."""
+"""`hbaf-edge advise`: settings within limits on this machine, and the message if there are none."""
 
 import pytest
 from typer.testing import CliRunner
 
 from hbaf_edge.bench import advise
-from hbaf_edge.bench.advise import Limits, lacking, quantity, recorded
+from hbaf_edge.bench.advise import Limits, exceeded_limits, load_choices, parse_quantity
 from hbaf_edge.cli import app
 from hbaf_edge.errors import InputError
 
 
-def test_what_is_recorded_is_whole():
-    stored = recorded()
+def test_recorded_choices_are_complete():
+    stored = load_choices()
     names = [c["name"] for c in stored["choices"]]
     assert len(set(names)) == len(names) >= 6
     assert {"float32", "float16", "int8"} <= {c["precision"] for c in stored["choices"]}
@@ -18,13 +18,13 @@ def test_what_is_recorded_is_whole():
         assert 0 < c["p50_ms"] <= c["p90_ms"]
         assert 0.2 < c["f1"] < 1
         assert 30 < c["megabytes"] < c["peak_mb"]
-        assert c["bundle"] in advise.FROM, "a user must be told where it comes from"
+        assert c["bundle"] in advise.HOW_TO_GET
 
 
 @pytest.mark.parametrize("text", ["", "fast", "30 MB", "-3ms", "0ms", "30 milliseconds", "1e3ms"])
-def test_what_is_no_quantity_is_refused(text):
+def test_quantity_is_rejected_without_a_valid_unit(text):
     with pytest.raises(InputError, match=r"--latency .* a number with ms or s is expected, such as 30ms"):
-        quantity(text, "latency")
+        parse_quantity(text, "latency")
 
 
 def choice(name, f1, ms, mb=200, size=40):
@@ -32,10 +32,10 @@ def choice(name, f1, ms, mb=200, size=40):
             "given": "audio and text", "threads": 1, "measured": True}  # fmt: skip
 
 
-def test_the_quickest_of_the_most_accurate_that_fit_comes_first():
-    made = [choice("quick", 0.5, 5), choice("good", 0.7, 20), choice("as good", 0.71, 25),
-            choice("best", 0.8, 60, mb=400)]  # fmt: skip
-    stored = {"machine": {"cpu": "made up"}, "score": "Of a test."}
+def test_fastest_of_the_most_accurate_choices_within_the_limits_is_first():
+    choices = [choice("quick", 0.5, 5), choice("good", 0.7, 20), choice("as good", 0.71, 25),
+               choice("best", 0.8, 60, mb=400)]  # fmt: skip
+    stored = {"machine": {"cpu": "test"}, "score": "Of a test."}
     for limits, first in (
         (Limits(), "best"),
         (Limits(latency=30), "good"),
@@ -43,28 +43,28 @@ def test_the_quickest_of_the_most_accurate_that_fit_comes_first():
         (Limits(memory=300), "good"),
         (Limits(memory=100), None),
     ):
-        section, best = advise.advise(limits, made, stored)
+        section, best = advise.advise(limits, choices, stored)
         assert (best["name"] if best else None) == first
         assert len(section.rows) == (4 if first is None else sum(row[-1] == "fits" for row in section.rows))
-    assert lacking(choice("x", 0.5, 40), Limits(30, 150)) == ["10 ms too slow", "50 MB of memory too much"]
+    assert exceeded_limits(choice("x", 0.5, 40), Limits(30, 150)) == ["10 ms too slow", "50 MB too large"]
 
 
-def test_this_machine_is_measured_and_what_it_lacks_cores_for_is_left_out(monkeypatch):
+def test_built_in_choices_are_measured_and_those_for_more_cores_are_omitted(monkeypatch):
     choices = [choice("built-in, 1", 0.7, 1000), {**choice("other, 1", 0.7, 3000), "bundle": "float32"},
                {**choice("built-in, 2", 0.7, 1000), "threads": 2}]  # fmt: skip
     monkeypatch.setattr(advise, "TURNS", 2)
-    found = advise.measured_here(choices, cores=1)
-    assert [(c["name"], c["measured"]) for c in found] == [("built-in, 1", True), ("other, 1", False)]
-    assert found[0]["p90_ms"] < 1000, "no machine is so slow"
-    assert found[1]["p50_ms"] == pytest.approx(3 * found[0]["p50_ms"])
+    local = advise.with_local_latency(choices, cores=1)
+    assert [(c["name"], c["measured"]) for c in local] == [("built-in, 1", True), ("other, 1", False)]
+    assert local[0]["p90_ms"] < 1000, "a turn cannot take so long"
+    assert local[1]["p50_ms"] == pytest.approx(3 * local[0]["p50_ms"])
 
 
-def test_the_command_names_one_or_says_that_none_fits(monkeypatch):
+def test_command_prints_the_best_choice_or_fails_when_none_fits(monkeypatch):
     monkeypatch.setattr(advise, "TURNS", 1)
-    done = CliRunner().invoke(app, ["advise", "--latency", "10s", "--memory", "2GB"])
-    assert done.exit_code == 0
-    assert "HBAFRuntime(" in done.output
-    assert "not of what a person feels" in " ".join(done.output.split())
+    result = CliRunner().invoke(app, ["advise", "--latency", "10s", "--memory", "2GB"])
+    assert result.exit_code == 0
+    assert "HBAFRuntime(" in result.output
+    assert "not of what a person feels" in " ".join(result.output.split())
     none = CliRunner().invoke(app, ["advise", "--memory", "1MB"])
     assert none.exit_code == 1
-    assert "nothing fits" in none.output
+    assert "no settings fit" in none.output

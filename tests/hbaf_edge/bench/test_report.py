@@ -1,4 +1,4 @@
-"""A report as JSON, Markdown, HTML and pictures; two of them compared; what is told of bad ones."""
+"""Reports as JSON, Markdown, HTML and pictures; comparing two reports; rejecting invalid ones."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hbaf_edge.bench import compare, document, page
 from hbaf_edge.bench.document import Report, Section, load, measures_of
-from hbaf_edge.bench.series import Series, single
+from hbaf_edge.bench.series import Series, single_value
 from hbaf_edge.errors import InputError
 
 SCHEMA = json.loads((Path(document.__file__).parent / "schema.json").read_text())
@@ -29,34 +29,32 @@ FIGURES = [
 def report(times, stopped="", better="lower", **settings):
     measured = {"a <turn>": Series.of(times)}
     sections = [
-        Section(f"part{'abcd'[i]}", f"Part {i} & more", ("what", "p50"), [("a <turn> | x", 1234.5), ("b", None)],
-                "Said of it.", measures_of(measured), "ms", better, figure)
+        Section(f"part{'abcd'[i]}", f"Part {i} & more", ("name", "p50"), [("a <turn> | x", 1234.5), ("b", None)],
+                "An explanation.", measures_of(measured), "ms", better, figure)
         for i, figure in enumerate([*FIGURES[:4]])
     ]  # fmt: skip
     return Report("A report", {"threads": 2, **settings}, sections=sections, stopped=stopped, warnings=["beware"])
 
 
-def plain(made):
-    """As JSON has it: lists in place of tuples."""
-    return json.loads(json.dumps(made.to_json()))
+def as_json(a_report):
+    """The report with lists instead of tuples."""
+    return json.loads(json.dumps(a_report.to_json()))
 
 
-def test_json_is_as_its_schema_says_and_comes_back(tmp_path):
-    made = report([1.0, 2.0, 3.0])
-    jsonschema.validate(plain(made), SCHEMA)
-    page.write(made, tmp_path)
-    found = load(tmp_path)
-    assert (
-        found.to_json() == json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(made.to_json()))
-    )
+def test_json_matches_the_schema_and_is_loaded_again(tmp_path):
+    original = report([1.0, 2.0, 3.0])
+    jsonschema.validate(as_json(original), SCHEMA)
+    page.write(original, tmp_path)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert load(tmp_path).to_json() == stored == as_json(original)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**plain(made), "other": 1}, SCHEMA)
+        jsonschema.validate({**as_json(original), "other": 1}, SCHEMA)
 
 
-def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
+def test_page_loads_nothing_and_escapes_names(tmp_path):
     path = page.write(report([1.0], stopped="interrupted while x was measured"), tmp_path)
     html = path.read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", html), "it must load nothing"
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html), "the page must load nothing"
     assert html.count("data:image/png;base64,") == 4
     assert "a &lt;turn&gt;" in html
     assert "<turn>" not in html
@@ -67,13 +65,13 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "| a <turn> \\| x | 1,234 |" in markdown
     assert "> beware" in markdown
-    assert not list(tmp_path.glob(".*")), "no half-written file stays"
+    assert not list(tmp_path.glob(".*")), "no partial file remains"
 
 
-def test_where_nothing_can_be_written_it_says_so_beforehand(tmp_path):
+def test_folder_is_rejected_when_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"no report can be written to .*file"):
-        page.check(tmp_path / "file")
+        page.check_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -84,15 +82,15 @@ def test_where_nothing_can_be_written_it_says_so_beforehand(tmp_path):
                 '{"format": 1, "title": "", "settings": {}, "sections": [{"name": "a", "title": "", "head": [], '
                 '"rows": [], "measures": {"x": {"p50": "1", "low": null, "high": null}}}]}', "[" * 100_000],
 )  # fmt: skip
-def test_what_is_no_report_is_refused(tmp_path, content):
+def test_invalid_report_is_rejected(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
-    with pytest.raises(InputError, match="is no report of hbaf-edge benchmark"):
+    with pytest.raises(InputError, match="is not a report of hbaf-edge benchmark"):
         load(tmp_path / "r.json")
-    with pytest.raises(InputError, match="is no report"):
+    with pytest.raises(InputError, match="is not a report"):
         load(tmp_path / "nowhere.json")
 
 
-def test_only_what_is_more_than_noise_counts_as_changed():
+def test_only_changes_larger_than_the_noise_count():
     slow, slower = [10.0 + 0.01 * i for i in range(50)], [13.0 + 0.01 * i for i in range(50)]
     noisy = list(np.random.default_rng(0).normal(10.5, 4, 50).clip(1))
     assert {c.verdict for c in compare.changes(report(slow), report(slower))} == {"worse"}
@@ -101,48 +99,48 @@ def test_only_what_is_more_than_noise_counts_as_changed():
         "better"
     }
     assert {c.verdict for c in compare.changes(report(slow), report(noisy))} == {"within noise"}
-    barely = [10.2 + 0.001 * i for i in range(50)]
-    assert {c.verdict for c in compare.changes(report(barely), report([x + 0.3 for x in barely]))} == {"within noise"}
+    samples = [10.2 + 0.001 * i for i in range(50)]
+    assert {c.verdict for c in compare.changes(report(samples), report([x + 0.3 for x in samples]))} == {"within noise"}
     assert {c.verdict for c in compare.changes(report(slow, better=""), report(slower))} == {"changed"}
-    assert {c.verdict for c in compare.changes(report(slow[:5]), report(slower[:5]))} == {"not judged"}, "too few"
-    alone = report(slow)
-    alone.sections[0].measures = {"a <turn>": single(9.0)}
-    assert next(compare.changes(alone, report(slower))).verdict == "not judged"
+    assert {c.verdict for c in compare.changes(report(slow[:5]), report(slower[:5]))} == {"no interval"}, "too few"
+    single = report(slow)
+    single.sections[0].measures = {"a <turn>": single_value(9.0)}
+    assert next(compare.changes(single, report(slower))).verdict == "no interval"
 
 
-def test_what_the_whole_machine_lost_the_program_did_not():
-    def run(turn, arithmetic):
-        made = report([turn + 0.01 * i for i in range(50)])
-        measures = {compare.REFERENCE: Series.of([arithmetic] * 50).to_json()}
-        made.sections.append(Section(compare.REFERENCE, "", (), [], "", measures))
-        return made
+def test_slowdown_of_the_machine_is_not_a_change():
+    def run(turn, workload):
+        result = report([turn + 0.01 * i for i in range(50)])
+        measures = {compare.REFERENCE: Series.of([workload] * 50).to_json()}
+        result.sections.append(Section(compare.REFERENCE, "", (), [], "", measures))
+        return result
 
     assert {c.verdict for c in compare.changes(run(10, 1.0), run(13, 1.3))} == {"within noise"}
     assert {c.verdict for c in compare.changes(run(10, 1.0), run(13, 1.0))} == {"worse"}
     assert {c.verdict for c in compare.changes(run(10, 1.0), run(10, 1.3))} == {"within noise"}
-    assert "1.30 times as long" in compare.as_section(run(10, 1.0), run(13, 1.3)).text
+    assert "1.30 times as long" in compare.changes_section(run(10, 1.0), run(13, 1.3)).text
 
 
-def test_a_measure_may_say_what_is_better():
-    one, two = report([1.0] * 10), report([2.0] * 10)
-    for made in (one, two):
-        for section in made.sections:
+def test_measure_can_override_which_direction_is_better():
+    first, second = report([1.0] * 10), report([2.0] * 10)
+    for each in (first, second):
+        for section in each.sections:
             section.measures = {n: {**m, "better": "higher"} for n, m in section.measures.items()}
-    assert {c.verdict for c in compare.changes(one, two)} == {"better"}
+    assert {c.verdict for c in compare.changes(first, second)} == {"better"}
 
 
-def test_names_are_not_read_as_markup():
+def test_names_are_not_interpreted_as_markup():
     section = Section("s", "[/x]", ("[b]what[/b]",), [("model[int8]",)], "[red]")
-    held = io.StringIO()
-    document.print_section(Console(file=held, width=60), section)
-    for said in ("model[int8]", "[/x]", "[b]what[/b]", "[red]"):
-        assert said in held.getvalue()
+    output = io.StringIO()
+    document.print_section(Console(file=output, width=60), section)
+    for text in ("model[int8]", "[/x]", "[b]what[/b]", "[red]"):
+        assert text in output.getvalue()
 
 
-def test_compare_says_what_else_differs():
-    one, two = report([1.0], threads=1), report([1.0], threads=4)
-    assert compare.differing(one, two) == ["threads: 1, then 4"]
-    section = compare.as_section(one, two, everything=True)
+def test_compare_lists_other_differences():
+    first, second = report([1.0], threads=1), report([1.0], threads=4)
+    assert compare.other_differences(first, second) == ["threads: 1, then 4"]
+    section = compare.changes_section(first, second, everything=True)
     assert len(section.rows) == 4
-    assert not compare.as_section(one, two).rows
-    jsonschema.validate(plain(Report("r", {}, sections=[section])), SCHEMA)
+    assert not compare.changes_section(first, second).rows
+    jsonschema.validate(as_json(Report("r", {}, sections=[section])), SCHEMA)

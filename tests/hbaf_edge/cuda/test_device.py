@@ -1,4 +1,4 @@
-"""Packing, the pool of rows, and the driver's calls; the dialogue scope against float64."""
+"""Transfer buffers, the row pool, driver calls, and the dialogue scope against float64."""
 
 import gc
 import sys
@@ -9,107 +9,107 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given as drawn
+from hypothesis import given
 from hypothesis import strategies as st
 
-from hbaf_edge import conversation
-from hbaf_edge.backends.base import Request, joined
+from hbaf_edge.backends.base import Request, stack_contexts
 from hbaf_edge.backends.cuda.device import Device
 from hbaf_edge.backends.cuda.dialogue import DialogueOnGpu, DialogueScope
 from hbaf_edge.backends.cuda.driver import Driver
-from hbaf_edge.backends.cuda.exchange import ALIGNMENT, Exchange
 from hbaf_edge.backends.cuda.kernels import choose
-from hbaf_edge.backends.cuda.pool import Place, Pool
+from hbaf_edge.backends.cuda.row_pool import RowPool, RowUpdate
+from hbaf_edge.backends.cuda.transfer import ALIGNMENT, TransferBuffers
 from hbaf_edge.backends.cuda.weights import dialogue_weights
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.conversation import Conversation, TurnState
+from hbaf_edge.conversation import Sizes as conversation_sizes
 from hbaf_edge.errors import BackendError
 from kernels.reference import GateWeights, Memory, both_gates
 from kernels.shipped import Sizes
 from tests import backends
-from tests.hbaf_edge.cuda.host import Bindings, HostDevice
+from tests.hbaf_edge.cuda.host import FakeDriver, HostDevice
 
-KINDS = [np.float32, np.float16, np.int32, np.uint8, np.bool_]
-PART = st.tuples(st.sampled_from(KINDS), st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
+ARRAY_DTYPES = [np.float32, np.float16, np.int32, np.uint8, np.bool_]
+SPEC = st.tuples(st.sampled_from(ARRAY_DTYPES), st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
 KERNEL = choose("gate_step", 87, "float16", 32, 4, 64)
 
 
-@drawn(parts=st.lists(PART, min_size=1, max_size=8))
-def test_arrays_cross_in_one_copy_aligned_and_apart(parts):
+@given(specs=st.lists(SPEC, min_size=1, max_size=8))
+def test_arrays_are_copied_in_one_aligned_transfer_per_direction(specs):
     device, rng = HostDevice(Sizes(5, 2, 16)), np.random.default_rng(0)
-    exchange = Exchange(device)
-    given = {str(i): rng.integers(0, 2, shape).astype(kind) for i, (kind, shape) in enumerate(parts)}
-    at = exchange.bring(given)
-    assert all(address % ALIGNMENT == 0 for address in at.values())
-    for name, array in given.items():
-        assert np.array_equal(device.array(at[name], array.shape, array.dtype), array)
-    coming = {str(i): part for i, part in enumerate(parts)}
-    for name, address in exchange.room(coming).items():
-        device.array(address, given[name].shape, given[name].dtype)[...] = given[name]
-    found = exchange.take(coming)
-    assert all(np.array_equal(found[name], array) for name, array in given.items())
+    buffers = TransferBuffers(device)
+    inputs = {str(i): rng.integers(0, 2, shape).astype(dtype) for i, (dtype, shape) in enumerate(specs)}
+    addresses = buffers.upload(inputs)
+    assert all(address % ALIGNMENT == 0 for address in addresses.values())
+    for name, array in inputs.items():
+        assert np.array_equal(device.array(addresses[name], array.shape, array.dtype), array)
+    output_specs = {str(i): spec for i, spec in enumerate(specs)}
+    for name, address in buffers.reserve_outputs(output_specs).items():
+        device.array(address, inputs[name].shape, inputs[name].dtype)[...] = inputs[name]
+    outputs = buffers.download(output_specs)
+    assert all(np.array_equal(outputs[name], array) for name, array in inputs.items())
     assert device.copies == [1, 1]
 
 
-def chat():
-    return Conversation("key", conversation.Sizes(4, 2, 8))
+def new_conversation():
+    return Conversation("key", conversation_sizes(4, 2, 8))
 
 
-def commit(chat):
+def commit(conversation):
     rings = (*(np.zeros((2, 8)) for _ in range(2)), *(np.zeros((2, 2, 8)) for _ in range(2)))
-    backends.commit(chat, TurnState(*rings, np.ones(2, bool)))
+    backends.commit_turn(conversation, TurnState(*rings, np.ones(2, bool)))
 
 
-def placed(pool, *chats):
-    views = [chat.view(None) for chat in chats]
-    places = pool.place(views)
-    pool.confirm(views, places)
-    return places
+def assign_and_confirm(pool, *conversations):
+    views = [conversation.view(None) for conversation in conversations]
+    updates = pool.assign(views)
+    pool.confirm(views, updates)
+    return updates
 
 
-def test_a_row_follows_its_conversation():
-    pool, one = Pool(2), chat()
-    assert placed(pool, one) == [Place(0, False, -1, fresh=True)], "an empty ring has nothing to write"
-    assert placed(pool, one) == [Place(0, False, -1)], "a turn that was only tried"
+def test_a_row_is_updated_by_what_it_lacks():
+    pool, one = RowPool(2), new_conversation()
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, False, -1, clear=True)], "nothing to copy"
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, False, -1)], "a provisional turn"
     commit(one)
-    assert placed(pool, one) == [Place(0, False, 0)]
-    assert placed(pool, one) == [Place(0, False, -1)]
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, False, 0)]
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, False, -1)]
     commit(one), commit(one)
-    assert placed(pool, one) == [Place(0, True, -1)], "two turns that this GPU did not see"
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, True, -1)], "two turns that another back end computed"
     commit(one)
-    assert pool.place([one.view(None)]) == [Place(0, False, 3)]
-    assert placed(pool, one) == [Place(0, False, 3)], "what was not confirmed is still lacking"
-    assert placed(pool, one.fork()) == [Place(1, True, -1)]
+    assert pool.assign([one.view(None)]) == [RowUpdate(0, False, 3)]
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, False, 3)], "the last update was not confirmed"
+    assert assign_and_confirm(pool, one.fork()) == [RowUpdate(1, True, -1)]
     one.reset()
-    assert placed(pool, one)[0].slot == -1
-    pool.forget()
+    assert assign_and_confirm(pool, one)[0].slot == -1
+    pool.invalidate()
     commit(one)
-    assert placed(pool, one) == [Place(0, True, -1)]
+    assert assign_and_confirm(pool, one) == [RowUpdate(0, True, -1)]
 
 
-def test_the_row_that_was_not_used_for_longest_gives_way():
-    pool, (a, b, c) = Pool(2), (chat() for _ in range(3))
+def test_the_least_recently_used_row_is_reassigned():
+    pool, (a, b, c) = RowPool(2), (new_conversation() for _ in range(3))
     for one in (a, b, c):
         commit(one)
-    assert [p.row for p in placed(pool, a, b)] == [0, 1]
-    placed(pool, a)
-    assert placed(pool, c) == [Place(1, True, -1)], "b's, since a was used last"
-    assert placed(pool, a) == [Place(0, False, -1)]
-    assert placed(pool, b) == [Place(1, True, -1)]
+    assert [p.row for p in assign_and_confirm(pool, a, b)] == [0, 1]
+    assign_and_confirm(pool, a)
+    assert assign_and_confirm(pool, c) == [RowUpdate(1, True, -1)], "b's row, since a was used last"
+    assert assign_and_confirm(pool, a) == [RowUpdate(0, False, -1)]
+    assert assign_and_confirm(pool, b) == [RowUpdate(1, True, -1)]
     with pytest.raises(BackendError, match="3 turns came at once; the GPU keeps 2 conversations"):
-        pool.place([one.view(None) for one in (a, b, c)])
+        pool.assign([one.view(None) for one in (a, b, c)])
 
 
-def test_a_conversation_that_is_gone_leaves_its_row():
-    pool, a, b = Pool(2), chat(), chat()
-    placed(pool, a, b)
+def test_a_deleted_conversation_frees_its_row():
+    pool, a, b = RowPool(2), new_conversation(), new_conversation()
+    assign_and_confirm(pool, a, b)
     del b
     gc.collect()
-    assert placed(pool, chat())[0].row == 1, "a is older, and still there"
+    assert assign_and_confirm(pool, new_conversation())[0].row == 1, "a's row is older, but in use"
 
 
-class Card:
-    """pycuda's driver in a card's place: every call succeeds and is written down; kernels that are launched fail."""
+class FakePycuda:
+    """Replaces pycuda's driver: records every call and lets it succeed, except for kernel launches."""
 
     Error = type("Error", (Exception,), {})
 
@@ -128,97 +128,97 @@ class Card:
 @pytest.mark.parametrize(
     "failing", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch", None]
 )
-def test_a_turn_is_captured_the_second_time_and_launched_one_by_one_where_it_cannot_be(monkeypatch, failing, caplog):
-    Card(monkeypatch)
-    bindings, turns = Bindings(monkeypatch, failing), []
+def test_the_second_turn_is_captured_and_errors_fall_back_to_single_launches(monkeypatch, failing, caplog):
+    FakePycuda(monkeypatch)
+    driver, turns = FakeDriver(monkeypatch, failing), []
     device = Device()
     for _ in range(4):
         device.replay("turn", lambda: turns.append(1))
     captured = failing != "cuStreamBeginCapture"
-    assert bindings.count("cuStreamEndCapture") == captured
-    assert bindings.count("cuGraphDestroy") == (failing in (None, "cuGraphInstantiate", "cuGraphLaunch"))
+    assert driver.count("cuStreamEndCapture") == captured
+    assert driver.count("cuGraphDestroy") == (failing in (None, "cuGraphInstantiate", "cuGraphLaunch"))
     assert len(turns) == (2 if failing is None else 4 + captured)
-    assert bindings.count("cuGraphLaunch") == {None: 3, "cuGraphLaunch": 1}.get(failing, 0)
+    assert driver.count("cuGraphLaunch") == {None: 3, "cuGraphLaunch": 1}.get(failing, 0)
     assert ("one by one" in caplog.text) == (failing is not None)
 
 
-def test_a_launch_that_fails_ends_the_capture_and_the_turn(monkeypatch):
-    Card(monkeypatch)
-    bindings = Bindings(monkeypatch)
+def test_a_failed_launch_ends_the_capture_and_raises(monkeypatch):
+    FakePycuda(monkeypatch)
+    driver = FakeDriver(monkeypatch)
     device = Device()
     kernel = device.load(KERNEL)
     values = dict.fromkeys((n for n, _ in KERNEL[0].arguments if not n.endswith("_scratch")), 0)
     device.replay("turn", list)
     with (
         pytest.raises(BackendError, match=r"the GPU failed in a test \(launch failed\)"),
-        device.here("in a test"),
+        device.current_context("in a test"),
     ):
         device.replay("turn", lambda: device.launch(kernel, (1, 1, 1), values))
-    assert [name for name, *_ in bindings.called if name.startswith(("cuStream", "cuGraph"))] == [
+    assert [name for name, *_ in driver.calls if name.startswith(("cuStream", "cuGraph"))] == [
         "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphDestroy"
     ]  # fmt: skip
 
 
-def test_a_device_that_nobody_uses_gives_back_what_it_held(monkeypatch):
-    card, bindings = Card(monkeypatch), Bindings(monkeypatch)
+def test_an_unused_device_releases_its_resources(monkeypatch):
+    pycuda, driver = FakePycuda(monkeypatch), FakeDriver(monkeypatch)
     device = Device()
-    memory = card.calls.mem_alloc.return_value
+    memory = pycuda.calls.mem_alloc.return_value
     memory.__int__ = lambda self: 256
     device.allocate(8)
     for _ in range(2):
         device.replay("turn", list)
     del device
     gc.collect()
-    assert bindings.count("cuGraphExecDestroy") == 1
+    assert driver.count("cuGraphExecDestroy") == 1
     memory.free.assert_called_once()
-    context = card.calls.Device.return_value.retain_primary_context.return_value
+    context = pycuda.calls.Device.return_value.retain_primary_context.return_value
     assert context.push.call_count == context.pop.call_count
 
 
-def test_the_next_kernel_is_taken_where_the_driver_refuses_one(monkeypatch, caplog):
-    """As an older driver does."""
-    bindings = Bindings(monkeypatch)
-    load = bindings.cuModuleLoadData
-    bindings.cuModuleLoadData = lambda content: (209, None) if content == KERNEL[0].content else load(content)
+def test_the_next_kernel_is_loaded_when_the_driver_rejects_one(monkeypatch, caplog):
+    """Older drivers reject files of newer compilers."""
+    driver = FakeDriver(monkeypatch)
+    load = driver.cuModuleLoadData
+    driver.cuModuleLoadData = lambda content: (209, None) if content == KERNEL[0].content else load(content)
     assert Driver().load(KERNEL).kernel == KERNEL[1]
     assert "cubin of 8.7: cuModuleLoadData: 209" in caplog.text
-    with pytest.raises(BackendError, match=r"the driver takes none of the kernels .*a newer driver does"):
+    with pytest.raises(BackendError, match=r"the driver accepts none of the kernels .*update NVIDIA's driver"):
         Driver().load(KERNEL[:1])
 
 
-def test_without_pycuda_driver_or_card_one_clear_line_says_so(monkeypatch):
-    said = r"cannot be reached through {} \(.+\): .*hbaf-edge\[tensorrt\].*provider='cpu'"
-    Bindings(monkeypatch, "cuDeviceGet")
-    with pytest.raises(BackendError, match=said.format("cuda-bindings")):
+def test_the_error_without_pycuda_driver_or_gpu_says_what_to_install(monkeypatch):
+    message = r"cannot be reached through {} \(.+\): .*hbaf-edge\[tensorrt\].*provider='cpu'"
+    FakeDriver(monkeypatch, "cuDeviceGet")
+    with pytest.raises(BackendError, match=message.format("cuda-bindings")):
         Driver()
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(BackendError, match=said.format("pycuda")):
+    with pytest.raises(BackendError, match=message.format("pycuda")):
         Device()
 
 
-def exactly(weights, codes, present, context):
-    """The dialogue scope in float64: logits, embedding, and keys and values (L, B, 2, d) of the new turns."""
-    states, wide = torch.from_numpy(codes).double(), (-1, weights.heads, weights.e)
+def dialogue_in_float64(weights, codes, present, context):
+    """The dialogue scope in float64: logits, embedding, and keys and values (B, L, 2, d) of the new turns."""
+    states, head_shape = torch.from_numpy(codes).double(), (weights.heads, weights.e)
     far = torch.from_numpy(np.pad(np.minimum(context.distance, weights.window - 1), ((0, 0), (0, 1))))
     relation = torch.from_numpy(np.concatenate([context.relation, context.own_relation], 1))
     visible = torch.from_numpy(np.concatenate([context.visible, present[:, None]], 1))
     keys, values = [], []
     for index, arrays in enumerate(weights.layers):
         w = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
-        asked, memories = [], []
+        queries, memories = [], []
         for m in range(2):
-            made = states[:, m] @ w["project"][m].T + w["project_bias"][m]
-            query, cross, *new = (x.unflatten(-1, wide[1:])[:, :, None] for x in made.chunk(4, -1))
+            projected = states[:, m] @ w["project"][m].T + w["project_bias"][m]
+            query, cross, *new = (x.unflatten(-1, head_shape)[:, :, None] for x in projected.chunk(4, -1))
             rings = (torch.from_numpy(x[:, index, :, m]).double() for x in (context.keys, context.values))
-            memory = (torch.cat([r.unflatten(-1, wide[1:]).transpose(1, 2), x], 2) for r, x in zip(rings, new))
+            memory = (torch.cat([r.unflatten(-1, head_shape).transpose(1, 2), x], 2) for r, x in zip(rings, new))
             bias = w["bias"][m][:, far.long(), relation.long()].transpose(0, 1)[:, :, None]
-            asked.append((query, cross))
+            queries.append((query, cross))
             memories.append(Memory(*memory, visible[:, None, :, m], bias))
-        for found, part in ((keys, 0), (values, 1)):
-            found.append(torch.stack([memory[part][:, :, -1].flatten(1) for memory in memories], 1))
+        for stored, part in ((keys, 0), (values, 1)):
+            stored.append(torch.stack([memory[part][:, :, -1].flatten(1) for memory in memories], 1))
         gates = [GateWeights(*(w[name][m] for name in GateWeights._fields)) for m in range(2)]
         results = []
-        for m, answer in enumerate(both_gates(asked, memories, gates)):
+        for m, answer in enumerate(both_gates(queries, memories, gates)):
             x = states[:, m] + answer[:, :, 0].flatten(1) @ w["out"][m].T + w["out_bias"][m]
             x = F.layer_norm(x, x.shape[-1:], w["norm"][m], w["shift"][m])
             fed = F.gelu(x @ w["up"][m].T + w["up_bias"][m]) @ w["down"][m].T + w["down_bias"][m]
@@ -232,19 +232,22 @@ def exactly(weights, codes, present, context):
 @pytest.mark.parametrize("turns", [3, pytest.param(40, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("dtype", "atol"), [("float16", 2e-2), ("float32", 2e-4)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_scope_is_what_float64_gives(dtype, atol, batch, turns):
-    """Of the default model: on a GPU until rings wrap, captured and replayed; elsewhere interpreted, as it ships."""
+def test_dialogue_scope_is_close_to_float64(dtype, atol, batch, turns):
+    """With the default model: on a GPU until the rings wrap around, with graph replay; else in the interpreter."""
     gpu = turns == 40
     device, weights = Device() if gpu else HostDevice(Sizes(32, 4, 64)), dialogue_weights(load_bundle(None))
     scope = DialogueOnGpu(DialogueScope(device, weights, dtype, 4), device)
-    chats, rng = [Conversation("key", conversation.Sizes(32, 2, 256)) for _ in range(batch)], np.random.default_rng(1)
+    conversations, rng = (
+        [Conversation("key", conversation_sizes(32, 2, 256)) for _ in range(batch)],
+        np.random.default_rng(1),
+    )
     zero = np.zeros((2, 256), np.float32)
     for turn in range(turns):
         speaker, present = ("anna", "bob", None)[turn % 3], np.array([[True, turn % 3 > 0]] * batch)
         codes = rng.standard_normal((batch, 2, 256)).astype(np.float32)
-        requests = [Request(None, None, c.view(speaker)) for c in chats]
-        found = scope(codes, present, requests)
-        for ours, exact in zip(found, exactly(weights, codes, present, joined(requests))):
+        requests = [Request(None, None, c.view(speaker)) for c in conversations]
+        results = scope(codes, present, requests)
+        for ours, exact in zip(results, dialogue_in_float64(weights, codes, present, stack_contexts(requests))):
             np.testing.assert_allclose(ours, exact.numpy(), rtol=atol, atol=atol)
-        for b, one in enumerate(chats):
-            backends.commit(one, TurnState(zero, zero, found[2][b], found[3][b], present[b]), speaker)
+        for b, one in enumerate(conversations):
+            backends.commit_turn(one, TurnState(zero, zero, results[2][b], results[3][b], present[b]), speaker)

@@ -1,7 +1,7 @@
-"""Which words name what is heard but not said: "(upbeat music)", "[door slams]", "*laughs*".
+"""Recognise notes of non-speech in transcripts: "(upbeat music)", "[door slams]", "*laughs*".
 
-The lists come from what Whisper, captions and transcription guides write. Endings are taken off, so a verb stands here
-once; a verb makes a note with "-s" or "-ing" only: "(rings)" is one, "(ring)" may be read aloud.
+The word lists follow the output of Whisper, captions and transcription guides. Endings are removed before the look-up,
+so a verb is listed once. A verb makes a note only with "-s" or "-ing": "(rings)" is a note, "(ring)" may be speech.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 
 
 def word_set(words: str) -> frozenset[str]:
-    """A list of words as it is easiest to read and to edit."""
+    """Split a string into a set of words; a string is easier to read and edit than a list."""
     return frozenset(words.split())
 
 
-# In square brackets these show overlapping speech or a guess, which somebody did say.
-SPOKEN = word_set(
+# In square brackets these words mark overlapping or guessed speech, which is not a note.
+SPEECH_WORDS = word_set(
     """
     i i'm i'll i've i'd me my you you're your we we're our us yes yeah yep no nope not don't okay ok oh well hi hello
     hey please thanks thank sorry what why how right so uh um mhm huh
@@ -40,8 +40,8 @@ _SOUND_VERBS = word_set(
     scream screech shatter shout shrug sing slam smack smile smirk speak splash stutter talk weep whisper wink yell
     """
 )
-# They stand beside a sound in its note: "soft music in the background".
-_BESIDE = word_set(
+# Words that accompany a sound in a note: "soft music in the background".
+_COMPANIONS = word_set(
     """
     a an and another as at by for from his her he she they their the then to with of off on in into no over low high
     all both other one two end begin blank baby background boy boys child children crowd crowds audience everyone
@@ -55,7 +55,7 @@ _BESIDE = word_set(
     spanish swedish turkish
     """
 )
-# What makes a sound if it does something, and what it does.
+# Things that make a sound when they do something, and what they do.
 _SOURCES = word_set(
     """
     alarm ball bell bird birds camera car cars cat chair clock computer dog dogs door doors doorbell engine fire glass
@@ -63,14 +63,14 @@ _SOURCES = word_set(
     telephone thunder traffic train tv water wind window
     """
 )
-_DOES = word_set(
+_ACTIONS = word_set(
     """
     approach blow bounce close continue crash drip fade fall fire open pass play pour rev run shut start stop tick type
     vibrate
     """
 )
-_OF_A_KIND = word_set("music applause chatter laughter noise noises sounds")  # "(eerie music)", whatever kind it is
-# Before "laughing" they are speech; "(tires screeching)" is a note, whatever screeches.
+_QUALIFIED_SOUNDS = word_set("music applause chatter laughter noise noises sounds")  # any adjective: "(eerie music)"
+# "(tires screeching)" is a note for any subject, but with these words before "screeching" it is speech.
 _NO_SUBJECT = word_set(
     """
     about always avoid be been before by enjoy ever for hate heard hear is just keep kept like love more never or quit
@@ -80,46 +80,46 @@ _NO_SUBJECT = word_set(
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
-def is_note(note: str) -> bool:
-    """Whether every word may stand in a note of a sound, and one of them makes a sound.
+def is_nonspeech_note(note: str) -> bool:
+    """Whether a bracketed text is a note of non-speech: one word names a sound, and all others may accompany it.
 
-    Names may too, beside what their bearers do.
+    Names of people may accompany what they do.
 
-    >>> is_note("soft music in the background"), is_note("Rachel laughs"), is_note("music is my life")
-    (True, True, False)
+    >>> [is_nonspeech_note(text) for text in ("soft music in the background", "Rachel laughs", "music is my life")]
+    [True, True, False]
     """
-    names = words_of(note)
+    names = words_in_note(note)
     words = [name.lower() for name in names]
-    if len(words) > 8 or SPOKEN.intersection(words):
+    if len(words) > 8 or SPEECH_WORDS.intersection(words):
         return False
-    sounds = {word for word in words if is_sound(word)}
-    moves = not _SOURCES.isdisjoint(words) and any((_stems(word) - {word}) & _DOES for word in words)
-    acts = any((_stems(word) - {word}) & (_SOUNDS | _SOUND_VERBS) for word in sounds)
-    if sounds and len(words) <= 3 and words[-1] in _OF_A_KIND:
+    sounds = {word for word in words if is_sound_word(word)}
+    has_moving_source = not _SOURCES.isdisjoint(words) and any((_stems(word) - {word}) & _ACTIONS for word in words)
+    has_act = any((_stems(word) - {word}) & (_SOUNDS | _SOUND_VERBS) for word in sounds)
+    if sounds and len(words) <= 3 and words[-1] in _QUALIFIED_SOUNDS:
         return True
     if len(words) == 2 and words[1].endswith("ing") and words[1] in sounds and words[0] not in _NO_SUBJECT:
         return True
-    return bool(sounds or moves) and all(
+    return bool(sounds or has_moving_source) and all(
         word in sounds
-        or _stems(word) & (_BESIDE | _SOURCES)
-        or (_stems(word) - {word}) & _DOES
+        or _stems(word) & (_COMPANIONS | _SOURCES)
+        or (_stems(word) - {word}) & _ACTIONS
         or word.endswith("ly")
-        or (acts and name[0].isupper())
+        or (has_act and name[0].isupper())
         for name, word in zip(names, words)
     )
 
 
-def words_of(note: str) -> list[str]:
-    """Its words, without the first of "no audio": elsewhere "no" is an answer."""
+def words_in_note(note: str) -> list[str]:
+    """The words of a note, without the "no" of "no audio"; before other words "no" is an answer."""
     words = _LETTERS.findall(note)
-    heard = len(words) > 1 and (is_sound(words[1].lower()) or words[1].lower() == "speech")
-    return words[1:] if heard and words[0].lower() == "no" else words
+    is_absence = len(words) > 1 and (is_sound_word(words[1].lower()) or words[1].lower() == "speech")
+    return words[1:] if is_absence and words[0].lower() == "no" else words
 
 
-def is_sound(word: str) -> bool:
-    """Whether a word in small letters names a sound.
+def is_sound_word(word: str) -> bool:
+    """Whether a lower-case word names a sound.
 
-    >>> is_sound("sobbing"), is_sound("ringing"), is_sound("ring")
+    >>> is_sound_word("sobbing"), is_sound_word("ringing"), is_sound_word("ring")
     (True, True, False)
     """
     stems = _stems(word)
@@ -127,7 +127,7 @@ def is_sound(word: str) -> bool:
 
 
 def _stems(word: str) -> set[str]:
-    """The word, and what it may be a form of: laughs, laughing -> laugh; sobbing -> sob; cries -> cry.
+    """The word and its possible stems: laughs, laughing -> laugh; sobbing -> sob; cries -> cry.
 
     >>> sorted(_stems("sobbing"))
     ['sob', 'sobb', 'sobbe', 'sobbing']

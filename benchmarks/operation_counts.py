@@ -1,7 +1,7 @@
-"""Operations and bytes of a turn, counted from what ONNX Runtime runs; and the rates this machine multiplies at.
+"""Count the operations and bytes of a turn, and measure how fast this machine multiplies matrices.
 
-The count is read off ONNX Runtime's own profile, shapes of real tensors, after its fusions: multiplications of
-matrices, and convolutions, two operations each; INT8 where the operator that ran is an integer one.
+Counts come from ONNX Runtime's profile, with the shapes of real tensors and after its graph fusions. Matrix products
+and convolutions count, with two operations for each multiply-add. An operation is INT8 if an integer operator ran it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.insides import graph_inputs
+from benchmarks.internals import graph_inputs
 from hbaf_edge.backends.settings import bundle_options, session_options
-from hbaf_edge.bench.series import timed
+from hbaf_edge.bench.series import time_ms
 from hbaf_edge.bundle import GRAPHS, Bundle
 from hbaf_edge.ort import onnxruntime as ort
 
-INTEGERS = ("MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
-FLOATS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "GemmFastGelu")
+INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
+FLOAT_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "GemmFastGelu")
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv")
 Shape = list[int]
 
 
 class Count(NamedTuple):
-    """Of a stage.
+    """Counts of one stage.
 
     Attributes:
-        integer: operations on INT8.
-        floating: operations on float32.
-        weights: bytes of those that every turn reads.
+        integer: INT8 operations.
+        floating: float32 operations.
+        weights: bytes of the weights that every turn reads.
         nodes: operators that run.
     """
 
@@ -44,7 +44,7 @@ class Count(NamedTuple):
 
 
 def operations(name: str, inputs: list[Shape], output: Shape) -> tuple[int, int]:
-    """Operations on integers and on floats of one operator, by its shapes.
+    """Return the INT8 and the float32 operations of one operator, computed from its shapes.
 
     >>> operations("MatMul", [[2, 3, 4], [4, 5]], [2, 3, 5]), operations("Add", [[2], [2]], [2])
     ((0, 240), (0, 0))
@@ -53,19 +53,19 @@ def operations(name: str, inputs: list[Shape], output: Shape) -> tuple[int, int]
     >>> operations("MultiHeadAttention", [[1, 7, 64], [1, 9, 64], [1, 9, 64]], [1, 7, 64])
     (0, 16128)
     """
-    if name in INTEGERS:
+    if name in INTEGER_PRODUCTS:
         return 2 * prod(output) * inputs[0][-1], 0
-    if name in FLOATS:
+    if name in FLOAT_PRODUCTS:
         return 0, 2 * prod(output) * inputs[0][-1]
     if name in CONVOLUTIONS:
         return 0, 2 * prod(output) * prod(inputs[1][1:])
-    if name == "MultiHeadAttention":  # queries by keys, and what comes of that by values
+    if name == "MultiHeadAttention":  # queries times keys, then attention weights times values
         return 0, 4 * prod(output) * inputs[1][1]
     return 0, 0
 
 
 def profile(bundle: Bundle, graph: str, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The operators that ONNX Runtime ran on one thread, with their names and shapes."""
+    """Return the operators that ONNX Runtime ran on one thread, with names and shapes."""
     options = bundle_options(bundle, threads=1)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def profile(bundle: Bundle, graph: str, inputs: dict[str, Any]) -> list[dict[str
 
 
 def count(bundle: Bundle) -> dict[str, Count]:
-    """Of each graph, for turn 33 of a conversation, 3 s and twelve words."""
+    """Count each graph for turn 33 of a conversation, with 3 s of audio and twelve words."""
     feeds, counts = graph_inputs(bundle), {}
     for graph in GRAPHS:
         nodes = profile(bundle, graph, feeds[graph])
@@ -89,9 +89,9 @@ def count(bundle: Bundle) -> dict[str, Count]:
 
 
 def stored_nodes(graph: bytes) -> int:
-    """Operators in the file; a model-local function counts as the operators it is made of.
+    """Return the number of operators in the file; a model-local function counts as the operators in its body.
 
-    DequantizeLinear of weights is left out: it is folded on load.
+    DequantizeLinear of weights does not count, because ONNX Runtime folds it on load.
     """
     import onnx
 
@@ -101,30 +101,34 @@ def stored_nodes(graph: bytes) -> int:
 
 
 def weight_bytes(graph: bytes) -> int:
-    """Bytes of the weights that every turn reads: all but tables of which rows are gathered."""
+    """Return the bytes of the weights that every turn reads: all weights except embedding tables (Gather)."""
     import onnx
 
     model = onnx.load_from_string(graph)
     tables = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
-    # A table in INT8 is multiplied out before, or after, its rows are gathered.
+    # An INT8 table is dequantized either before or after its rows are gathered.
     tables |= {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.output[0] in tables}
     return sum(len(w.raw_data) for w in model.graph.initializer if w.name not in tables)
 
 
-def _shapes(typed: list[dict[str, Shape]]) -> list[Shape]:
-    """`[{"float": [1, 2]}]` -> `[[1, 2]]`."""
-    return [shape for each in typed for shape in each.values()] or [[]]
+def _shapes(typed_shapes: list[dict[str, Shape]]) -> list[Shape]:
+    """Drop the types: `[{"float": [1, 2]}]` -> `[[1, 2]]`."""
+    return [shape for entry in typed_shapes for shape in entry.values()] or [[]]
 
 
-def multiplier(integers: bool, threads: int, rows: int = 512, inner: int = 1024) -> Callable[[], float]:
-    """Measures how fast a large product is: returns operations per second of one run.
+def matmul_rate(is_int8: bool, threads: int, rows: int = 512, inner: int = 1024) -> Callable[[], float]:
+    """Return a function that runs one large matrix product and returns its operations per second.
 
-    With `integers`, as the default model has its own: activations quantised on the way in, weights INT8 per channel.
+    Args:
+        is_int8: quantize as the default model does: activations at run time, weights per channel.
+        threads: CPU threads.
+        rows: rows of the left matrix.
+        inner: columns of the left matrix, and both sides of the right one.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    if integers:
+    if is_int8:
         constants = {
             "scale": np.float32(0.02), "zero": np.uint8(128), "stored": rng.integers(-63, 64, (inner, inner), np.int8),
             "scales": np.full(inner, 0.01, np.float32), "zeros": np.zeros(inner, np.int8),
@@ -144,12 +148,12 @@ def multiplier(integers: bool, threads: int, rows: int = 512, inner: int = 1024)
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    options = session_options(threads, integers, narrow=True)
+    options = session_options(threads, is_int8, reduce_range=True)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = rng.standard_normal((rows, inner)).astype(np.float32)
 
-    def once() -> float:
-        return 2 * rows * inner * inner / timed(lambda: session.run(None, {"x": x})) * 1e3
+    def measure_rate() -> float:
+        return 2 * rows * inner * inner / time_ms(lambda: session.run(None, {"x": x})) * 1e3
 
-    once()
-    return once
+    measure_rate()  # warm-up
+    return measure_rate

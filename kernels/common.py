@@ -1,4 +1,4 @@
-"""What the Triton kernels have in common: products of tiles, and the gate that both end in."""
+"""Code that the Triton kernels share: tile products, and the relevance and gate that every kernel ends with."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import torch
 import triton
 import triton.language as tl
 
-# Triton's interpreter multiplies the bit patterns of bfloat16. In float32 the products are the same, being exact there.
+# Triton's interpreter multiplies the bit patterns of bfloat16. float32 holds their products exactly, so it casts first.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-NOTHING = tl.constexpr(-1.0e30)  # the score of what is not visible; finite, so that a difference of two is a number
-WIDEST = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}  # of a head: a gate's weights are square tiles
+MASKED_SCORE = tl.constexpr(-1.0e30)  # score of a masked key; finite, so that a difference of two is a number
+# Largest head width by dtype: a program holds a gate's weights as square tiles.
+MAX_HEAD_WIDTH = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a b, summed in float32; float32 factors are not rounded to anything less."""
+    """acc + a b, summed in float32; float32 factors are not rounded to a shorter format (no TF32)."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc=acc, input_precision="ieee")
 
 
 @triton.jit
-def end(count):
-    """A loop's end. Interpreted it is an array of length 1, in which Triton 3.6 with NumPy 2.4 finds no number."""
+def loop_end(count):
+    """The end of a loop. When interpreted, `count` is an array of length 1, which Triton 3.6 with NumPy 2.4 rejects."""
     return count.handle.data.item() if INTERPRETED else count
 
 
 @triton.jit
-def weigh(intra, inter, cross, own_seen, other_seen, w_r, b_r, w_g, b_g, E: tl.constexpr, BLOCK_E: tl.constexpr):
-    """What both memories answered, (rows, E) float32 each, by relevance and gate; pointers to one head's weights.
+def mix(intra, inter, cross, own_seen, other_seen, w_r, b_r, w_g, b_g, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Mix the attention results of both memories, (rows, E) float32 each, by relevance and gate of one head.
 
-    `cross` is q' as it was loaded; `own_seen` and `other_seen` say of each row whether a memory held anything for it.
+    `cross` is q' as it was loaded. `own_seen` and `other_seen` say for each row whether a memory has a visible key.
+    The weights are pointers to those of the head.
     """
     column = tl.arange(0, BLOCK_E)
     real = column < E
@@ -51,10 +53,10 @@ def weigh(intra, inter, cross, own_seen, other_seen, w_r, b_r, w_g, b_g, E: tl.c
     return g * inter + (1 - g) * intra
 
 
-def tile(size: int) -> int:
-    """The power of two that holds a size; tensor cores take no fewer than 16.
+def tile_size(size: int) -> int:
+    """The smallest power of two that is at least `size` and at least 16, which tensor cores need.
 
-    >>> tile(5), tile(33)
+    >>> tile_size(5), tile_size(33)
     (16, 64)
     """
     return max(16, int(triton.next_power_of_2(size)))

@@ -1,4 +1,4 @@
-"""Random inputs for the kernels, the same for the same seed, and what is allowed to differ."""
+"""Seeded random inputs for the kernels, and the error bound that kernels must meet."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from kernels.ring import Ring, Step, StepWeights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Of two float32 results: a card's exponential is approximate, the interpreter's is NumPy's.
+# For two float32 results: a GPU's exponential is approximate, the interpreter uses NumPy's.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6} if DEVICE == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -18,8 +18,11 @@ def cast(inputs, dtype):
     return type(inputs)(*(x if x is None or not x.is_floating_point() else x.to(dtype) for x in inputs))
 
 
-def turn(batch=3, window=8, heads=2, e=16, turns=None, dtype=torch.float32, seed=0, pool=2):
-    """One new turn of each of `batch` conversations in a pool with others; slots hold anything, also rubbish."""
+def random_step(batch=3, window=8, heads=2, e=16, turns=None, dtype=torch.float32, seed=0, pool=2):
+    """One new turn of each of `batch` conversations, rings of `batch + pool` conversations, and weights.
+
+    All slots contain random values, also those that are not visible.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def r(*shape):
@@ -46,13 +49,16 @@ def turn(batch=3, window=8, heads=2, e=16, turns=None, dtype=torch.float32, seed
 
 
 def rounding(exact, dtype):
-    """What an error may exceed twice plain PyTorch's by: in half precision one rounding of the largest exact value,
-    which a card's approximate exponential can tip; in float32 next to nothing."""
+    """Absolute tolerance besides twice PyTorch's error.
+
+    In half precision it is one rounding of the largest exact value, as an approximate exponential can cause. In
+    float32 it is almost zero.
+    """
     return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * float(exact.abs().max())
 
 
-def within(found, exact, plain):
-    """A kernel's error is at most twice that of plain PyTorch at the same dtype plus one rounding, against float64."""
-    error, allowed = (float((x.double() - exact).abs().max()) for x in (found, plain))
-    assert torch.isfinite(found).all()
-    assert error <= 2 * allowed + rounding(exact, found.dtype), f"{error:.2e}, plain PyTorch {allowed:.2e}"
+def assert_error_bound(result, exact, plain):
+    """Fail if a kernel's error against float64 exceeds twice that of plain PyTorch in its dtype, plus one rounding."""
+    error, plain_error = (float((x.double() - exact).abs().max()) for x in (result, plain))
+    assert torch.isfinite(result).all()
+    assert error <= 2 * plain_error + rounding(exact, result.dtype), f"{error:.2e}, plain PyTorch {plain_error:.2e}"
