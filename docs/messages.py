@@ -26,36 +26,54 @@ ones, and what else goes wrong, are in [Troubleshooting](troubleshooting.md).
 """
 
 
-def text_of(node: ast.expr) -> str | None:
-    """A string or f-string as its source reads, with each value as `{expression}`; None for anything else."""
+def text_of(node: ast.expr, constants: dict[str, str]) -> str | None:
+    """A string, f-string or constant as a user reads it, with each value as `{expression}`; None for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
+    if isinstance(node, ast.Name):
+        return constants.get(node.id)
     if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else f"{{{_short(part)}}}" for part in node.values]
-        return "".join(map(str, parts))
+        return "".join(_part(part, constants) for part in node.values)
     return None
 
 
-def _short(part: ast.expr) -> str:
-    """An expression inside an f-string, cut where it is long."""
-    source = ast.unparse(part.value) if isinstance(part, ast.FormattedValue) else ast.unparse(part)
-    return source if len(source) <= 40 else "…"
+def _part(part: ast.expr, constants: dict[str, str]) -> str:
+    """One part of an f-string: its text, the text of a constant, or the expression in braces, cut where it is long."""
+    if isinstance(part, ast.FormattedValue):
+        if (text := text_of(part.value, constants)) is not None:
+            return text
+        source = ast.unparse(part.value)
+        return f"{{{source}}}" if len(source) <= 40 else "{…}"
+    return text_of(part, constants) or ""
 
 
-def messages(path: Path) -> Iterator[tuple[str, str]]:
-    """Error class and message of every `raise` in a file whose message stands there."""
+def constants_of(tree: ast.Module) -> dict[str, str]:
+    """The string constants that a module defines at its top, by name."""
+    constants: dict[str, str] = {}
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and (text := text_of(node.value, constants)) is not None:
+            constants[target.id] = text
+    return constants
+
+
+def messages(path: Path, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Error class and message of every error that a file makes with a message of its own."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-            name, arguments = node.exc.func.id, node.exc.args
-            if name in ERRORS and arguments and (text := text_of(arguments[0])):
-                yield name, text
+        is_error = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS
+        if is_error and node.args and (text := text_of(node.args[0], constants)):
+            yield node.func.id, text
 
 
 def page() -> str:
     """The page's content."""
     entries: dict[str, dict[str, None]] = {name: {} for name in ERRORS}
-    for path in sorted((ROOT / "hbaf_edge").rglob("*.py")):
-        for name, text in messages(path):
+    files = sorted((ROOT / "hbaf_edge").rglob("*.py"))
+    constants: dict[str, str] = {}
+    for path in files:
+        constants |= constants_of(ast.parse(path.read_text(encoding="utf-8")))
+    for path in files:
+        for name, text in messages(path, constants):
             entries[name][text] = None
     parts = [HEAD]
     for name, meaning in ERRORS.items():

@@ -45,7 +45,7 @@ class Recipe:
     float_blocks: tuple[str, ...] = ()  # blocks to compute and store in float32
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as manifests and reports store it."""
+        """The recipe as manifests and reports store it: "narrow" and "migration" are keys of bundle format 1."""
         return {"profile": self.profile, "method": self.method, "narrow": self.reduce_range,
                 "migration": self.smoothquant, "float_blocks": self.float_blocks}  # fmt: skip
 

@@ -2,7 +2,7 @@
 
     python -m export.score runs/int8-bundle --reference runs/float32-bundle
 
-MELD test turn by turn with text only; RAVDESS actors 17-20 with audio only. It needs the corpora of DATA.md.
+MELD test turn by turn with text only; RAVDESS actors 17-20 with audio only. It needs the corpora of docs/data.md.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class DynamicBatcher(Generic[Item]):
             retry: task that adds the item again. It is submitted if this thread already waits for another batch.
 
         Returns:
-            the whole batch on the thread that started it; None on the threads that joined it.
+            the whole batch, on the thread that fills it or, if it does not fill in time, on the thread that started it;
+            None on all others.
         """
         deadline, thread_id = time.perf_counter() + self._max_wait_s, threading.get_ident()
         with self._lock:
@@ -51,21 +52,20 @@ class DynamicBatcher(Generic[Item]):
                 return None
             batch = self._batch = self._batch or []
             batch.append(item)
-            if len(batch) == self._max_batch_size:
+            is_full = len(batch) == self._max_batch_size
+            if is_full:
                 self._batch = None
+        if is_full:
+            return batch  # the thread that started the batch may still be waiting for a task
         if not is_first:
-            self._workers.submit(_wake)  # the thread that started the batch may be waiting for a task
             return None
         self._waiting_threads.add(thread_id)
         while self._batch is batch and (timeout := deadline - time.perf_counter()) > 0:
-            if not self._workers.run_next(timeout, lambda task: task is _wake or self._adds_item(task)):
+            if not self._workers.run_next(timeout, self._adds_item):
                 break  # no task came in time, or the next task is of another kind and must not wait
         self._waiting_threads.discard(thread_id)
         with self._lock:
-            if self._batch is batch:
-                self._batch = None
+            if self._batch is not batch:
+                return None  # another thread filled the batch and has it
+            self._batch = None
         return batch
-
-
-def _wake() -> None:
-    """Do nothing: the task only wakes a thread."""

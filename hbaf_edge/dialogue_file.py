@@ -53,11 +53,11 @@ class Utterance:
     is_turn: bool = True
 
     def located_error(self, error: str) -> str:
-        """The error with its file and line in front, unless it names the file itself."""
+        """The error with its file and line in front. Without a line, an error that names the file stays as it is."""
         file = "standard input" if self.source == STDIN else self.source
         if self.line is not None:
             return f"{file}, line {self.line}: {error}"
-        return error if file is None or file in error else f"{file}: {error}"
+        return error if file is None or error.startswith(file) or repr(file) in error else f"{file}: {error}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def read_utterances(stream: BinaryIO, name: str, folder: Path) -> Iterator[Utter
         line = line.removeprefix(BOM)
         if is_empty and is_complete and not _is_text(line):
             raise InputError(f"{title} is not a UTF-8 text file; {EXPECTED}; pass audio from a pipe with --audio")
-        if not line.strip():
+        if is_complete and not line.strip():
             continue
         is_empty = False
         if is_complete:

@@ -257,7 +257,7 @@ def _check_result(request: Request, result: Result) -> None:
     ):  # fmt: skip
         if not np.isfinite(array).all():
             raise BackendError(
-                f"{name} of this turn hold values that are not finite; nothing was committed. Is the bundle damaged?"
+                f"{name} of this turn: not all values are finite; nothing was committed. Is the bundle damaged?"
             )
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from hbaf_edge.calls import Call, TurnResult, TurnTarget
 from hbaf_edge.engine import Engine
+from hbaf_edge.errors import BackendError
 from hbaf_edge.features import Features
 from hbaf_edge.prediction import Prediction
 from hbaf_edge.stats import Stats
@@ -34,8 +35,9 @@ class PendingTurn:
         on_commit: Callable[[list[TurnResult]], object], stats: Stats,
     ) -> None:  # fmt: skip
         self.future: Future[Prediction] = Future()
+        self._is_claimed = False
         self._get_features, self._stats = get_features, stats
-        self._call = Call(engine, [target], on_commit, self._resolve, self.future.set_running_or_notify_cancel)
+        self._call = Call(engine, [target], on_commit, self._resolve, self._claim_future)
 
     def submit(self) -> Future[Prediction]:
         """Decode on this thread, submit the turn, and return the future.
@@ -62,8 +64,10 @@ class PendingTurn:
                 threading.Thread(target=self._submit_and_count, name="hbaf_edge_decode", daemon=True).start()
             else:
                 self._submit_and_count()
-        except BaseException:
+        except BaseException as error:
             self._call.cancel()
+            if isinstance(error, RuntimeError) and not isinstance(error, BackendError):  # no thread could be started
+                raise BackendError(f"no thread can be started to decode this turn ({error}); use predict") from error
             raise
 
     def _submit_and_count(self) -> None:
@@ -75,10 +79,15 @@ class PendingTurn:
                 self._stats.add_failure()
                 raise
 
+    def _claim_future(self) -> bool:
+        """Make the future running, so that it cannot be cancelled any more; False if it was. May be called once."""
+        self._is_claimed = True
+        return self.future.set_running_or_notify_cancel()
+
     def _resolve(self, call: Call) -> None:
         """Copy the call's outcome to the future. Runs on a worker."""
         future = self.future
-        if not future.running() and not future.set_running_or_notify_cancel():
+        if not (future.running() if self._is_claimed else self._claim_future()):
             return
         try:
             (result,) = call.outcome.wait()

@@ -276,7 +276,7 @@ class HBAFRuntime:
             sample_format=sample_format,
         )  # fmt: skip
         pending = self._count_failure(lambda: self._pending_turn(turn))
-        pending.start(in_thread=audio is not None)
+        self._count_failure(lambda: pending.start(in_thread=audio is not None))
         return await asyncio.shield(asyncio.wrap_future(pending.future))
 
     def submit(self, audio: Any = None, **arguments: Any) -> Future[Prediction]:

@@ -74,7 +74,6 @@ class LiveTurn:
         self._audio_lock = threading.Lock()  # of resampler and log-mel; locked while they compute
         self._call: Call | None = None  # the last call of `finish` or `revise`
         self._chunks: deque[tuple[NDArray[np.float32], bool]] = deque()  # chunk, whether silence reaches 1 s in it
-        self._is_scheduled = False  # whether a worker is asked to process the chunks
         self._closed_as = ""  # why no audio is accepted: "over", "finished", "cancelled", "lost"; "" if it is
         self._worker_error: Exception | None = None  # not raised to a caller yet
         self._rate: int | None = None
@@ -125,13 +124,7 @@ class LiveTurn:
             chunk = mix(block)  # raises InputError for invalid samples, before anything is stored
             self._rate, self._mix = rate, mix
             self._chunks.append((chunk, self._silence.feed(chunk, rate, int32_peak)))
-            was_scheduled, self._is_scheduled = self._is_scheduled, True
-        if not was_scheduled:
-            try:
-                engine.workers.submit(self._process_on_worker)
-            except BaseException:
-                self._is_scheduled = False  # the next chunk tries again
-                raise
+        engine.workers.submit(self._process_on_worker)  # every time: a chunk whose submission failed is not forgotten
 
     def provisional(self, text: str | None = None) -> Prediction:
         """Estimate the emotion so far. Nothing is committed; `Prediction.turn` is the number it would get now.
@@ -264,16 +257,19 @@ class LiveTurn:
         tokens, warnings = text_features(text, engine.tokeniser)
         if tokens is None:
             raise InputError(f"the text {text!r:.80} has no words; give revise() the transcript of the turn")
-        while not self._start_call(None):
-            pass
-        if self._turn is None:
-            raise InputError(
-                f"this turn is {self._closed_as or 'not finished'}; give its text to finish(), which then needs no "
-                "revision"
-            )
-        target = self._target._replace(revised=self._turn)
-        call = Call(engine, [target], self._on_revised, audio_states=self._audio_states)
-        return self._run(call, lambda: Features(None, tokens, warnings + self._warnings))
+        call = Call(engine, [self._target], self._on_revised)
+
+        def get_features() -> Features:
+            """Runs when this call is the turn's current one: no other thread changes the turn until it ends."""
+            if self._turn is None:
+                raise InputError(
+                    f"this turn is {self._closed_as or 'not finished'}; give its text to finish(), which then needs no "
+                    "revision"
+                )
+            call.targets, call.audio_states = [self._target._replace(revised=self._turn)], self._audio_states
+            return Features(None, tokens, warnings + self._warnings)
+
+        return self._run(call, get_features)
 
     def _check_open(self) -> None:
         if self._turn is not None or self._closed_as in ("cancelled", "lost"):
@@ -318,8 +314,6 @@ class LiveTurn:
 
     def _process_on_worker(self) -> None:
         """Process the queued chunks during speech, unless another thread is using the audio."""
-        with self._state_lock:
-            self._is_scheduled = False
         if not self._audio_lock.acquire(blocking=False):
             return
         try:

@@ -5,7 +5,8 @@ and locks here are those written in C: `threading.Condition`, semaphores and fut
 handler that raises can leave them locked. Locks are reentrant because a signal handler may call the runtime too.
 
 Python stops daemon threads when they next take the interpreter lock. Inside C++ or Rust code that aborts the process.
-Therefore all submitted tasks are completed, and all native calls have returned, before Python exits.
+Therefore Python's exit waits for all submitted tasks (Ctrl-C drops those that have not started), and up to
+MAX_EXIT_WAIT for native calls.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar, cast
 
@@ -26,7 +28,7 @@ from hbaf_edge.errors import BackendError
 T = TypeVar("T")
 Task = Callable[[], object]
 log = logging.getLogger("hbaf_edge")
-MAX_EXIT_WAIT = 10.0  # seconds that Python's exit waits for native calls of other threads
+MAX_EXIT_WAIT = 10.0  # seconds that exit waits for native calls, and after Ctrl-C for each worker
 
 _lock = threading.RLock()
 _native_threads: set[int] = set()  # identifiers of the threads that are inside a native call
@@ -90,8 +92,11 @@ class _Shared:
         with self.lock:
             if not self.is_closed and not self.busy:
                 queued = []
-                while not self.tasks.empty():
-                    queued.append(self.tasks.get())
+                # Not `empty()` and `get()`: an idle thread may take the last task in between, and `get` would wait for
+                # another one with the lock held.
+                with suppress(Empty):
+                    while True:
+                        queued.append(self.tasks.get_nowait())
                 self.is_closed = all(task is None for task in queued)
                 for task in queued:
                     self.tasks.put(task)
@@ -99,7 +104,7 @@ class _Shared:
 
 
 class Workers:
-    """A fixed number of threads that run tasks in the order of submission.
+    """A fixed number of threads that start tasks in the order of submission.
 
     Args:
         count: number of threads.
@@ -151,7 +156,7 @@ class Workers:
 
         Args:
             timeout: seconds to wait for a task.
-            is_wanted: whether to run a task. A task that is not wanted is queued again.
+            is_wanted: whether to run a task. A task that is not wanted goes to the end of the queue.
 
         Returns:
             whether a task was run.
@@ -167,12 +172,12 @@ class Workers:
         return True
 
     def check_may_wait(self) -> None:
-        """Raise if the calling thread is a worker: it would wait for work that it has to do itself.
+        """Raise if the calling thread is running a task: it would wait for work that it has to do itself.
 
         Raises:
-            BackendError: the calling thread is one of these workers.
+            BackendError: the calling thread is one of these workers, or runs tasks because there is no worker.
         """
-        if self.is_worker_thread():
+        if self.is_worker_thread() or getattr(_inline, "queued", None) is not None:
             raise BackendError(
                 "this call would wait for itself here, in a hook or a future's callback; use submit, or another thread"
             )

@@ -201,7 +201,7 @@ def main(
         manifest = build(out, Sizes(model["window"], model["heads"], model["width"] // model["heads"]))
     except HBAFError as error:
         raise SystemExit(str(error)) from error
-    print(json.dumps({"out": str(out), "bytes": sum(b["bytes"] for b in manifest["builds"])}))
+    print(f"{out}: {len(manifest['builds'])} kernels, {sum(b['bytes'] for b in manifest['builds']) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ EXAMPLES = ROOT / "hbaf_edge" / "examples"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `data` without the corpora of DATA.md, and tests marked `gpu` without a GPU.
+    """Skip tests marked `data` without the corpora of docs/data.md, and tests marked `gpu` without a GPU.
 
     Tests that use the tiny model get the marker `exports`, so that `make quick` can leave out its export (30 s).
     """
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from training.corpora.records import data_folder
 
     no_gpu = pytest.mark.skip(reason="PyTorch does not find an NVIDIA GPU")
-    no_data = pytest.mark.skip(reason="the corpora of DATA.md are missing; set HBAF_DATA")
+    no_data = pytest.mark.skip(reason="the corpora of docs/data.md are missing; set HBAF_DATA")
     for item in items:
         if "tiny" in getattr(item, "fixturenames", ()):
             item.add_marker("exports")

@@ -1,4 +1,4 @@
-"""Small generated corpora in the formats of DATA.md, and training settings small enough for them."""
+"""Small generated corpora in the formats of docs/data.md, and training settings small enough for them."""
 
 import copy
 import json

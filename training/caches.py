@@ -1,21 +1,26 @@
 """A cache of encoder states on disk, so that a model on frozen encoders can be trained on two CPU cores.
 
-A cache is a folder `.cache/states/KEY`. KEY is a hash of the encoder's weights, the code of the front end and the
-settings. The folder has one file per clip or text with its (frames, states, dim) states in float16. Files are written
-atomically: a killed run loses only the file it was writing, and several processes may fill the same cache.
+A cache is a folder `.cache/states/KEY`. KEY is a hash of the encoder's weights, the front end's code and the settings:
+
+    states.bin     float16, the (frames, states, dim) of all clips or texts one after another
+    index.jsonl    one line per entry: its key and its number of frames
+
+Both files only grow. A killed run loses only the entries it was writing; the next run continues after the last complete
+line. One memory map serves all entries, so that a corpus of any size needs a single file descriptor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import os
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -31,6 +36,7 @@ from training.batches import Tokens
 from training.files import cache_folder
 
 States = NDArray[np.float16]
+FLUSH_EVERY = 64  # entries between two writes to disk: at most so many are lost when a run is killed
 Encode = Callable[[list[str]], Iterable[tuple[str, States]]]  # missing keys -> (key, states) in any order
 
 
@@ -38,20 +44,25 @@ class StateCache:
     """States by key: `cache[key]` is (frames, states, dim) float16, memory-mapped.
 
     Args:
-        folder: created on the first write.
+        folder: created if it does not exist.
         shape: (states, dim).
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.shape = folder, shape
+        self._states_path, self._index_path = folder / "states.bin", folder / "index.jsonl"
+        self._spans: dict[str, tuple[int, int]] = {}
+        self._states: NDArray[np.float16] | None = None
+        self._read()
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).exists()
+        return key in self._spans
 
     def __getitem__(self, key: str) -> States:
-        return np.memmap(self._path(key), np.float16, "c").reshape(
-            -1, *self.shape
-        )  # copy-on-write: torch warns about read-only arrays
+        start, end = self._spans[key]
+        assert self._states is not None
+        return self._states[start:end]
 
     def add(self, keys: Sequence[str], encode: Encode, description: str) -> None:
         """Encode the keys that are not cached yet, with a progress bar.
@@ -61,22 +72,58 @@ class StateCache:
             encode: computes the states of missing keys.
             description: label of the progress bar.
         """
-        missing = [key for key in keys if key not in self]
-        if not missing:
-            return
-        console = Console(stderr=True)
-        if len(missing) < len(keys):
-            console.print(f"{description}: {len(keys) - len(missing)} of {len(keys)} are already cached")
-        for key, states in track(encode(missing), description=description, total=len(missing), console=console):
-            path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            np.ascontiguousarray(states, np.float16).tofile(part)
-            part.replace(path)
+        with FileLock(self.folder / "lock"):
+            self._remove_incomplete()
+            self._read()  # another process may have added entries meanwhile
+            missing = [key for key in keys if key not in self]
+            if not missing:
+                return
+            console = Console(stderr=True)
+            if len(missing) < len(keys):
+                console.print(f"{description}: {len(keys) - len(missing)} of {len(keys)} are already cached")
+            with self._states_path.open("ab") as states, self._index_path.open("a") as index:
+                entries = track(encode(missing), description=description, total=len(missing), console=console)
+                self._write(entries, states, index)
+            self._read()
 
-    def _path(self, key: str) -> Path:
-        name = hashlib.sha256(key.encode()).hexdigest()
-        return self.folder / name[:2] / name[2:]
+    def _write(self, entries: Iterable[tuple[str, States]], states: IO[bytes], index: IO[str]) -> None:
+        """Append entries. The states are written before their index lines, so that every line is valid."""
+        lines: list[str] = []
+        for key, array in entries:
+            states.write(np.ascontiguousarray(array, np.float16).tobytes())
+            lines.append(json.dumps([key, len(array)]) + "\n")
+            if len(lines) == FLUSH_EVERY:
+                states.flush()
+                index.writelines(lines)
+                index.flush()
+                lines = []
+        states.flush()
+        index.writelines(lines)
+
+    def _index_lines(self) -> bytes:
+        """The complete lines of the index; a line that is still being written is left out."""
+        content = self._index_path.read_bytes() if self._index_path.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def _remove_incomplete(self) -> None:
+        """Cut off what a killed run left incomplete. Call it with the lock: another process may be writing."""
+        lines = self._index_lines()
+        frames = sum(count for _, count in map(json.loads, lines.splitlines()))
+        if self._index_path.exists() and self._index_path.stat().st_size > len(lines):
+            self._index_path.write_bytes(lines)
+        if self._states_path.exists():
+            with self._states_path.open("r+b") as file:
+                file.truncate(2 * int(np.prod(self.shape)) * frames)
+
+    def _read(self) -> None:
+        """Read the index and map the states that it lists."""
+        end, spans = 0, {}
+        for key, frames in map(json.loads, self._index_lines().splitlines()):
+            spans[key] = (end, end + frames)
+            end += frames
+        self._spans = spans
+        if end:  # copy-on-write, because torch warns about read-only arrays
+            self._states = np.memmap(self._states_path, np.float16, "c", shape=(end, *self.shape))
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def data_folder() -> Path:
-    """Folder of the corpora of DATA.md: $HBAF_DATA, or `../shared/data` next to the checkout."""
+    """Folder of the corpora of docs/data.md: $HBAF_DATA, or `../shared/data` next to the checkout."""
     return Path(os.environ.get("HBAF_DATA") or CHECKOUT.parent / "shared" / "data")
 
 

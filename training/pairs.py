@@ -22,9 +22,9 @@ MIN_SENTENCE_LENGTH = 12  # characters; shorter neutral sentences are too empty 
 class PartnerSampler:
     """Sample clips for texts, with the same label or mismatched.
 
-    No available corpus has natural audio with natural text, so a text of label y gets a clip of label y from the acted
-    corpora ("label-matched pairs" in the model card). Some of the clips are mismatched, and either modality is dropped
-    at random, so that relevance and gate learn to reject a modality.
+    This recipe's data have no natural pairs of audio and text, so a text of label y gets a clip of label y from the
+    acted corpora ("label-matched pairs" in the model card). Some of the clips are mismatched, and either modality is
+    dropped at random, so that relevance and gate learn to reject a modality.
     """
 
     def __init__(self, clips: Sequence[Utterance], uninformative_clips: Sequence[Utterance]) -> None:

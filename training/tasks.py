@@ -183,8 +183,6 @@ class Predictions:
 @torch.inference_mode()
 def predict(module: TrainingModule, features: FeatureProvider, dialogues: Sequence[Dialogue], use: Use) -> Predictions:
     """Predict every turn that has a modality of `use`. Each dialogue is a history of its own."""
-    was_training = module.training
-    module.eval()
     predicted: list[PredictedTurn] = []
     histories = []
     for dialogue in dialogues:
@@ -197,9 +195,13 @@ def predict(module: TrainingModule, features: FeatureProvider, dialogues: Sequen
         histories += [history] if history else []
     if not histories:
         raise TrainingError(f"no turn of these dialogues has {use}; there is nothing to predict")
-    outputs = [module.output(group) for group in batches.group_histories(histories, PREDICT_TURNS)]
+    was_training = module.training
+    module.eval()
+    try:
+        outputs = [module.output(group) for group in batches.group_histories(histories, PREDICT_TURNS)]
+    finally:
+        module.train(was_training)
     logits, embedding = (torch.cat([x.float().cpu() for x in parts]) for parts in list(zip(*outputs))[:2])
-    module.train(was_training)
     return Predictions(logits, embedding, predicted)
 
 

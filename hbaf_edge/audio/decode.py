@@ -194,7 +194,7 @@ def _ends_in_silence(tail: NDArray[Any], frames: int, rate: int, scale: float = 
 
 
 def _sndfile_blocks(file: soundfile.SoundFile, rate: int) -> Iterator[NDArray[np.float32]]:
-    """All samples, one second at a time."""
+    """All samples, in blocks of at most one second."""
     left = file.frames if file.frames < MAX_FRAMES and not _is_mpeg(file) else MAX_FRAMES
     while left > 0:
         block = file.read(min(rate, left), dtype="float32", always_2d=True)
@@ -251,7 +251,7 @@ def _pyav(source: Source, reason: str) -> Tail:
         recording.close()
     if recording.damaged:
         seconds = tail.frames / tail.rate
-        note = f"{source.name} is damaged: {recording.damaged} parts of it were skipped, {seconds:.2f} s used"
+        note = f"{source.name} is damaged: {recording.damaged} of its parts could not be decoded, {seconds:.2f} s used"
         tail = tail._replace(warnings=(note,))
     return tail
 

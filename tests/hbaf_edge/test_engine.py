@@ -96,6 +96,15 @@ class TestOrder:
             assert (first.result(30).turn, third.result(30).turn) == (0, 1)
         assert chat.turn == 2
 
+    def test_cancelling_right_before_the_commit_logs_no_error(self, runtime, caplog):
+        pending = runtime._pending_turn({"text": "Hello."})  # the moment cannot be hit through the public interface
+        assert pending.future.cancel()
+        assert not pending._claim_future(), "the engine asks this right before a commit"
+        pending._call.outcome.fail(BackendError("cancelled"))
+        pending._resolve(pending._call)
+        assert pending.future.cancelled()
+        assert not caplog.records
+
     def test_cancelling_a_future_wakes_its_waiters_and_never_removes_a_committed_turn(self, runtime, tiny):
         chat = runtime.conversation()
         with spy_on_backend(runtime) as backend:
@@ -323,7 +332,7 @@ class TestFailures:
         before = chat.to_bytes()
         with spy_on_backend(runtime) as backend:
             backend.after = spoil
-            with pytest.raises(BackendError, match="not finite; nothing was committed"):
+            with pytest.raises(BackendError, match="not all values are finite; nothing was committed"):
                 runtime.predict(text="Hm.", conversation=chat)
         assert chat.to_bytes() == before
         assert runtime.predict(text="Hm.", conversation=chat).turn == 1

@@ -254,3 +254,18 @@ def test_the_stream_example_prints_estimates_of_a_file(capsys):
     assert "audio+text" in lines[-2]
     with pytest.raises(InputError, match="cannot be read"):
         stream.main(stream.EXAMPLE.parent / "conversation.jsonl", fast=True)
+
+
+def test_turn_can_be_revised_by_two_threads_at_once(runtime):
+    chat = runtime.conversation()
+    turn = runtime.begin(conversation=chat)
+    turn.feed(speech(0.4), 16_000)
+    turn.finish()
+    revisions = []
+    threads = [threading.Thread(target=lambda n=n: revisions.append(turn.revise(f"Transcript {n}."))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [p.turn for p in revisions] == [0] * 4
+    assert chat.turn == 1

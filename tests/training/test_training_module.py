@@ -1,6 +1,8 @@
 """The training module with frozen and trained encoders, batches of different lengths, and state caches."""
 
 import copy
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -119,29 +121,52 @@ def test_cache_encodes_only_missing_keys_after_a_crash(tmp_path):
         yield from (entry(k) for k in keys[:2])
         raise RuntimeError("crash")
 
-    cache = caches.StateCache(tmp_path / "c", (2, 4))
+    folder = tmp_path / "c"
     with pytest.raises(RuntimeError):
-        cache.add(["1", "2", "3"], crash, "states")
+        caches.StateCache(folder, (2, 4)).add(["1", "2", "3"], crash, "states")
+    folder.joinpath("index.jsonl").write_text('["1", 3]\n["9", ')  # one complete line, one that was cut
+    folder.joinpath("states.bin").write_bytes(entry("1")[1].tobytes() + b"half an entry")
     encoded = []
 
     def encode(keys):
         encoded.extend(keys)
         return (entry(k) for k in keys)
 
-    again = caches.StateCache(tmp_path / "c", (2, 4))
+    again = caches.StateCache(folder, (2, 4))
     again.add(["1", "2", "3"], encode, "states")
     again.add(["1", "2", "3"], encode, "states")
-    assert encoded == ["3"]
+    assert encoded == ["2", "3"]
     assert [float(again[k].max()) for k in ("1", "2", "3")] == [1.0, 2.0, 3.0]
     assert again["3"].shape == (3, 2, 4)
 
 
-def test_partly_written_entry_is_not_in_the_cache(tmp_path, monkeypatch):
+def test_opening_a_cache_does_not_change_what_another_process_is_writing(tmp_path):
+    folder = tmp_path / "c"
+    caches.StateCache(folder, (1, 2)).add(["1"], lambda keys: [("1", np.ones((2, 1, 2), np.float16))], "states")
+    with (folder / "states.bin").open("ab") as states, (folder / "index.jsonl").open("a") as index:
+        states.write(b"12345678")
+        index.write('["2", ')
+    before = [(folder / name).read_bytes() for name in ("states.bin", "index.jsonl")]
+    cache = caches.StateCache(folder, (1, 2))
+    assert "1" in cache
+    assert "2" not in cache
+    assert [(folder / name).read_bytes() for name in ("states.bin", "index.jsonl")] == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_many_entries_need_few_file_descriptors(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 64
     cache = caches.StateCache(tmp_path / "c", (1, 2))
-    monkeypatch.setattr("pathlib.Path.replace", lambda *paths: pytest.fail("killed"))
-    with pytest.raises(pytest.fail.Exception):
-        cache.add(["1"], lambda keys: [("1", np.ones((2, 1, 2), np.float16))], "states")
-    assert "1" not in cache
+    keys = [str(k) for k in range(200)]
+    cache.add(keys, lambda missing: ((k, np.ones((2, 1, 2), np.float16)) for k in missing), "states")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 20, hard))
+    try:
+        assert len([cache[k] for k in keys]) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_augmented_variants_of_a_clip_differ_and_are_reproducible(tiny, clips, tmp_path, monkeypatch):

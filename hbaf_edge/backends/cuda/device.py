@@ -48,7 +48,9 @@ def open_graph_driver() -> Driver | None:
     try:
         return Driver()
     except BackendError as error:
-        log.warning("turns are launched one by one, not as a graph: %s", error)
+        log.warning(
+            "kernels are launched one by one, not as a CUDA graph: cuda-bindings cannot be used (%s)", error.__cause__
+        )
         return None
 
 
