@@ -1,4 +1,4 @@
-"""`Engine`: it computes every turn, whether it comes from predict, a batch, a live turn, asyncio or a server.
+"""The engine, which computes every turn, whether it comes from predict, a batch, a live turn, asyncio or a server.
 
 Calls (hbaf_edge/calls.py) bring features. Workers compute them with a snapshot of their conversations and commit the
 results only if the conversations have not changed meanwhile; otherwise they compute them again.

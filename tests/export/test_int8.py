@@ -173,3 +173,15 @@ def test_result_does_not_depend_on_other_conversations_in_the_batch(tiny, calibr
     a, b = runtime.conversation(), runtime.conversation()
     batched = runtime.predict_batch([{**quiet, "conversation": a}, {**loud, "conversation": b}])[0]
     assert max(abs(single.probabilities[k] - batched.probabilities[k]) for k in single.probabilities) <= 1e-6
+
+
+def test_default_bundle_has_int8_weights_and_an_int8_embedding_table():
+    bundle = load_bundle()
+    for name in GRAPHS:
+        graph = onnx.load_from_string(bundle.graph(name)).graph
+        floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+        integers = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        assert sum(np.prod(t.dims) for t in integers) > 5 * sum(np.prod(t.dims) for t in floats), name
+    weights = onnx.load_from_string(bundle.graph("text")).graph.initializer
+    table = next(t for t in weights if list(t.dims) == [30522, 384])
+    assert numpy_helper.to_array(table).dtype == np.int8

@@ -235,7 +235,7 @@ def test_a_turn_can_be_finished_again_when_the_backend_has_failed(tiny):
     assert_same(turn.finish(), offline, 1e-5)
 
 
-def test_all_methods_raise_when_the_runtime_is_closed(tiny):
+def test_feed_finish_and_provisional_raise_when_the_runtime_is_closed(tiny):
     runtime = HBAFRuntime(tiny.bundle, threads=1)
     turn = begin_and_feed(runtime, None, speech(0.3))
     runtime.close()

@@ -241,9 +241,9 @@ class DialogueOnGpu:
     ) -> tuple[Array, Array, Array, Array]:
         """Compute at most `capacity` requests."""
         scope, batch, views = self._scope, len(requests), [request.view for request in requests]
-        outputs, updates = scope.outputs(batch), scope.pool.assign(views)
         if codes.shape != (batch, 2, scope.d):
             raise BackendError(f"codes have shape {codes.shape}; the GPU takes {(batch, 2, scope.d)}")
+        outputs, updates = scope.outputs(batch), scope.pool.assign(views)
         try:
             with self._device.current_context("in the middle of a turn; it was not committed"):
                 inputs = scope.inputs(views, updates, stack_contexts(requests), present)

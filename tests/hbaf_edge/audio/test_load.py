@@ -164,3 +164,9 @@ def test_sample_rate_is_rejected_when_it_is_not_a_whole_number(rate):
 def test_sample_rate_is_rejected_when_it_differs_from_the_file():
     with pytest.raises(InputError, match="has 16000 Hz"):
         load_audio(wav(speech(0.5)), 44_100)
+
+
+def test_file_object_stays_open():
+    file = io.BytesIO(wav(speech(0.5)))
+    load_audio(file)
+    assert not file.closed

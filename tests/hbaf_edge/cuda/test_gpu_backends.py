@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hbaf_edge import HBAFRuntime
+from hbaf_edge.backends.base import Request
 from hbaf_edge.backends.cuda.dialogue import DialogueOnGpu, DialogueScope, split_keys_values
 from hbaf_edge.backends.cuda.tensorrt_backend import TensorRTBackend
 from hbaf_edge.backends.cuda.weights import dialogue_weights
@@ -193,6 +194,34 @@ def test_a_reassigned_row_does_not_affect_its_new_conversation(tiny, cubins, pro
     for utterance in TURNS[:2]:
         assert_close(predict_turn(runtime, on_gpu, *utterance), predict_turn(cpu, on_cpu, *utterance))
     assert all(np.isfinite(ring).all() for ring in memories)
+
+
+@pytest.mark.slow
+def test_float16_stays_close_to_onnx_runtime(tiny, cubins):
+    runtime, *_ = open_runtime(tiny, cubins, "cuda", dtype="float16")
+    cpu = HBAFRuntime(tiny.bundle, threads=1)
+    on_gpu, on_cpu = runtime.conversation(), cpu.conversation()
+    for utterance in TURNS:
+        assert_close(predict_turn(runtime, on_gpu, *utterance), predict_turn(cpu, on_cpu, *utterance), atol=3e-3)
+
+
+def test_int8_weights_of_the_default_model_are_dequantised():
+    weights = dialogue_weights(load_bundle(None))
+    assert (weights.window, weights.heads, weights.e, len(weights.layers)) == (32, 4, 64, 2)
+    for layer in weights.layers:
+        assert layer["project"].shape == (2, 1024, 256)
+        assert 0.01 < layer["project"].std() < 0.2
+        assert np.isfinite(np.concatenate([x.ravel() for x in layer.values()])).all()
+
+
+def test_a_wrong_shape_or_window_is_an_error_before_any_launch(tiny, cubins):
+    runtime, device, scope = open_runtime(tiny, cubins, "cuda")
+    requests, launches = [Request(None, None, runtime.conversation().view(None))], len(device.launches)
+    with pytest.raises(BackendError, match=r"codes have shape \(1, 2, 3\); the GPU takes \(1, 2, 32\)"):
+        DialogueOnGpu(scope, device)(np.zeros((1, 2, 3), np.float32), np.ones((1, 2), bool), requests)
+    assert len(device.launches) == launches
+    with pytest.raises(BackendError, match="window of 32"):
+        DialogueScope(HostDevice(Sizes(5, 2, 16)), dialogue_weights(load_bundle(tiny.bundle)), "float32", 2)
 
 
 def test_float16_overflow_becomes_the_largest_number():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,9 +17,10 @@ from hbaf_edge.backends.cuda.driver import Driver
 from hbaf_edge.backends.cuda.kernels import choose
 from hbaf_edge.errors import BackendError
 from kernels.gate import DOMAIN, INPUTS, NAME
-from tests.hbaf_edge.cuda.host import FakeDriver
+from kernels.shipped import Sizes
+from tests.hbaf_edge.cuda.host import FakeDriver, HostDevice
 from tests.kernels.random_inputs import ROOT
-from tests.kernels.test_node import random_inputs
+from tests.kernels.test_node import random_inputs, reference
 from training.config import ModelConfig
 
 KERNELS = [k for k in choose("gate_node", 90, "float32", 32, 4, 64) if k.form == "ptx"]
@@ -40,6 +42,26 @@ def test_inputs_of_another_node_are_an_error():
         plugin.kernel_sizes(shapes[:-1])
     with pytest.raises(BackendError, match="of four axes"):
         plugin.kernel_sizes([shapes[0][:2], *shapes[1:]])
+
+
+@pytest.mark.parametrize("scope", ["utterance", "dialogue"])
+def test_kernel_with_the_plugins_arguments_equals_the_reference(scope):
+    """Names, sizes and grid of the shipped kernel, on a host that interprets it."""
+    tensors = [x.cpu() for x in random_inputs(scope)]
+    device, shapes = HostDevice(Sizes(6, 2, 16)), [tuple(x.shape) for x in tensors]
+    addresses = []
+    for x in tensors:
+        array = np.ascontiguousarray(x.numpy())
+        addresses.append(device.allocate(array.nbytes))
+        device.upload(addresses[-1], array.view(np.uint8))
+    output_shapes = [shapes[i] for i in (0, 10)]
+    outputs = [device.allocate(int(np.prod(shape)) * 4) for shape in output_shapes]
+    kernel = device.load(KERNELS)
+    names = [n for n, _ in kernel.kernel.arguments if not n.endswith("_scratch")]
+    values = dict(zip(names, [*addresses, *plugin.kernel_sizes(shapes), *outputs]))
+    device.launch(kernel, plugin.launch_grid(shapes), values)
+    for address, shape, expected in zip(outputs, output_shapes, reference(tensors, torch.float64)):
+        np.testing.assert_allclose(device.array(address, shape, np.float32), expected, atol=1e-5)
 
 
 def gate_graph(**attributes):
