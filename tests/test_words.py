@@ -1,6 +1,7 @@
 """Identifiers are named after what they are: vague participles such as `found` or `given` stay rare."""
 
 import ast
+import re
 from collections import Counter
 
 from tests.conftest import ROOT
@@ -21,8 +22,19 @@ def identifiers(tree):
             yield node.attr
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
+        elif isinstance(node, ast.ExceptHandler):
+            yield node.name or ""
         elif isinstance(node, ast.alias):
             yield node.asname or node.name.rpartition(".")[2]
+
+
+def parts_of(name):
+    """Return the lower-case words of a snake_case or CamelCase name.
+
+    >>> sorted(parts_of("HeldOut_set"))
+    ['held', 'out', 'set']
+    """
+    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
 def vague_names(source):
@@ -30,12 +42,12 @@ def vague_names(source):
     tree = ast.parse(source)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "hypothesis"]
     foreign = {alias.name for node in imports for alias in node.names}
-    return [name for name in identifiers(tree) if name not in foreign and VAGUE & set(name.lower().split("_"))]
+    return [name for name in identifiers(tree) if name not in foreign and VAGUE & parts_of(name)]
 
 
 def test_a_vague_part_of_a_name_is_detected():
-    source = "from hypothesis import given\n@given\ndef found_files(held=1): x.made = f(kept_rows=y)\nfounder = 1"
-    assert vague_names(source) == ["found_files", "held", "made", "kept_rows"]
+    source = "from hypothesis import given\n@given\ndef found_files(held=1): x.made = f(kept_rows=y)\nfounder = HeldOut"
+    assert sorted(vague_names(source)) == ["HeldOut", "found_files", "held", "kept_rows", "made"]
 
 
 def test_few_identifiers_are_vague():
