@@ -81,19 +81,28 @@ class Recording:
 
     def _frames(self) -> Iterator[NDArray[np.float32]]:
         """Decoded frames, (samples, channels), all with the same rate and number of channels."""
-        convert, channels = self._converter(), 0
+        channels = 0
+        for part in self._converted():
+            block = part.to_ndarray().reshape(part.samples, -1)
+            channels = channels or block.shape[1]
+            if block.shape[1] != channels:  # FFmpeg does not convert a layout without a name
+                block = np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
+            yield block
+
+    def _converted(self) -> Iterator[Any]:
+        """Decoded frames in the format of `_converter`; a frame that cannot be converted counts as damaged."""
+        convert = self._converter()
         for frame in self._decoded():
             try:
-                converted = convert.resample(frame)
+                yield from convert.resample(frame)
+                continue
             except ValueError:  # rate or channels change, as in a phone call that changes networks
                 convert = self._converter()
-                converted = convert.resample(frame)
-            for part in converted:
-                block = np.ascontiguousarray(part.to_ndarray().T)
-                channels = channels or block.shape[1]
-                if block.shape[1] != channels:  # FFmpeg does not convert a layout without a name
-                    block = np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
-                yield block
+            try:
+                yield from convert.resample(frame)
+            except ValueError:  # a broken packet may claim any number of channels
+                convert = self._converter()
+                self.damaged += 1
 
     def _decoded(self) -> Iterator[Any]:
         """The frames of all packets that can be decoded."""
@@ -112,7 +121,10 @@ class Recording:
                 self.damaged += 1
 
     def _converter(self) -> Any:
-        """A converter to planar float32 with the rate and the channels of the track's beginning."""
+        """A converter to interleaved float32 with the rate and the channels of the track's beginning.
+
+        Not planar: PyAV's arrays of planar frames with many channels crash the process now and then (18.1).
+        """
         import av
 
-        return av.AudioResampler(format="fltp", layout=self._layout, rate=self.rate)
+        return av.AudioResampler(format="flt", layout=self._layout, rate=self.rate)

@@ -247,3 +247,15 @@ def test_libmpg123_prints_nothing_to_standard_error():
     assert process.returncode == 0, process.stderr
     assert process.stderr.startswith("C output is back")
     assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not pyav.is_installed(), reason="the extra av is not installed")
+def test_recording_with_many_channels_is_decoded():
+    """PyAV's arrays of planar frames crash the process from eight channels on, so frames are read interleaved."""
+    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (4_000, 16)).astype(np.float32)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, channels, 16_000, format="WAV", subtype="FLOAT")
+    for _ in range(20):
+        recording = pyav.Recording(source.open_source(buffer.getvalue()))
+        np.testing.assert_array_equal(np.concatenate(list(recording.blocks())), channels)
+        recording.close()
