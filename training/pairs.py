@@ -118,7 +118,9 @@ class PairTask(CorpusTask):
         return Turn(u.label, speaker, text, self.features.audio(u, rng), (True, False))
 
     def evaluate(self) -> dict[str, float]:
-        """Dev scores; `score` is the mean of weighted F1 (text only) and UAR (audio only)."""
+        """Dev scores. `score` is the mean of weighted F1 (text only) and, with dev clips, UAR (audio only)."""
         text = self.scores(self.dev, "text")["weighted_f1"]
-        audio = self.scores(self.dev_clips, "audio")["uar"] if self.dev_clips else text
+        if not self.dev_clips:
+            return {"score": text, "text_weighted_f1": text}
+        audio = self.scores(self.dev_clips, "audio")["uar"]
         return {"score": (text + audio) / 2, "text_weighted_f1": text, "audio_uar": audio}
