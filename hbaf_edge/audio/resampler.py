@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +36,10 @@ class StreamResampler:
             import soxr
 
             self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        _instances[:] = [reference for reference in _instances if reference() is not None]
-        _instances.append(weakref.ref(self))
+            for freed in [reference for reference in _instances if reference() is None]:
+                with suppress(ValueError):  # another thread has removed it
+                    _instances.remove(freed)
+            _instances.append(weakref.ref(self))
 
     def __call__(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
         """(samples,) float32 -> (samples,) float32 at 16 kHz."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hbaf_edge.backends.cuda.driver import DEFAULT_SHARED_LIMIT, Driver, DriverError, LoadedKernel, capture
+from hbaf_edge.backends.cuda.driver import DEFAULT_SHARED_LIMIT, Driver, DriverError, LoadedKernel, capture, load_first
 from hbaf_edge.backends.cuda.kernels import Kernel
 from hbaf_edge.errors import BackendError
 from hbaf_edge.workers import run_at_exit
@@ -143,21 +143,16 @@ class Device:
         Raises:
             BackendError: it accepts none.
         """
-        cuda, errors = self._cuda, []
-        for kernel in candidates:
-            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
-            try:
-                function = cuda.module_from_buffer(content).get_function(kernel.name)
-                function.prepare("".join(code for _, code in kernel.arguments))
-                if kernel.shared > DEFAULT_SHARED_LIMIT:
-                    function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared)
-            except cuda.Error as error:
-                errors.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
-                continue
-            if errors:
-                log.warning("%s: using the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, errors)
-            return LoadedKernel(kernel, function)
-        raise BackendError(f"the driver accepts none of the kernels ({'; '.join(errors)}); update NVIDIA's driver")
+        return load_first(candidates, self._load, self._cuda.Error)
+
+    def _load(self, kernel: Kernel, content: bytes) -> Any:
+        """pycuda's function of one kernel."""
+        function = self._cuda.module_from_buffer(content).get_function(kernel.name)
+        function.prepare("".join(code for _, code in kernel.arguments))
+        if kernel.shared > DEFAULT_SHARED_LIMIT:
+            attribute = self._cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+            function.set_attribute(attribute, kernel.shared)
+        return function
 
     def launch(self, loaded: LoadedKernel, grid: tuple[int, int, int], values: Mapping[str, float]) -> None:
         """Launch a kernel on the stream; `values` are its arguments by name."""

@@ -80,28 +80,49 @@ class Driver:
         Raises:
             BackendError: it accepts none.
         """
-        errors: list[str] = []
-        for kernel in candidates:
-            content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
-            try:
-                module = self.call("cuModuleLoadData", content)
-                function = self.call("cuModuleGetFunction", module, kernel.name.encode())
-                if kernel.shared > DEFAULT_SHARED_LIMIT:
-                    limit = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                    self.call("cuFuncSetAttribute", function, limit, kernel.shared)
-            except DriverError as error:
-                errors.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
-                continue
-            if errors:
-                log.warning("%s: using the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, errors)
-            return LoadedKernel(kernel, function)
-        raise BackendError(f"the driver accepts none of the kernels ({'; '.join(errors)}); update NVIDIA's driver")
+        return load_first(candidates, self._load, DriverError)
+
+    def _load(self, kernel: Kernel, content: bytes) -> Any:
+        """The driver's function of one kernel."""
+        module = self.call("cuModuleLoadData", content)
+        function = self.call("cuModuleGetFunction", module, kernel.name.encode())
+        if kernel.shared > DEFAULT_SHARED_LIMIT:
+            limit = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self.call("cuFuncSetAttribute", function, limit, kernel.shared)
+        return function
 
     def launch(self, loaded: LoadedKernel, grid: Sequence[int], stream: int, values: tuple[float, ...]) -> None:
         """Launch a kernel on a stream of the current context; `values` have the kernel's argument order."""
         kernel, function = loaded
         arguments = values, tuple(CTYPES[code] for _, code in kernel.arguments)
         self.call("cuLaunchKernel", function, *grid, kernel.threads, 1, 1, kernel.shared, stream, arguments, 0)
+
+
+def load_first(
+    candidates: Sequence[Kernel], load: Callable[[Kernel, bytes], Any], driver_error: type[Exception]
+) -> LoadedKernel:
+    """Load the first kernel that the driver accepts, and log a warning about those before it.
+
+    Args:
+        candidates: best first.
+        load: a kernel and its cubin or PTX -> the driver's function; raises `driver_error` if it is not accepted.
+        driver_error: class of the driver's errors.
+
+    Raises:
+        BackendError: the driver accepts none.
+    """
+    errors: list[str] = []
+    for kernel in candidates:
+        content = kernel.content if kernel.form == "cubin" else kernel.content + b"\0"
+        try:
+            function = load(kernel, content)
+        except driver_error as error:
+            errors.append(f"{kernel.form} of {kernel.capability / 10}: {error}")
+            continue
+        if errors:
+            log.warning("%s: using the %s of %s; %s", kernel.name, kernel.form, kernel.capability / 10, errors)
+        return LoadedKernel(kernel, function)
+    raise BackendError(f"the driver accepts none of the kernels ({'; '.join(errors)}); update NVIDIA's driver")
 
 
 def capture(driver: Driver, stream: int, enqueue: Callable[[], None]) -> Any:
