@@ -97,7 +97,7 @@ AUDIO ?= audio
 RUNS ?= runs/$(if $(OPEN),open,default)
 BUNDLE ?= $(if $(OPEN),$(RUNS)/bundle,hbaf_edge/models/default)
 DIALOGUES := --corpus $(if $(OPEN),dailytalk,meld)
-PAIRS := $(DIALOGUES) $(if $(OPEN),,--also dailytalk@0.1) --pair --clips $(if $(OPEN),emogator --repeats 1,ravdess tess emogator) \
+PAIRS := $(DIALOGUES) $(if $(OPEN),,--also dailytalk@0.1) --pair --clips $(if $(OPEN),emogator --repeats 1,ravdess nemo emogator) \
   --copies 2 --turns 120 --smoothing 0.1
 # DailyTalk is more than twice as large as MELD. The share per epoch makes epochs of both take the same time.
 SHARE := --share $(if $(OPEN),0.45,1)
@@ -111,7 +111,7 @@ model: .venv/test.done
 	$(TRAIN) $(PAIRS) $(SHARE) --init $(RUNS)/apart --epochs 2 --learning-rate 1.5e-4 --out $(RUNS)/whole
 	$(BIN)/python -m training.evaluate $(RUNS)/whole --stress
 	$(BIN)/python -m export.release $(RUNS)/whole --work $(RUNS)/release --out $(BUNDLE) \
-	  --name "hbaf-edge $(if $(OPEN),open,default)"
+	  --name "hbaf-edge $(if $(OPEN),open,default)" --final
 
 .venv/bin/python:
 	@echo "== creating .venv with $$($(PYTHON) --version)"

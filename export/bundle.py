@@ -34,7 +34,7 @@ LICENCE_FILE = "LICENSE-WEIGHTS"
 NON_COMMERCIAL = {
     "id": "CC-BY-NC-SA-4.0",
     "commercial": False,
-    "why": "trained on RAVDESS and TESS, whose licences forbid commercial use",
+    "why": "trained on acted speech (RAVDESS and others) whose licences forbid commercial use",
 }
 TERMS = {
     "CC-BY-NC-SA-4.0": "Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):\n"
@@ -56,6 +56,13 @@ DATA: dict[str, dict[str, Any]] = {
     "dailytalk": {"name": "DailyTalk (transcripts)", "licence": "CC-BY-SA-4.0", "use": "text training", "open": True},
     "ravdess": {"name": "RAVDESS actors 1-14", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
     "tess": {"name": "TESS", "licence": "CC-BY-NC-ND-4.0", "use": "audio training", "open": False},
+    "nemo": {"name": "nEMO (Polish)", "licence": "CC-BY-NC-SA-4.0", "use": "audio training", "open": False},
+    "emospeech": {
+        "name": "EmoSpeech (Hindi and English words)",
+        "licence": "CC-BY-NC-SA-4.0",
+        "use": "audio training",
+        "open": False,
+    },
     "emogator": {"name": "EmoGator", "licence": "Apache-2.0", "use": "audio training (vocal bursts)", "open": True},
     "plain": {
         "name": "AMI (training meetings), synthetic voices and noise",
@@ -64,6 +71,7 @@ DATA: dict[str, dict[str, Any]] = {
         "open": True,
     },
 }
+PARITY_COLUMNS = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
 # These conversations pair texts with clips of the same label, so only differences between scores are meaningful.
 PRECISIONS = "Every precision against PyTorch in float32 (on one set of conversations: compare the rows)"
 LIMITS = [
@@ -269,11 +277,10 @@ def finish_bundle(source: Path, out: Path, name: str | None = None, parity: Path
 
 def _parity_rows(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
     """The rows of a parity chain, reduced to what a card shows. One of them must be of this bundle."""
-    columns = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
     try:
         steps = json.loads(path.read_text())["steps"]
         keys = {step["key"] for step in steps}
-        rows = [{column: step[column] for column in columns} for step in steps]
+        rows = [{column: step[column] for column in PARITY_COLUMNS} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of python -m export.verify --save ({error})") from None
     if bundle.key not in keys:
@@ -312,7 +319,7 @@ def licence_of(names: Sequence[str]) -> dict[str, Any]:
     """
     if set(names) <= set(OPEN_CORPORA):
         return OPEN
-    return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess"} & set(names) else OWN
+    return NON_COMMERCIAL if {"ravdess", "ravdess-8", "tess", "nemo", "emospeech"} & set(names) else OWN
 
 
 def data_of(names: Sequence[str]) -> list[dict[str, Any]]:

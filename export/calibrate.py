@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from export.compare import tapped_runtime
 from export.console import note, progress
-from export.conversations import conversations, counts, digest, predict_dialogue
+from export.conversations import conversations, counts, predict_dialogue
 from export.histogram import METHODS, Histogram, Method
 from export.quantizable_matmuls import QuantizableMatmul, quantizable_matmuls
 from export.smoothquant import ChannelStats
@@ -33,7 +33,7 @@ from hbaf_edge import __version__
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.errors import HBAFError
 from training.command import cli, emit
-from training.corpora.records import Dialogue
+from training.corpora.records import Dialogue, digest
 from training.files import write_json
 from training.loop import peak_memory
 

@@ -1,13 +1,11 @@
 """Conversations for calibration, sensitivity and parity: long and short ones, with audio, text or both in a turn.
 
 They come from the corpus that the checkpoint was trained on. If its turns have only text (the default recipe), each
-turn gets a clip of the same label, as in training (training/pairs.py). Calibrate on train, choose on dev, and read
-test once.
+turn gets a clip of the same label, as in training (training/pairs.py). Calibrate on train and choose on dev.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -36,7 +34,7 @@ def conversations(
 
     Args:
         manifest: of a bundle; it says which data the model was trained on.
-        split: train, dev or test.
+        split: train or dev.
         turns: number of turns in total, about.
         on: corpus to use instead of the model's own (`training.corpora`).
         seed: of the order and of the modalities.
@@ -86,19 +84,6 @@ def first_turns(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
             result.append(replace(dialogue, turns=dialogue.turns[:count]))
             count -= len(dialogue.turns)
     return result
-
-
-def digest(dialogues: Sequence[Dialogue]) -> str:
-    """SHA-256 of all names, texts, speakers, labels and audio files, in order."""
-    sha256 = hashlib.sha256()
-    audio_hashes: dict[str, bytes] = {}
-    for dialogue in dialogues:
-        for u in dialogue.turns:
-            if u.audio and str(u.audio) not in audio_hashes:
-                audio_hashes[str(u.audio)] = hashlib.sha256(u.audio.read_bytes()).digest()
-            sha256.update(repr((dialogue.name, u.text, u.speaker, u.label)).encode())
-            sha256.update(audio_hashes[str(u.audio)] if u.audio else b"-")
-    return sha256.hexdigest()
 
 
 def counts(dialogues: Sequence[Dialogue]) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""Score a bundle on the test sets through the runtime, and compare its labels with those of a reference bundle.
+"""Score a bundle through the runtime, turn by turn, and compare its labels with those of a reference bundle.
 
-    python -m export.score runs/int8-bundle --reference runs/float32-bundle
+    python -m export.score runs/int8-bundle --reference runs/float32-bundle    # on the dev splits of its training data
+    python -m export.score hbaf_edge/models/default --final                    # on test: once (training/ledger.py)
 
-MELD test turn by turn with text only; RAVDESS actors 17-20 with audio only. It needs the corpora of docs/data.md.
+It needs the corpora of docs/data.md.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ from export.compare import ModelOutputs, drift, score_turns
 from export.console import progress
 from export.conversations import predict_dialogue
 from hbaf_edge import HBAFRuntime, Prediction
+from hbaf_edge.bundle import load_bundle
+from training import ledger
 from training.command import cli, emit
-from training.corpora.records import UNLABELLED, Dialogue
-from training.evaluate import EvaluationSet, default_test_sets
+from training.config import ModelConfig
+from training.corpora.records import UNLABELLED, Dialogue, EvaluationSet, digest
+from training.evaluate import dev_sets, final_sets, scoring_config, scoring_corpus
 
 
 def predict_labelled_turns(
-    runtime: HBAFRuntime, test: EvaluationSet, description: str
+    runtime: HBAFRuntime, one: EvaluationSet, description: str
 ) -> tuple[list[Prediction], list[int]]:
-    """Predict every turn of a test set, each dialogue in its own conversation.
+    """Predict every turn of a set, each dialogue in its own conversation.
 
     Args:
         runtime: the model.
-        test: dialogues, and the modalities to use.
+        one: dialogues, and the modalities to use.
         description: for the progress bar.
 
     Returns:
         predictions and labels of the labelled turns.
     """
     predictions, labels = [], []
-    for dialogue in progress([_restrict(d, test.use) for d in test.dialogues], description):
+    for dialogue in progress([_restrict(d, one.use) for d in one.dialogues], description):
         for u, prediction in zip(dialogue.turns, predict_dialogue(runtime, dialogue), strict=True):
             if u.label != UNLABELLED:
                 predictions.append(prediction)
@@ -52,27 +56,43 @@ def _restrict(dialogue: Dialogue, use: str) -> Dialogue:
 
 
 def score(
-    bundle: Path, tests: dict[str, EvaluationSet], reference: Path | None = None, threads: int = 2
+    bundle: Path, sets: dict[str, EvaluationSet], reference: Path | None = None, threads: int = 2
 ) -> dict[str, Any]:
-    """Scores by test set; with a reference bundle also `against_float32`: flips, differences and cosines."""
+    """Scores by set; with a reference bundle also `against_float32`: flips, differences and cosines."""
     result: dict[str, Any] = {}
     runtime = HBAFRuntime(bundle, threads=threads)
     reference_runtime = HBAFRuntime(reference, threads=threads) if reference else None
     all_predictions: list[Prediction] = []
     reference_predictions: list[Prediction] = []
-    for name, test in tests.items():
-        predictions, labels = predict_labelled_turns(runtime, test, name)
+    for name, one in sets.items():
+        predictions, labels = predict_labelled_turns(runtime, one, name)
         result[name] = score_turns(ModelOutputs.of(predictions), labels, runtime.labels)
         if reference_runtime:
             all_predictions += predictions
-            reference_predictions += predict_labelled_turns(reference_runtime, test, f"{name}, reference")[0]
+            reference_predictions += predict_labelled_turns(reference_runtime, one, f"{name}, reference")[0]
     if reference_runtime:
         result["against_float32"] = drift(all_predictions, reference_predictions)
     return result
 
 
+def bundle_sets(manifest: dict[str, Any], final: bool = False) -> dict[str, EvaluationSet]:
+    """The dev sets of a bundle's training corpora by name, or with `final` its test sets."""
+    config = scoring_config({"train": manifest.get("training", {})})
+    corpus = scoring_corpus(config, ModelConfig.from_json(manifest["model"]))
+    return final_sets(config, corpus) if final else dev_sets(config, corpus)
+
+
+def final_scores(bundle: Path) -> dict[str, Any]:
+    """Score a bundle on its test sets, once, and enter the scores in the ledger."""
+    loaded = load_bundle(bundle)
+    sets = bundle_sets(loaded.manifest, final=True)
+    data = {name: digest(one.dialogues) for name, one in sets.items()}
+    name = f"{loaded.manifest['name']}, {loaded.manifest['precision']}"
+    return ledger.score_once(name, ledger.bundle_hash(loaded), data, lambda: score(bundle, sets))
+
+
 def headline(result: dict[str, Any]) -> dict[str, str]:
-    """One line per test set, and one for the difference from float32, as the model card shows them."""
+    """One line per set, and one for the difference from float32, as the model card shows them."""
     lines = {
         name: f"weighted F1 {s['weighted_f1']:.3f}, UAR {s['uar']:.3f} on {s['utterances']} utterances"
         for name, s in result.items() if name != "against_float32"
@@ -83,14 +103,15 @@ def headline(result: dict[str, Any]) -> dict[str, str]:
     return lines
 
 
-def main(bundle: Path, /, reference: Path | None = None, json_output: bool = False) -> None:
+def main(bundle: Path, /, reference: Path | None = None, final: bool = False, json_output: bool = False) -> None:
     """Score a bundle.
 
     Args:
         bundle: folder or .hbaf file.
         reference: float32 bundle of the same checkpoint.
+        final: score test instead of dev, and enter the scores in the ledger.
     """
-    result = score(bundle, default_test_sets(), reference)
+    result = final_scores(bundle) if final else score(bundle, bundle_sets(load_bundle(bundle).manifest), reference)
     emit(result, json_output, *(f"{name}: {line}" for name, line in headline(result).items()))
 
 

@@ -19,11 +19,11 @@ from rich.table import Column, Table
 from export.calibrate import Calibration, bundle_matmuls
 from export.compare import ModelOutputs, labels_of, measures, run_in_runtime, score_turns
 from export.console import progress
-from export.conversations import conversations, counts, digest, first_turns
+from export.conversations import conversations, counts, first_turns
 from export.int8 import quantise_bundle
 from export.qdq import Recipe, selected_matmuls
 from hbaf_edge.bundle import GRAPHS, Bundle
-from training.corpora.records import CorpusError, Dialogue
+from training.corpora.records import CorpusError, Dialogue, digest
 
 RANKING_TURNS = 400  # enough to see a block's flips and divergence; its weighted F1 is within noise
 

@@ -1,7 +1,7 @@
 """Compare every bundle of an export with PyTorch: the runtime turn by turn, PyTorch in one float32 pass per dialogue.
 
     python -m export.verify runs/mine runs/mine/float32                      # on conversations of the example's clips
-    python -m export.verify runs/mine runs/mine/float32 runs/mine/float16 runs/mine/int8 --split test
+    python -m export.verify runs/mine runs/mine/float32 runs/mine/float16 runs/mine/int8 --split dev
 
 Reports differences, label flips, cosines of the embedding and of every residual sum, weighted F1 by label, latency and
 size. Fails if a bundle exceeds the limits of its precision. Without --split and --on, the data are 300 turns made from
@@ -198,7 +198,7 @@ def main(
     checkpoint: Path,
     bundles: tuple[Path, ...],
     /,
-    split: Literal["train", "dev", "test"] | None = None,
+    split: Literal["train", "dev"] | None = None,
     on: str | None = None,
     turns: int = 1500,
     threads: int = 1,

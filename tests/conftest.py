@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
 
 
+@pytest.fixture(autouse=True)
+def _own_ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests never write to the committed ledger of test scores."""
+    monkeypatch.setenv("HBAF_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.jsonl"))
+
+
 @pytest.fixture(scope="session")
 def runtime() -> HBAFRuntime:
     """A runtime with the default model on one thread."""

@@ -33,7 +33,7 @@ def write_corpora(root):
     ]  # fmt: skip
     (root / "dailytalk" / "dialogues.jsonl").write_text("\n".join(lines))
     for corpus, head in (("ravdess", "id,file,speaker,gender,emotion,transcript"),
-                         ("tess", "id,file,speaker,gender,emotion,transcript"),
+                         ("nemo", "id,file,speaker,gender,emotion,transcript"),
                          ("emogator", "file,speaker,meld_emotion")):  # fmt: skip
         write_clips(root / corpus, head)
 

@@ -3,8 +3,8 @@
     python -m training.ablate --corpus features --folds all --seeds 0 1 2 --out runs/ablate
     python -m training.ablate --corpus meld:MELD.Raw --seeds 0 1 2 3 4 --out runs/ablate-meld
 
-The table shows mean ± deviation over seeds and the difference to the whole model by paired bootstrap. It is also
-written to OUT/ablation.json. Finished variants are not trained again.
+The table shows mean ± deviation over seeds and the difference to the whole model by paired bootstrap, on dev. It is
+also written to OUT/ablation.json. Finished variants are not trained again.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def ablate(
 
 
 def difference(whole: dict[str, Any], variant: dict[str, Any]) -> dict[str, float]:
-    """Loss of weighted F1 by paired bootstrap over dialogues, on the test turns that both models predict.
+    """Loss of weighted F1 by paired bootstrap over dialogues, on the dev turns that both models predict.
 
     A resample contains the predictions of all seeds for the same dialogues.
     """
     whole_logits, variant_logits, labels, groups = [], [], [], []
     for folders in zip(whole["folders"], variant["folders"], strict=True):
-        a, b = (load_file(Path(folder) / "predictions.safetensors") for folder in folders)
+        a, b = (load_file(Path(folder) / "dev.safetensors") for folder in folders)
         row_in_b = {tuple(turn): i for i, turn in enumerate(b["turn"].tolist())}
         common = [(i, row_in_b[tuple(turn)]) for i, turn in enumerate(a["turn"].tolist()) if tuple(turn) in row_in_b]
         rows_a, rows_b = (torch.tensor(rows) for rows in zip(*common))

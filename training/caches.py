@@ -155,11 +155,12 @@ class AudioCache:
     Args:
         encoder: a frozen audio encoder.
         shape: (states, dim) of its states.
+        pooled: keep only the mean and the standard deviation over frames, as two frames: 8 KB a clip.
     """
 
-    def __init__(self, encoder: nn.Module, shape: tuple[int, int]) -> None:
-        self.encoder = encoder
-        self.cache = encoder_cache("audio", encoder, shape)
+    def __init__(self, encoder: nn.Module, shape: tuple[int, int], pooled: bool = False) -> None:
+        self.encoder, self.pooled = encoder, pooled
+        self.cache = encoder_cache("pooled" if pooled else "audio", encoder, shape)
         self._hash: dict[Path, str] = {}
 
     def fill(self, paths: Sequence[Path], copies: int = 0) -> AudioCache:
@@ -174,7 +175,10 @@ class AudioCache:
         def encode(keys: list[str]) -> Iterator[tuple[str, States]]:
             for key in keys:
                 prepared = cast(Any, self.encoder).prepare(self._samples(*by_key[key]))
-                yield key, encoders.audio_states(self.encoder, prepared[None].to(device))[0].half().cpu().numpy()
+                states = encoders.audio_states(self.encoder, prepared[None].to(device))[0]
+                if self.pooled:
+                    states = torch.stack([states.mean(0), states.std(0, correction=0)])
+                yield key, states.half().cpu().numpy()
 
         self.cache.add(list(by_key), encode, "audio states")
         return self

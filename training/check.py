@@ -99,7 +99,7 @@ def _counts(corpus: Corpus) -> dict[str, dict[str, int]]:
     """Numbers of dialogues, utterances, speakers and labels in each split."""
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
-        dialogues = corpus.split(split)
+        dialogues = [d for d in corpus.dialogues if d.split == split]  # counts only; test data are not scored
         turns = [t for d in dialogues for t in d.turns]
         labels = Counter("(none)" if t.label == UNLABELLED else corpus.labels[t.label] for t in turns)
         counts[split] = {

@@ -85,7 +85,7 @@ class LossWeights:
 class PairConfig:
     """How texts and clips of different corpora are paired when there are no natural pairs (training/pairs.py)."""
 
-    clips: tuple[str, ...] = ("ravdess", "tess", "emogator")
+    clips: tuple[str, ...] = ("ravdess", "nemo", "emogator")
     paired: float = 0.7  # share of text utterances that get a label-matched clip
     mismatched: float = 0.4  # share of those clips that are plain speech, noise or a clip of any label
     repeats: int = 3  # uses per epoch of each clip of the first corpus, the only one with sentences
@@ -154,4 +154,4 @@ class TrainConfig:
         if self.audio_seconds < 0.2:
             raise TrainingError(f"audio_seconds is {self.audio_seconds}; it must be at least 0.2")
         if self.pair and not self.pairs.clips:
-            raise TrainingError("--pair needs clips; give --clips with one or more of ravdess, tess, emogator")
+            raise TrainingError("--pair needs clips; give --clips with one or more of ravdess, nemo, emogator")

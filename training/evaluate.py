@@ -1,18 +1,22 @@
-"""Evaluate a checkpoint: fit temperatures on dev, then score the test splits, with intervals and by gender.
+"""Evaluate a checkpoint: fit temperatures on dev, then score it, with intervals and by gender.
 
-    python -m training.evaluate runs/default/whole                # on the corpora it was trained for
+    python -m training.evaluate runs/default/whole                # on dev of the corpora it was trained for
     python -m training.evaluate runs/default/whole --stress       # and on harder versions of them
     python -m training.evaluate runs/mine --on manifest:new.jsonl --use text
+    python -m training.evaluate runs/default/whole --final        # on test: once, at the end (training/ledger.py)
 
-Scores and temperatures are stored in the checkpoint's config.json and in CHECKPOINT/evaluation/scores.json. Nothing is
-selected on test. A model that uses future turns is labelled bidirectional in all tables.
+Scores and temperatures are stored in the checkpoint's config.json and in CHECKPOINT/evaluation/scores.json. Dev data
+selected the model and its temperatures, so scores on dev are a little too good; they are for choosing. With --final,
+the folder can also be one with several seeds and folds of training.train. A model that uses future turns is labelled
+bidirectional in all tables.
 """
 
 from __future__ import annotations
 
-import random
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +25,22 @@ from rich.console import Console
 from rich.table import Table
 
 from hbaf_edge.card import NOTICE
-from training import checkpoint, corpora
+from training import checkpoint, corpora, ledger
 from training.command import cli, emit
-from training.config import NEUTRAL, ModelConfig, PairConfig, TrainConfig, Use
-from training.corpora import uninformative
-from training.corpora.records import UNLABELLED, Corpus, CorpusError, Dialogue, Utterance
+from training.config import ModelConfig, PairConfig, TrainConfig, Use
+from training.corpora.records import Corpus, CorpusError, Dialogue, EvaluationSet, digest
 from training.distributed import Compute
+from training.errors import TrainingError
 from training.feature_provider import FeatureProvider
 from training.files import write_json
 from training.metrics import MAIN_SCORES, bootstrap_intervals, ece_floor, fit_temperature, scores
-from training.pairs import MIN_SENTENCE_LENGTH
+from training.stress import stress_sets
 from training.tasks import Predictions, load_corpus, predict_labelled
-from training.training_module import TrainingModule, check_inputs, load_training_module
+from training.train import pooled_scores, predictions_on_dev, summarise_seeds
+from training.train import table as runs_table
+from training.training_module import check_inputs, load_training_module
 
-FOREIGN_TURNS = 100
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Dialogues to score, and the modalities to use."""
-
-    use: Use
-    dialogues: list[Dialogue]
+USES: tuple[Use, ...] = ("audio", "text", "audio+text")
 
 
 def evaluate(
@@ -52,6 +50,7 @@ def evaluate(
     stressed: bool = False,
     device: torch.device | str = "cpu",
     skip: str = "",
+    final: bool = False,
 ) -> dict[str, Any]:
     """Fit the temperatures of a checkpoint and score it. Results on its own corpora are stored in the checkpoint.
 
@@ -59,12 +58,13 @@ def evaluate(
         folder: checkpoint.
         on: another corpus to score on.
         use: modalities; None uses those of training.
-        stressed: also score the harder versions of the test sets.
+        stressed: also score the harder versions of the sets.
         device: where to compute.
         skip: skip list of training.check.
+        final: score the test splits instead of dev, and enter the scores in the ledger.
 
     Returns:
-        temperatures by modalities, scores by test set, and a note.
+        temperatures by modalities, scores by set, and a note.
     """
     about, model = checkpoint.describe(folder)
     config = scoring_config(about)
@@ -72,21 +72,75 @@ def evaluate(
     module = load_training_module(folder, device)
     features = FeatureProvider(module, config, cached=False)
     corpus = scoring_corpus(config, model, on)
-    dev, tests = evaluation_sets(config, corpus, use)
-    temperatures = _temperatures(module, features, dev)
-    out = folder / "evaluation" / (corpus.name if corpus is not None and on else "")
-    if stressed:
-        tests |= stress_sets(tests)
-    results = {}
-    for name, test in tests.items():
-        shown_name = name if model.causal else f"{name}, bidirectional"
-        predictions = predict_labelled(module, features, test.dialogues, test.use)
-        results[shown_name] = score_predictions(predictions, temperatures, model.labels)
+    dev = dev_sets(config, corpus, use)
+    on_dev = {name: predict_labelled(module, features, one.dialogues, one.use) for name, one in dev.items()}
+    temperatures = _temperatures([(dev[name].use, predictions) for name, predictions in on_dev.items()])
+
+    def score(sets: dict[str, EvaluationSet]) -> dict[str, Any]:
+        results = {}
+        for name, one in sets.items():
+            predictions = on_dev.get(name) or predict_labelled(module, features, one.dialogues, one.use)
+            shown_name = name if model.causal else f"{name}, bidirectional"
+            results[shown_name] = score_predictions(predictions, temperatures, model.labels)
+        return results
+
+    if final:
+        tests = final_sets(config, corpus, use)
+        data = {name: digest(one.dialogues) for name, one in tests.items()}
+        results = ledger.score_once(folder.name, weights_hash([folder]), data, lambda: score(tests))
+    else:
+        results = score(dev | (stress_sets(dev) if stressed else {}))
     result = {"temperatures": temperatures, "scores": results, "note": NOTICE}
-    write_json(out / "scores.json", result, indent=1)
-    if on is None and use is None:
+    out = folder / "evaluation" / (corpus.name if corpus is not None and on else "")
+    write_json(out / ("final.json" if final else "scores.json"), result, indent=1)
+    if on is None and use is None and not final:
         checkpoint.update_about(folder, temperatures=temperatures, scores=results)
     return result
+
+
+def final_of_runs(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Score the test folds of all runs of a training.train command, pooled per seed, and enter them in the ledger.
+
+    Args:
+        folder: with the summary.json of the command.
+        device: where to compute.
+
+    Returns:
+        mean and standard deviation of each score over seeds, and the scores of each seed.
+    """
+    summary = json.loads((folder / "summary.json").read_text())
+    folders = [folder / Path(name).name if len(summary["folders"]) > 1 else folder for name in summary["folders"]]
+    configs = [scoring_config(checkpoint.describe(run)[0]) for run in folders]
+    corpora_of_runs = [load_corpus(config) for config in configs]
+    tests = [corpus.final_test() for corpus in corpora_of_runs]
+    names = [f"{corpus.name} test, {c.use}" + ("" if c.fold is None else f", fold {c.fold}")
+             for corpus, c in zip(corpora_of_runs, configs)]  # fmt: skip
+
+    def score() -> dict[str, Any]:
+        runs = []
+        for start in range(0, len(folders), summary["folds"]):
+            predictions = []
+            for i in range(start, start + summary["folds"]):
+                module = load_training_module(folders[i], device)
+                features = FeatureProvider(module, configs[i], cached=False)
+                test = predict_labelled(module, features, tests[i], configs[i].use)
+                temperature = predictions_on_dev(configs[i], folders[i], device)["temperature"]
+                predictions.append({"logits": test.logits, "labels": test.labels, "temperature": temperature})
+            runs.append(pooled_scores(predictions, corpora_of_runs[start].labels))
+        return summarise_seeds(runs)
+
+    data = {name: digest(test) for name, test in zip(names, tests)}
+    return ledger.score_once(folder.name, weights_hash(folders), data, score)
+
+
+def weights_hash(folders: Sequence[Path]) -> str:
+    """SHA-256 of all weight files of checkpoints."""
+    sha256 = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.safetensors")):
+            if path.name != "dev.safetensors":
+                sha256.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return sha256.hexdigest()
 
 
 def scoring_config(about: dict[str, Any]) -> TrainConfig:
@@ -120,17 +174,15 @@ def _scaled_logits(predictions: Predictions, temperatures: dict[Use, float]) -> 
     return predictions.logits / torch.tensor([temperatures[use] for use in predictions.modalities])[:, None]
 
 
-def _temperatures(module: TrainingModule, features: FeatureProvider, dev: dict[Use, EvaluationSet]) -> dict[Use, float]:
+def _temperatures(on_dev: Sequence[tuple[Use, Predictions]]) -> dict[Use, float]:
     """Fit one temperature per combination of modalities, on the dev turns with exactly this combination."""
     fitted: dict[Use, float] = {}
-    for use, dev_set in dev.items():
-        predictions = predict_labelled(module, features, dev_set.dialogues, dev_set.use)
+    for use, predictions in on_dev:
         exact = predictions.select([modalities == use for modalities in predictions.modalities])
         if exact.turns:
             fitted[use] = round(fit_temperature(exact.logits, exact.labels), 3)
     # A combination without dev turns gets the highest temperature, that of the least confident combination.
-    uses: tuple[Use, ...] = ("audio", "text", "audio+text")
-    return {use: fitted.get(use, max(fitted.values(), default=1.0)) for use in uses}
+    return {use: fitted.get(use, max(fitted.values(), default=1.0)) for use in USES}
 
 
 def scoring_corpus(config: TrainConfig, model: ModelConfig, on: str | None = None) -> Corpus | None:
@@ -147,98 +199,53 @@ def scoring_corpus(config: TrainConfig, model: ModelConfig, on: str | None = Non
     return corpus
 
 
-def evaluation_sets(
-    config: TrainConfig, corpus: Corpus | None, use: Use | None = None
-) -> tuple[dict[Use, EvaluationSet], dict[str, EvaluationSet]]:
-    """Dev sets by modalities, and test sets by name. Without a corpus, those of the default recipe."""
-    if corpus is None:
-        dev = {dev_use: dev_set for dev_use, dev_set in default_dev_sets(config).items() if use in (None, dev_use)}
-        return dev, {name: test for name, test in default_test_sets().items() if use in (None, test.use)}
-    uses: list[Use] = [use or config.use]
-    if uses == ["audio+text"]:
-        uses += [u for u in ("text", "audio") if u in corpus.modalities("dev")]
-    dev = {u: EvaluationSet(u, corpus.split("dev")) for u in uses}
-    split = corpus.scored_split
-    return dev, {f"{corpus.name} {split}, {u}": EvaluationSet(u, corpus.split(split)) for u in uses}
-
-
-def default_dev_sets(config: TrainConfig) -> dict[Use, EvaluationSet]:
-    """Dev sets of the default recipe: text dialogues, clips, and clips with text."""
-    text = corpora.load(config.corpus).split("dev")
-    clips = next((c for name in config.pairs.clips if (c := corpora.load(name).split("dev"))), [])
-    clips_with_text = [d for d in clips if any(t.text for t in d.turns)]
-    by_use: dict[Use, list[Dialogue]] = {"text": text, "audio": clips, "audio+text": clips_with_text}
-    return {use: EvaluationSet(use, dialogues) for use, dialogues in by_use.items() if dialogues}
-
-
-def default_test_sets() -> dict[str, EvaluationSet]:
-    """Test sets of the default recipe by name. Missing corpora are reported and left out."""
-    corpora_of_sets: dict[str, tuple[Use, str]] = {
-        "meld_test_text": ("text", "meld"),
-        "ravdess_17_20_audio": ("audio", "ravdess"),
+def dev_sets(config: TrainConfig, corpus: Corpus | None, use: Use | None = None) -> dict[str, EvaluationSet]:
+    """Dev sets by name. Without a corpus those of the default recipe: text dialogues, clips, and clips with text."""
+    if corpus is not None:
+        return {f"{corpus.name} dev, {u}": EvaluationSet(u, corpus.split("dev")) for u in _uses(config, corpus, use)}
+    text = corpora.load(config.corpus)
+    loaded = [corpora.load(name) for name in config.pairs.clips]
+    clips = next((c for c in loaded if c.split("dev")), None)
+    by_use: dict[Use, tuple[Corpus | None, list[Dialogue]]] = {
+        "text": (text, text.split("dev")),
+        "audio": (clips, clips.split("dev") if clips else []),
+        "audio+text": (clips, [d for d in clips.split("dev") if any(t.text for t in d.turns)] if clips else []),
     }
-    tests = {}
-    for name, (use, corpus) in corpora_of_sets.items():
-        try:
-            tests[name] = EvaluationSet(use, corpora.load(corpus).split("test"))
-        except CorpusError as error:
-            Console(stderr=True).print(f"[yellow]{name} is not scored[/]: {error}", highlight=False)
+    return {
+        f"{source.name} dev, {u}": EvaluationSet(u, dialogues)
+        for u, (source, dialogues) in by_use.items() if source and dialogues and use in (None, u)
+    }  # fmt: skip
+
+
+def final_sets(config: TrainConfig, corpus: Corpus | None, use: Use | None = None) -> dict[str, EvaluationSet]:
+    """Test sets by name, for the ledger. Without a corpus, MELD's text and RAVDESS' audio, as far as they are here.
+
+    Raises:
+        TrainingError: there are no labelled test turns.
+    """
+    tests: dict[str, EvaluationSet] = {}
+    if corpus is not None:
+        for u in _uses(config, corpus, use):
+            tests[f"{corpus.name} test, {u}"] = EvaluationSet(u, corpus.final_test())
+    else:
+        sources: tuple[tuple[str, Use], ...] = (("meld", "text"), ("ravdess", "audio"))
+        for name, u in sources:
+            try:
+                tests |= {f"{name} test, {u}": EvaluationSet(u, corpora.load(name).final_test())}
+            except CorpusError as error:
+                Console(stderr=True).print(f"[yellow]{name} is not scored[/]: {error}", highlight=False)
+        tests = {name: one for name, one in tests.items() if use in (None, one.use)}
+    if not any(t.label >= 0 for one in tests.values() for d in one.dialogues for t in d.turns):
+        raise TrainingError("there are no labelled test turns; without --final, dev is scored")
     return tests
 
 
-def stress_sets(tests: dict[str, EvaluationSet]) -> dict[str, EvaluationSet]:
-    """Harder versions of the test sets, as a robot meets them.
-
-    Foreign turns before each dialogue test whether a window full of another conversation does harm. A mismatched
-    modality tests whether relevance and gate reject it.
-    """
-    train = corpora.load("meld").split("train")
-    sentences = [u.text for d in train for u in d.turns if u.label == NEUTRAL and len(u.text) > MIN_SENTENCE_LENGTH]
-    harder = {}
-    for name, test in tests.items():
-        if test.use == "text":
-            after_foreign = with_foreign_history(test.dialogues, train)
-            harder[f"{name}, after 100 foreign turns"] = EvaluationSet("text", after_foreign)
-            with_noise = with_random(test.dialogues, "audio", uninformative.unseen_noise())
-            harder[f"{name}, noise beside"] = EvaluationSet("audio+text", with_noise)
-        if test.use == "audio":
-            with_sentence = with_random(test.dialogues, "text", sentences)
-            harder[f"{name}, neutral sentence beside"] = EvaluationSet("audio+text", with_sentence)
-    return harder
-
-
-def with_foreign_history(
-    dialogues: Sequence[Dialogue], others: Sequence[Dialogue], turns: int = FOREIGN_TURNS, seed: int = 0
-) -> list[Dialogue]:
-    """Put unlabelled turns of other dialogues, with other speakers, before each dialogue.
-
-    >>> dialogue = Dialogue("d", "test", (Utterance("Hello.", 0, "anna"),))
-    >>> other = Dialogue("x", "train", (Utterance("What?", 1, "anna"),))
-    >>> (longer,) = with_foreign_history([dialogue], [other], turns=3)
-    >>> [(t.text, t.label, t.speaker) for t in longer.turns][-2:]
-    [('What?', -1, 'x/anna'), ('Hello.', 0, 'anna')]
-    """
-    rng = random.Random(seed)
-    longer = []
-    for dialogue in dialogues:
-        before: list[Utterance] = []
-        while len(before) < turns:
-            other = rng.choice(others)
-            before += [
-                replace(u, label=UNLABELLED, speaker=u.speaker and f"{other.name}/{u.speaker}") for u in other.turns
-            ]
-        longer.append(replace(dialogue, turns=(*before[-turns:], *dialogue.turns)))
-    return longer
-
-
-def with_random(dialogues: Sequence[Dialogue], field: str, choices: Sequence[Any], seed: int = 0) -> list[Dialogue]:
-    """Replace the `field` (audio or text) of every turn by a random choice."""
-    rng = random.Random(seed)
-
-    def changed(u: Utterance) -> Utterance:
-        return replace(u, **{field: rng.choice(choices)})
-
-    return [replace(d, turns=tuple(changed(u) for u in d.turns)) for d in dialogues]
+def _uses(config: TrainConfig, corpus: Corpus, use: Use | None) -> list[Use]:
+    """The modalities to score: those asked for, or those of training and each of them by itself."""
+    uses: list[Use] = [use or config.use]
+    if uses == ["audio+text"]:
+        uses += [u for u in ("text", "audio") if u in corpus.modalities("dev")]
+    return uses
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -263,20 +270,27 @@ def main(
     use: Use | None = None,
     skip: str = "",
     stress: bool = False,
+    final: bool = False,
     compute: Compute = Compute(),
     json_output: bool = False,
 ) -> None:
     """Evaluate a checkpoint.
 
     Args:
-        folder: checkpoint written by training.train.
+        folder: checkpoint written by training.train; with --final also a folder of several runs.
         on: corpus to score on instead of its own; it needs a dev split for the temperature.
         use: modalities to use; None uses those of training.
         skip: skip list of training.check.
         stress: also score after 100 turns of another conversation and with mismatched modalities.
+        final: score test instead of dev, and enter the scores in the ledger.
         compute: device and threads.
     """
-    result = evaluate(folder, on, use, stress, compute.start(), skip)
+    device = compute.start()
+    if final and not (folder / "config.json").exists() and (folder / "summary.json").exists():
+        result = final_of_runs(folder, device)
+        emit(result, json_output, runs_table({str(folder): result | {"scored_on": "test"}}))
+        return
+    result = evaluate(folder, on, use, stress, device, skip, final)
     emit(result, json_output, table(result["scores"]))
 
 

@@ -1,4 +1,4 @@
-"""Train on any corpus, once or for several seeds and folds, score the test split and print a table.
+"""Train on any corpus, once or for several seeds and folds, score the dev split and print a table.
 
     python -m training.train --corpus meld --use text --text-tuning full --epochs 3 --out runs/text
     python -m training.train --corpus manifest:mine.jsonl --out runs/mine
@@ -6,9 +6,9 @@
     torchrun --nproc-per-node 2 -m training.train --corpus iemocap-6:IEMOCAP --out runs/iemocap
 
 The same command resumes a killed run and does not repeat a finished one. Fold k is test and fold k + 1 is dev; the
-predictions of all folds are pooled to one set of scores per seed. docs/model.md explains the settings. A corpus is
-NAME or NAME:PATH: meld, iemocap-6, iemocap-4, ravdess, ravdess-8, tess, emogator, dailytalk, features:FILE.npz,
-manifest:FILE.
+dev predictions of all folds are pooled to one set of scores per seed. Test data stay closed until
+`python -m training.evaluate RUN --final`. docs/model.md explains the settings. A corpus is NAME or NAME:PATH: meld,
+iemocap-6, iemocap-4, ravdess, ravdess-8, nemo, emospeech, emogator, dailytalk, features:FILE.npz, manifest:FILE.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def run_plan(
             run_config = replace(config, seed=seed, fold=fold)
             loop.train(run_config, folder, model, init, device, plan.restart)
             if distributed.rank() == 0:
-                predictions.append(predictions_on_test(run_config, folder, device))
+                predictions.append(predictions_on_dev(run_config, folder, device))
         if distributed.rank() == 0:
             seed_scores.append(pooled_scores(predictions, corpus.labels))
-    about = {"seeds": list(seeds), "folds": len(folds), "scored_on": corpus.scored_split, "folders": folders}
+    about = {"seeds": list(seeds), "folds": len(folds), "scored_on": "dev", "folders": folders}
     result = summarise_seeds(seed_scores) | about
     if distributed.rank() == 0:
         write_json(out / "summary.json", result, indent=1)
@@ -85,9 +85,9 @@ def corpus_and_folds(config: TrainConfig, cross_validate: bool) -> tuple[Corpus,
     """Load the corpus. Return it with the folds to test on: all of them, or only the config's own."""
     if not cross_validate:
         return load_corpus(config), [config.fold]
-    corpus = load_corpus(replace(config, fold=0)).require("test")
+    corpus = load_corpus(replace(config, fold=0))
     for fold in range(1, corpus.folds):  # an empty fold raises before the first run
-        load_corpus(replace(config, fold=fold)).require("test")
+        load_corpus(replace(config, fold=fold))
     return corpus, list(range(corpus.folds))
 
 
@@ -102,19 +102,18 @@ def start_checkpoint(init: Path, name: str, is_single: bool) -> Path:
     return init / name
 
 
-def predictions_on_test(config: TrainConfig, out: Path, device: torch.device | str) -> dict[str, Tensor]:
-    """Logits and labels of a run's test split, and the dev temperature; stored next to the checkpoint."""
-    path = out / "predictions.safetensors"
+def predictions_on_dev(config: TrainConfig, out: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """Logits and labels of a run's dev split, and the temperature fitted to them; stored next to the checkpoint."""
+    path = out / "dev.safetensors"
     if not path.exists() or path.stat().st_mtime < (out / "config.json").stat().st_mtime:
         corpus = load_corpus(config)
         module = load_training_module(out, device)
         features = FeatureProvider(module, config, cached=False)
         dev = predict_labelled(module, features, corpus.split("dev"), config.use)
         temperature = torch.tensor(fit_temperature(dev.logits, dev.labels))
-        test = predict_labelled(module, features, corpus.split(corpus.scored_split), config.use)
         dialogue_index = {d.name: i for i, d in enumerate(corpus.dialogues)}
-        turn = torch.tensor([[dialogue_index[t.dialogue], t.position] for t in test.turns])
-        tensors = {"logits": test.logits, "labels": test.labels, "turn": turn, "temperature": temperature}
+        turn = torch.tensor([[dialogue_index[t.dialogue], t.position] for t in dev.turns])
+        tensors = {"logits": dev.logits, "labels": dev.labels, "turn": turn, "temperature": temperature}
         write(path, as_bytes(tensors))
     return load_file(path)
 
@@ -144,7 +143,7 @@ def table(results: Mapping[str, dict[str, Any]], first_column: str = "run") -> T
     """A table with the scores of each summary."""
     shown = Table(first_column, "scored on", "seeds", *(name.replace("_", " ") for name in TABLE_SCORES))
     for name, r in results.items():
-        scored_on = r["scored_on"] if r["scored_on"] == "test" else "dev, also used for selection"
+        scored_on = {"dev": "dev, also used for selection"}.get(r["scored_on"], r["scored_on"])
         shown.add_row(name, scored_on, str(len(r["runs"])), *score_cells(r))
     return shown
 

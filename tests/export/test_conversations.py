@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from export.conversations import conversations, counts, digest, drop_unusable
+from export.conversations import conversations, counts, drop_unusable
 from training import corpora
 from training.config import PairConfig, TrainConfig
-from training.corpora.records import CorpusError, Utterance
+from training.corpora.records import CorpusError, Utterance, digest
 
 
 def manifest(**train):
-    config = TrainConfig(**{"pair": True, **train}, pairs=PairConfig(clips=("ravdess", "tess")))
-    stored = {"corpus": config.corpus, "pair": config.pair, "use": config.use, "pairs": {"clips": ["ravdess", "tess"]}}
+    config = TrainConfig(**{"pair": True, **train}, pairs=PairConfig(clips=("ravdess", "nemo")))
+    stored = {"corpus": config.corpus, "pair": config.pair, "use": config.use, "pairs": {"clips": ["ravdess", "nemo"]}}
     return {"training": stored}
 
 
@@ -27,7 +27,7 @@ def test_conversations_have_all_lengths_and_combinations_of_modalities(small_cor
 
 
 def test_clips_have_the_label_of_their_text(small_corpora):
-    labels = {u.audio: u.label for name in ("ravdess", "tess") for d in corpora.load(name).dialogues for u in d.turns}
+    labels = {u.audio: u.label for name in ("ravdess", "nemo") for d in corpora.load(name).dialogues for u in d.turns}
     turns = [u for d in conversations(manifest(), "train", 60) for u in d.turns if u.audio]
     assert all(labels[u.audio] == u.label for u in turns)
 
@@ -38,8 +38,10 @@ def test_conversations_depend_only_on_the_seed(small_corpora):
 
 
 def test_conversations_come_from_the_requested_split(small_corpora):
-    splits = {split: {d.split for d in conversations(manifest(), split, 20)} for split in ("train", "dev", "test")}
+    splits = {split: {d.split for d in conversations(manifest(), split, 20)} for split in ("train", "dev")}
     assert splits == {split: {split} for split in splits}
+    with pytest.raises(CorpusError, match="read once, at the end"):
+        conversations(manifest(), "test", 20)
 
 
 def test_corpus_of_one_modality_stays_unpaired(small_corpora, tiny):

@@ -41,7 +41,7 @@ def test_folds_are_pooled_and_finished_runs_not_repeated(tmp_path, features, mon
     config = TrainConfig(corpus=features, epochs=2, learning_rate=3e-3)
     plan = Plan((0, 1), "all")
     result = run_plan(config, tmp_path / "run", plan, TINY_MODEL)
-    assert [r["utterances"] for r in result["runs"]] == [300, 300], "every utterance is in one test fold"
+    assert [r["utterances"] for r in result["runs"]] == [300, 300], "every utterance is in one dev fold"
     assert result["mean"]["weighted_f1"] == pytest.approx(np.mean([r["weighted_f1"] for r in result["runs"]]))
     assert result["sd"]["weighted_f1"] > 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["folds"] == 5
@@ -71,7 +71,7 @@ def test_probe_is_better_with_both_modalities(features):
     for use in ("audio+text", "text", "audio"):
         predictions = [probe.probe(TrainConfig(corpus=features, use=use, fold=k)) for k in range(5)]
         results[use] = pooled_scores(predictions, ("anger", "joy", "sadness"))
-    assert results["text"]["utterances"] == 300, "every utterance is in one test fold"
+    assert results["text"]["utterances"] == 300, "every utterance is in one dev fold"
     assert results["audio+text"]["weighted_f1"] > max(results[u]["weighted_f1"] for u in ("text", "audio")) + 0.05
     assert results["text"]["weighted_f1"] > 0.5, "chance is 1/3"
 
@@ -167,13 +167,6 @@ def test_licence_of_the_base_model_applies_after_finetuning(tiny, small_corpora,
     assert seen == ["meld", "ravdess", "plain", "manifest"]
     assert licence_of(seen)["id"] == "CC-BY-NC-SA-4.0"
     assert any("AMI" in d["name"] for d in data_of(seen))
-
-
-def test_dev_is_scored_without_a_test_split(tmp_path):
-    path = write_manifest(tmp_path, 20)
-    assert corpora.load(str(path)).scored_split == "test"
-    path.write_text(path.read_text().replace('"test"', '"train"'))
-    assert corpora.load(str(path)).scored_split == "dev"
 
 
 def test_mismatched_corpus_settings_or_skip_list_raises(small_corpora, tmp_path, features):

@@ -88,9 +88,11 @@ def test_unknown_label_or_missing_corpus_raises(tmp_path):
 @pytest.mark.data
 def test_corpora_have_their_official_counts():
     for split, dialogue_count, utterances in (("train", 1038, 9989), ("dev", 114, 1109), ("test", 280, 2610)):
-        meld = dialogues.load_meld().split(split)
+        meld = [d for d in dialogues.load_meld().dialogues if d.split == split]
         assert (len(meld), sum(len(d.turns) for d in meld)) == (dialogue_count, utterances)
     assert len(clips.load_ravdess().dialogues) == 1200
     assert len(clips.load_tess().dialogues) == 2800
+    counts = {name: len(clips.load_other_language(name).dialogues) for name in clips.OTHER_LANGUAGES}
+    assert counts == {"nemo": 3148, "emospeech": 2711, "koemo": 300, "turev": 1735, "ased": 623, "secap": 374}
     assert len(clips.load_emogator().dialogues) == 3509
     assert sum(len(d.turns) for d in dialogues.load_dailytalk().dialogues) == 23_759

@@ -228,4 +228,4 @@ def test_empty_split_raises(tmp_path):
 
 def test_corpus_with_other_labels_than_the_model_raises(small_corpora):
     with pytest.raises(CorpusError, match="has the labels anger"):
-        corpora.load("tess", ("glad", "cross"))
+        corpora.load("nemo", ("glad", "cross"))

@@ -24,6 +24,7 @@ READERS: dict[str, Callable[..., Corpus]] = {
     "ravdess-8": partial(clips.load_ravdess, labels=clips.RAVDESS_LABELS),
     "tess": clips.load_tess,
     "emogator": clips.load_emogator,
+    **{name: partial(clips.load_other_language, name) for name in clips.OTHER_LANGUAGES},
     "dailytalk": dialogues.load_dailytalk,
     "features": features.load,
     "manifest": manifest.load,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import MELD_LABELS
+from training.config import MELD_LABELS, Use
 from training.errors import CorpusError
 from training.files import data_folder as data_folder  # re-exported for the readers
 
@@ -65,8 +66,20 @@ class Corpus:
     missing: tuple[Path, ...] = ()  # clips that are listed but do not exist
 
     def split(self, name: str) -> list[Dialogue]:
-        """Dialogues of one split: train, dev or test."""
+        """Dialogues of one split: train or dev. Test dialogues are read by `final_test` alone.
+
+        Raises:
+            CorpusError: the split is "test".
+        """
+        if name == "test":
+            raise CorpusError(
+                f"test data of {self.name} are read once, at the end: python -m training.evaluate --final"
+            )
         return [d for d in self.dialogues if d.split == name]
+
+    def final_test(self) -> list[Dialogue]:
+        """Test dialogues. Only what training/ledger.py records may call this (docs/results.md, "Test data")."""
+        return [d for d in self.dialogues if d.split == "test"]
 
     @property
     def folds(self) -> int:
@@ -74,15 +87,10 @@ class Corpus:
         return 1 + max((d.fold for d in self.dialogues), default=0)
 
     def modalities(self, *splits: str) -> set[str]:
-        """Modalities, of "audio" and "text", that some turn of these splits has; without arguments of any split."""
-        turns = [t for d in self.dialogues if d.split in (splits or SPLITS) for t in d.turns]
+        """Modalities, of "audio" and "text", that some turn of these splits has; without arguments: train or dev."""
+        turns = [t for d in self.dialogues if d.split in (splits or ("train", "dev")) for t in d.turns]
         present = {"text": any(t.text or t.vectors for t in turns), "audio": any(t.audio or t.vectors for t in turns)}
         return {name for name, is_present in present.items() if is_present}
-
-    @property
-    def scored_split(self) -> str:
-        """test, or dev if there are no labelled test turns; tables and summaries name it."""
-        return "test" if any(t.label != UNLABELLED for d in self.split("test") for t in d.turns) else "dev"
 
     def for_fold(self, fold: int) -> Corpus:
         """Fold k becomes test, fold k + 1 dev, the others train (docs/model.md, "Protocol")."""
@@ -117,7 +125,8 @@ class Corpus:
         for name in splits:
             counts = Counter(t.label for d in self.split(name) for t in d.turns if t.label != UNLABELLED)
             if not counts:
-                have = ", ".join(f"{s}: {sum(len(d.turns) for d in self.split(s))} turns" for s in SPLITS)
+                turns = Counter(d.split for d in self.dialogues for _ in d.turns)
+                have = ", ".join(f"{s}: {turns[s]} turns" for s in SPLITS)
                 raise CorpusError(f"{self.name} has no labelled utterance in its {name} split ({have})")
             if name == "train" and len(counts) < 2:
                 only = self.labels[next(iter(counts))]
@@ -130,6 +139,29 @@ class Corpus:
                 names = ", ".join(self.labels[i] for i in unseen)
                 raise CorpusError(f"{self.name}: no training utterance has the label {names}, but {name} utterances do")
         return self
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Dialogues to score, and the modalities to use."""
+
+    use: Use
+    dialogues: list[Dialogue]
+
+
+def digest(dialogues: Sequence[Dialogue]) -> str:
+    """SHA-256 of all names, texts, speakers, labels, vectors and audio files, in order."""
+    sha256 = hashlib.sha256()
+    audio_hashes: dict[str, bytes] = {}
+    for dialogue in dialogues:
+        for u in dialogue.turns:
+            if u.audio and str(u.audio) not in audio_hashes:
+                audio_hashes[str(u.audio)] = hashlib.sha256(u.audio.read_bytes()).digest()
+            sha256.update(repr((dialogue.name, u.text, u.speaker, u.label)).encode())
+            sha256.update(audio_hashes[str(u.audio)] if u.audio else b"-")
+            for vectors in (u.vectors.audio, u.vectors.text) if u.vectors else ():
+                sha256.update(b"-" if vectors is None else vectors.tobytes())
+    return sha256.hexdigest()
 
 
 def label_index(name: str, renamed: dict[str, str] | None = None, labels: Sequence[str] = MELD_LABELS) -> int:
