@@ -1,7 +1,9 @@
-"""Measure first use: import, load, a turn's latency, memory, and optionally installation and `make demo`.
+"""Measure installation and first use: the demo's output and memory, and the sizes and times of an installation.
 
-OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look             # runtime figures
-OMP_WAIT_POLICY=PASSIVE python -m benchmarks.first_look --install   # also wheel, install size, make demo
+    python -m benchmarks.first_look             # the demo
+    python -m benchmarks.first_look --install   # also wheel, installed size and make demo, each in a fresh folder
+
+How long a turn, an import and a load take is measured by `hbaf-edge benchmark`.
 """
 
 from __future__ import annotations
@@ -17,32 +19,26 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.report import AsJson, Repeats, ReportFolder, Save, Threads, measure_and_report, run, verdict
+from benchmarks.report import AsJson, Save, measure_and_report, run, verdict
 from hbaf_edge.bench.document import Report, Section
-from hbaf_edge.bench.sections import fresh_start, stages
 from hbaf_edge.bench.series import rounded, single_value
-from hbaf_edge.bench.turns import Bench
+from hbaf_edge.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {
-    "import hbaf_edge, ms": 250.0,
-    "HBAFRuntime(), ms": 1500.0,
-    "a turn of 3 s and twelve words, ms": 60.0,
     "peak memory of hbaf-edge demo, MB": 400.0,
     "wheel, MB": 70.0,
     "installed, without torch, MB": 450.0,
     "make demo from a bare clone, s": 180.0,
 }
-DEMO = (
-    "import sys; from hbaf_edge.cli import demo; from hbaf_edge.stats import peak_mb; "
-    "demo(threads=int(sys.argv[1])); print(peak_mb())"
-)
+DEMO = "from hbaf_edge.cli import demo; from hbaf_edge.stats import peak_mb; demo(threads=2); print(peak_mb())"
 
 
-def demo_peak_mb(threads: int) -> float:
-    """Return the peak memory of `hbaf-edge demo` in MB."""
-    output = subprocess.check_output([sys.executable, "-c", DEMO, str(threads)], cwd=ROOT, text=True)
-    return float(output.splitlines()[-1])
+def demo() -> tuple[list[str], float]:
+    """Run `hbaf-edge demo` in a new process; return the lines that it prints, and its peak memory in MB."""
+    output = subprocess.check_output([sys.executable, "-c", DEMO], cwd=ROOT, text=True)
+    *lines, peak = output.splitlines()
+    return lines, float(peak)
 
 
 def installation() -> list[float]:
@@ -63,31 +59,23 @@ def installation() -> list[float]:
         return [wheel.stat().st_size / 1e6, installed / 1e6, time.perf_counter() - start]
 
 
-def first_look(bench: Bench, with_install: bool) -> list[Section]:
-    """Measure fresh starts and a turn's stages as `hbaf-edge benchmark` does, and compare them with the goals."""
-    start, turn = fresh_start(bench), stages(bench)
-    import_ms, load_ms = (series["p50"] for series in list(start.measures.values())[:2])
-    turn_ms = turn.measures["a turn"]["p50"]
-    values = [import_ms, load_ms, turn_ms, demo_peak_mb(bench.threads), *(installation() if with_install else [])]
-    measured = dict(zip(GOALS, values))
+def first_look(with_install: bool) -> list[Section]:
+    """Run the demo and compare its memory, and the sizes and times of an installation, with the goals."""
+    lines, peak = demo()
+    measured = dict(zip(GOALS, [peak, *(installation() if with_install else [])]))
     rows = [(name, rounded(value), verdict(value, "≤", GOALS[name])) for name, value in measured.items()]
     measures = {name: single_value(value) for name, value in measured.items()}
-    goals = Section("first_look", "First use", ("what", "median or value", "goal"), rows, "", measures, "")
-    return [start, turn, goals]
+    return [Section("first_look", "First use", ("what", "value", "goal"), rows, "", measures, ""),
+            Section("demo", "What hbaf-edge demo prints", ("line",), [(line,) for line in lines])]  # fmt: skip
 
 
 def main(
-    threads: Threads = 2,
-    repeats: Repeats = 101,
-    install: Annotated[bool, typer.Option("--install", help="also wheel, install size and make demo")] = False,
-    report: ReportFolder = None,
+    install: Annotated[bool, typer.Option("--install", help="also wheel, installed size and make demo")] = False,
     save: Save = False,
     as_json: AsJson = False,
 ) -> int:
-    bench = Bench([None], threads, "cpu", repeats)
-    new = Report("hbaf-edge: first use", {"threads": threads, "repeats": repeats})
-    sections = [("first use", partial(first_look, bench, install))]
-    return measure_and_report("first_look", new, sections, save, report, bench, as_json)
+    new = Report("hbaf-edge: first use", {"threads": 2}, bundle=load_bundle(None).key)
+    return measure_and_report("first_look", new, [("first use", partial(first_look, install))], save, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measure incremental inference: cost by conversation length, during live audio, and with many conversations.
+"""Measure live audio and long runs: end of speech to result, feeding, many threads, and memory over many turns.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental                   # about a minute
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.incremental --long --save     # also threads and memory, about 8
 
-Candidates are interleaved, and ratios are ratios of medians. benchmarks/peers.py measures only the fusion, and what
-recomputing earlier turns would cost.
+What the state saves is measured by benchmarks/peers.py, and what a turn costs late in a conversation by
+`hbaf-edge benchmark`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.report import AsJson, Repeats, ReportFolder, Save, measure_and_report, run, verdict
 from hbaf_edge import HBAFRuntime, LiveTurn
 from hbaf_edge.bench.document import PERCENTILES, Cell, Report, Section, measures_of, percentile_rows
-from hbaf_edge.bench.series import Series, by_stage, interleave, ratio, rounded, single_value, time_ms
+from hbaf_edge.bench.series import Series, interleave, rounded, single_value, time_ms
 from hbaf_edge.bench.turns import RATE, TEXT, Bench, conversation_with_turns, repeatable_turn, speech
 from hbaf_edge.stats import resident_mb
 
@@ -37,24 +37,6 @@ def rows_with_goals(measured: dict[str, Series], goals: dict[str, float]) -> lis
     """Return a row of percentiles for each series, with its goal for the median and whether the median meets it."""
     verdicts = [verdict(series.p50, "≤", goals.get(name)) for name, series in measured.items()]
     return [(*row, goal) for row, goal in zip(percentile_rows(measured), verdicts)]
-
-
-def conversation_length(bench: Bench) -> Section:
-    """Time the same turn as number 33 and as number 1,000."""
-    runtime = bench.runtime()
-    pasts = {f"{turn:,}": conversation_with_turns(runtime, turn - 1, audio_every=4) for turn in (33, 1000)}
-    turns = {number: repeatable_turn(runtime, past=past) for number, past in pasts.items()}
-    timings = interleave(bench.repeats, turns, bench.step)
-    titles = {"total": "whole", "dialogue": "dialogue scope"}
-    series = {f"turn {n}, {titles[stage]}": by_stage(timings[n])[stage] for n in pasts for stage in titles}
-    rows = rows_with_goals(series, {})
-    for stage, title in titles.items():
-        early, late = ([timing[stage] for timing in timings[n]] for n in pasts)
-        growth = ratio(late, early)["p50"]
-        rows.append((f"turn 1,000 ÷ turn 33, {title}", growth, *[None] * 4, verdict(growth, "≤", 1.05)))
-    sizes = " and ".join(f"{past.nbytes:,}" for past in pasts.values())
-    return Section("depth", "A turn by its number, ms", ("what", *COLUMNS), rows,
-                   f"The state of the two conversations is {sizes} bytes.", measures_of(series))  # fmt: skip
 
 
 def feed(turn: LiveTurn, audio: NDArray[np.float32], pause: float = 0.0) -> list[float]:
@@ -207,7 +189,7 @@ def main(
     as_json: AsJson = False,
 ) -> int:
     bench = Bench([None], 2, "cpu", repeats)
-    short = (conversation_length, end_of_speech, feeding)
+    short = (end_of_speech, feeding)
     sections: list[tuple[str, Callable[[], Section]]] = [
         (section.__name__.replace("_", " "), partial(section, bench)) for section in short
     ]

@@ -42,6 +42,26 @@ def fusion(runtime: HBAFRuntime, turn: int) -> Callable[[], dict[str, float]]:
     return step
 
 
+def fusion_of_all(runtime: HBAFRuntime, turns: int, batch: int) -> Callable[[], float]:
+    """Return a function that fuses the first `turns` turns of a conversation, as a runtime without state has to.
+
+    Encoder states are computed in advance. The function returns the milliseconds of both fusion stages of all turns.
+    """
+    engine, features = runtime.engine, extract_features(speech(3.0), RATE, TEXT, runtime.engine.tokeniser)
+    pasts = [conversation_with_turns(runtime, turn) for turn in range(turns)]
+    audio_states = engine.infer([TurnTarget(pasts[0], "a")], [features])[1][0].audio_states
+    batches = [[TurnTarget(past, "a") for past in pasts[i : i + batch]] for i in range(0, turns, batch)]
+
+    def fuse_all() -> float:
+        total = 0.0
+        for targets in batches:
+            results = engine.infer(targets, [features] * len(targets), [audio_states] * len(targets))[1]
+            total += sum(results[0].milliseconds[stage] for stage in ("utterance", "dialogue"))
+        return total
+
+    return fuse_all
+
+
 def graph_inputs(bundle: Bundle, past: int = 32) -> Feeds:
     """Return each graph's inputs for a turn of 3 s and twelve words after `past` others, every fourth with audio."""
     feeds: Feeds = {}

@@ -16,6 +16,7 @@ from benchmarks.report import AsJson, Save, measure_and_report, run
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench.document import Cell, Report, Section
 from hbaf_edge.bench.series import single_value
+from hbaf_edge.bundle import load_bundle
 from training.corpora.records import data_folder, read_csv
 
 USES = {"audio": ("audio",), "text": ("text",), "both": ("audio", "text")}
@@ -39,7 +40,7 @@ def natural(folder: Path) -> Section:
 
 
 def main(save: Save = False, as_json: AsJson = False) -> int:
-    report = Report("hbaf-edge: natural speech", {})
+    report = Report("hbaf-edge: natural speech", {}, bundle=load_bundle(None).key)
     sections = [("natural clips", partial(natural, data_folder() / "meld_clips"))]
     return measure_and_report("natural", report, sections, save, as_json=as_json)
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hbaf_edge.bundle import load_bundle
 from training.encoders import SOURCES, fetch
 from training.files import cache_folder
 
@@ -42,22 +41,6 @@ def usual_encoders() -> Path:
         subprocess.run([sys.executable, "-m", "benchmarks.peer_models", str(folder)], check=True)
 
     return cached("usual-2", build)
-
-
-def float32_bundle() -> Path:
-    """Return a float32 bundle of the default model: its weights are dequantized and exported again."""
-    key = load_bundle(None).key[:12]
-
-    def build(folder: Path) -> None:
-        checkpoint, name = str(folder / "checkpoint"), "hbaf-edge default float32"
-        for command in (
-            ["training.from_bundle", "hbaf_edge/models/default", "--out", checkpoint],
-            ["export.to_onnx", checkpoint, "--out", str(folder / "bundle"), "--name", name],
-        ):
-            subprocess.run([sys.executable, "-m", *command], check=True)
-        shutil.rmtree(folder / "checkpoint")
-
-    return cached(f"float32-{key}", build) / "bundle"
 
 
 def whisper() -> Path:

@@ -1,16 +1,19 @@
 """Compare a turn's latency with alternatives, all measured in one run and interleaved.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --only peers --report DIR       # ten minutes
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --only peers --report DIR       # six minutes
 
-Every candidate gets the same 3 s of audio and twelve words, on the same number of threads (openSMILE uses one). They
-do not all do the same:
+Three tables, each with one question:
 
-- the usual encoders (RoBERTa-base and wav2vec2-base, with random weights) run without any fusion, so their figures are
-  a lower bound of a complete turn;
-- openSMILE with a linear classifier uses only audio and no context;
-- Whisper tiny.en (faster-whisper) recognizes words, not emotions: a robot without transcripts needs it in addition.
+- *What does the state save?* The same INT8 graphs in the same runtime on the same threads, with the state of the
+  conversation and without it; without it, turns are computed in batches. Below these rows, and named for what it is,
+  the same model in PyTorch: float32 and another runtime.
+- *What would a turn cost with other encoders?* RoBERTa-base and wav2vec2-base, the usual ones of the field, in INT8 by
+  the same runtime. Their weights are random, since latency does not depend on their values, and no fusion follows.
+- *What does other software take for the same audio?* openSMILE and speech recognition do something else: the table says
+  what.
 
-A ratio's interval is that of the median of the ratios of single rounds, so what slows all candidates cancels out.
+All get 3 s of audio and twelve words, on the same number of threads (openSMILE uses one). A ratio's interval is that of
+the median of the ratios of single rounds, so what slows all candidates cancels out.
 """
 
 from __future__ import annotations
@@ -28,19 +31,26 @@ from benchmarks.report import verdict
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench.document import Cell, Section
 from hbaf_edge.bench.series import Series, interleave, ratio, rounded, time_ms
-from hbaf_edge.bench.turns import RATE, TEXT, Bench, repeatable_turn, speech, total_ms
-from hbaf_edge.bundle import GRAPHS, load_bundle
+from hbaf_edge.bench.turns import RATE, TEXT, Bench, conversation_with_turns, repeatable_turn, speech, total_ms
+from hbaf_edge.bundle import load_bundle
+from hbaf_edge.inputs import TurnInput
 from hbaf_edge.ort import onnxruntime as ort
 
 WINDOW = 32
 RECEPTIVE_FIELD = 3 * (WINDOW - 1) + 1  # turns that a result can depend on, through three causal layers: 94
-TURN, FUSION = "HBAF INT8, one incremental turn", "HBAF INT8, only the fusion of one turn"
+BATCH = 16  # turns computed together where nothing forbids it; larger and smaller batches are slower
+TURN, FUSION = "a turn, with state", "fusion of turn 94, with state"
 GOALS = {
-    "fusion only, turn 94: full pass in PyTorch": 20,
-    "usual encoders, INT8, each utterance encoded once": 10,
-    "usual encoders, INT8, dialogue encoded again at turn 32": 100,
-    "HBAF INT8 without state, last 32 turns recomputed": 15,
-    "our model in PyTorch eager, last 32 turns recomputed": 25,
+    "fusion of all 94 turns again, without state": 20,
+    "the last 32 turns again, without state": 15,
+    "our model in PyTorch float32: the last 32 turns as one batch": 25,
+    "RoBERTa + wav2vec2, random weights, INT8: one utterance, no fusion": 10,
+}
+STATE, ENCODERS, SOFTWARE = "state", "encoders", "software"
+TITLES = {
+    STATE: "What does the state save?",
+    ENCODERS: "What would a turn cost with the usual encoders?",
+    SOFTWARE: "What does other software take for the same audio?",
 }
 Run = Callable[[], float]  # returns milliseconds
 
@@ -49,30 +59,31 @@ class Candidate(NamedTuple):
     """One way to process a turn.
 
     Attributes:
+        table: STATE, ENCODERS or SOFTWARE.
         reference: TURN or FUSION, with which it is compared.
         run: runs it once and returns milliseconds.
-        is_slow: it takes seconds and so gets fewer rounds.
-        megabytes: size of its weights; None if that is not meaningful.
-        note: what it computes and leaves out.
+        is_slow: it takes a fifth of a second or more, and so gets fewer rounds.
+        what: precision and runtime, and what it computes or leaves out.
     """
 
+    table: str
     reference: str
     run: Run
     is_slow: bool
-    megabytes: float | None
-    note: str
+    what: str
 
 
 def stateless(runtime: HBAFRuntime) -> Run:
-    """Return a function that predicts the last 32 turns again with the same runtime."""
-    audio = speech(3.0)
+    """Return a function that predicts turns 1 to 32 again with the same runtime, in batches."""
+    audio, pasts = speech(3.0), [conversation_with_turns(runtime, turn) for turn in range(WINDOW)]
 
-    def predict_window() -> None:
-        conversation = runtime.conversation()
-        for n in range(WINDOW):
-            runtime.predict(audio, text=TEXT, speaker="ab"[n % 2], conversation=conversation, sample_rate=RATE)
+    def predict_window() -> float:
+        inputs = [
+            TurnInput(audio=audio, sample_rate=RATE, text=TEXT, speaker="a", conversation=past.fork()) for past in pasts
+        ]
+        return time_ms(lambda: [runtime.predict_batch(inputs[i : i + BATCH]) for i in range(0, WINDOW, BATCH)])
 
-    return lambda: time_ms(predict_window)
+    return predict_window
 
 
 def eager(threads: int) -> tuple[Run, Run]:
@@ -108,21 +119,17 @@ def eager(threads: int) -> tuple[Run, Run]:
     )
 
 
-def usual(threads: int) -> tuple[Run, Run, float]:
-    """Return RoBERTa-base and wav2vec2-base in INT8: one utterance, 32 utterances, and MB of their weights.
+def usual_encoders(threads: int) -> Run:
+    """Return a function that encodes one utterance with RoBERTa-base and wav2vec2-base in INT8.
 
     Of signed and unsigned weights, the faster on this machine is chosen.
     """
-    candidates = {weight_type: usual_encoders(weight_type, threads) for weight_type in ("int8", "uint8")}
-    times = interleave(3, {weight_type: one for weight_type, (one, _, _) in candidates.items()})
-    return candidates[min(times, key=lambda weight_type: min(times[weight_type]))]
+    by_type = {weight_type: _usual_encoders(weight_type, threads) for weight_type in ("int8", "uint8")}
+    times = interleave(3, by_type)
+    return by_type[min(times, key=lambda weight_type: min(times[weight_type]))]
 
 
-def usual_encoders(weight_type: str, threads: int) -> tuple[Run, Run, float]:
-    """Return what `usual` returns, with weights of this type ("int8" or "uint8").
-
-    The texts of a dialogue are one batch; audio clips run one after the other, which is faster on a CPU.
-    """
+def _usual_encoders(weight_type: str, threads: int) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -131,13 +138,11 @@ def usual_encoders(weight_type: str, threads: int) -> tuple[Run, Run, float]:
     tokens = np.arange(5, 19, dtype=np.int64)[None]  # our twelve words are 14 RoBERTa tokens, with <s> and </s>
     audio = speech(3.0)[None]
 
-    def encode(turns: int) -> None:
-        text_encoder.run(None, {"tokens": np.repeat(tokens, turns, 0)})
-        for _ in range(turns):
-            audio_encoder.run(None, {"samples": audio})
+    def encode() -> None:
+        text_encoder.run(None, {"tokens": tokens})
+        audio_encoder.run(None, {"samples": audio})
 
-    megabytes = sum(f.stat().st_size for f in files) / 1e6
-    return lambda: time_ms(lambda: encode(1)), lambda: time_ms(lambda: encode(WINDOW)), megabytes
+    return lambda: time_ms(encode)
 
 
 def opensmile_and_linear() -> Run | None:
@@ -169,74 +174,86 @@ def speech_recognition(threads: int) -> Run | None:
 
 def candidates(threads: int) -> tuple[dict[str, Candidate], list[str]]:
     """Return the candidates that can run here, and a sentence for each that cannot."""
-    bench = Bench([None, peer_models.float32_bundle()], threads, "cpu", 1)
-    int8, float32 = bench.runtime(), bench.runtime(bundle=1)
-    fusion = internals.fusion(int8, RECEPTIVE_FIELD)
+    runtime = Bench([None], threads, "cpu", 1).runtime()
+    fusion = internals.fusion(runtime, RECEPTIVE_FIELD)
     torch_fusion, torch_window = eager(threads)
-    one, window, encoders_mb = usual(threads)
-    int8_mb, float32_mb = (sum(len(load_bundle(path).graph(g)) for g in GRAPHS) / 1e6 for path in bench.bundles)
-    complete = "everything, with features and copies"
+    ours, other = "INT8, ONNX Runtime", "float32, PyTorch"
     present = {
-        FUSION: Candidate(FUSION, lambda: fusion()["total"], False, None, "encoder states are computed in advance"),
-        "fusion only, turn 94: full pass in PyTorch": Candidate(
-            FUSION, torch_fusion, False, None, "one causal pass; encoder states are computed in advance"),
-        TURN: Candidate(TURN, total_ms(repeatable_turn(int8, past=WINDOW - 1)), False, int8_mb, complete),
-        "HBAF INT8 without state, last 32 turns recomputed": Candidate(
-            TURN, stateless(int8), True, int8_mb, complete),
-        "HBAF float32 without state, last 32 turns recomputed": Candidate(
-            TURN, stateless(float32), True, float32_mb, complete),
-        "our model in PyTorch eager, last 32 turns recomputed": Candidate(
-            TURN, torch_window, True, float32_mb, "everything, as one batch"),
-        "usual encoders, INT8, each utterance encoded once": Candidate(TURN, one, False, encoders_mb, "no fusion"),
-        "usual encoders, INT8, dialogue encoded again at turn 32": Candidate(
-            TURN, window, True, encoders_mb, "no fusion"),
+        FUSION: Candidate(STATE, FUSION, lambda: fusion()["total"], False, f"{ours}; encoder states are given"),
+        "fusion of all 94 turns again, without state": Candidate(
+            STATE, FUSION, internals.fusion_of_all(runtime, RECEPTIVE_FIELD, BATCH), True,
+            f"{ours}; encoder states are given"),
+        TURN: Candidate(STATE, TURN, total_ms(repeatable_turn(runtime, past=WINDOW - 1)), False, f"{ours}; everything"),
+        "the last 32 turns again, without state": Candidate(
+            STATE, TURN, stateless(runtime), True, f"{ours}; everything"),
+        "our model in PyTorch float32: fusion of 94 turns in one pass": Candidate(
+            STATE, FUSION, torch_fusion, True, f"{other}; encoder states are given"),
+        "our model in PyTorch float32: the last 32 turns as one batch": Candidate(
+            STATE, TURN, torch_window, True, f"{other}; everything"),
+        "RoBERTa + wav2vec2, random weights, INT8: one utterance, no fusion": Candidate(
+            ENCODERS, TURN, usual_encoders(threads), False, f"{ours}; embeddings and convolutions in float32"),
     }  # fmt: skip
     absent = []
-    for name, run, note in (
+    for name, run, what in (
         ("openSMILE eGeMAPS and a linear classifier", opensmile_and_linear(),
-         "only audio, no context, one thread; openSMILE is free only for research"),
-        ("Whisper tiny.en speech recognition (faster-whisper INT8)", speech_recognition(threads),
-         "only words, no emotion"),
+         "audio alone, no context, one thread; openSMILE is free only for research"),
+        ("Whisper tiny.en speech recognition (faster-whisper)", speech_recognition(threads),
+         "INT8, CTranslate2; words and no emotion, so a robot without transcripts needs it in addition"),
     ):  # fmt: skip
         if run is None:
             absent.append(f"{name}: not installed")
         else:
-            present[name] = Candidate(TURN, run, False, None, note)
+            present[name] = Candidate(SOFTWARE, TURN, run, False, what)
     return present, absent
 
 
-def section(bench: Bench, rounds: int) -> Section:
-    """Measure all candidates; return a table of their times and of the ratios to ours."""
+def sections(bench: Bench, rounds: int) -> list[Section]:
+    """Measure all candidates; return one table for each question."""
     present, absent = candidates(bench.threads)
     fast = {name: candidate.run for name, candidate in present.items() if not candidate.is_slow}
     slow = {name: candidate.run for name, candidate in present.items() if candidate.is_slow}
-    fast_times = interleave(rounds, fast, bench.step)
+    times = interleave(rounds, fast, bench.step)
     # The references are measured again in the slow rounds, so that both parts of a ratio come from the same rounds.
     references: dict[str, Run] = {name: partial(_median_of_five, fast[name]) for name in (FUSION, TURN)}
     slow_times = interleave(max(6, rounds // 4), {**references, **slow}, bench.step)
-    rows: list[Sequence[Cell]] = []
-    measures: dict[str, Any] = {}
-    for name, candidate in present.items():
-        times = slow_times if candidate.is_slow else fast_times
-        series, slowdown = Series.of(times[name]), ratio(times[name], times[candidate.reference])
-        measures[name] = {**slowdown, "unsteady": series.unsteady_reason()}
-        interval = None
-        if slowdown["low"] not in (None, 1.0):
-            interval = f"{slowdown['low']:.1f}–{slowdown['high']:.1f}"
-        rows.append((name, rounded(slowdown["p50"]), interval, rounded(series.p50), rounded(series.p90), series.n,
-                     verdict(slowdown["p50"], "≥", GOALS.get(name)), rounded(candidate.megabytes),
-                     candidate.note))  # fmt: skip
-    text = (
-        f"Ratios of medians, {bench.threads} threads, candidates interleaved. The first two rows compare only the "
-        "fusion, the others a complete turn. The usual encoders, RoBERTa-base and wav2vec2-base with random weights, "
-        f"run without any fusion. {' '.join(sentence + '.' for sentence in absent)}"
-    )
-    bars = {row[0]: row[3] for row in rows if present[str(row[0])].reference == TURN}
-    figure = {"kind": "bars", "parts": bars, "x_title": "ms, logarithmic scale",
-              "title": "3 s of speech and twelve words, at turn 32"}  # fmt: skip
-    head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "weights, MB", "what it does")
-    title = "A turn compared with alternatives"
-    return Section("peers", title, head, rows, text.strip(), measures, "×", "higher", figure)
+    texts = {
+        STATE: f"3 s of speech and twelve words, {bench.threads} threads. The rows of our INT8 model differ only in "
+        "the state; the rows of PyTorch differ from them in precision and runtime, too.",
+        ENCODERS: "The same audio and words, precision, runtime and threads. Their time is that of the encoders alone.",
+        SOFTWARE: f"Each does something else than a turn. {' '.join(f'{sentence}.' for sentence in absent)}",
+    }
+    result = []
+    for table in TITLES:
+        rows: list[Sequence[Cell]] = []
+        measures: dict[str, Any] = {}
+        for name, candidate in present.items():
+            if candidate.table == table or (table != STATE and name == TURN):
+                used = slow_times if candidate.is_slow else times
+                row, measure = _compare(name, candidate, used)
+                rows.append(row)
+                measures[name] = measure
+        result.append(_section(table, rows, measures, texts[table].strip()))
+    return result
+
+
+def _compare(name: str, candidate: Candidate, times: dict[str, list[float]]) -> tuple[Sequence[Cell], dict[str, Any]]:
+    """Return a candidate's row and measure from interleaved times of it and its reference."""
+    series, slowdown = Series.of(times[name]), ratio(times[name], times[candidate.reference])
+    interval = None
+    if slowdown["low"] not in (None, 1.0):
+        interval = f"{slowdown['low']:.1f}–{slowdown['high']:.1f}"
+    row = (name, rounded(slowdown["p50"]), interval, rounded(series.p50), rounded(series.p90), series.n,
+           verdict(slowdown["p50"], "≥", GOALS.get(name)), candidate.what)  # fmt: skip
+    return row, {**slowdown, "unsteady": series.unsteady_reason()}
+
+
+def _section(table: str, rows: Sequence[Sequence[Cell]], measures: dict[str, Any], text: str) -> Section:
+    """Return a table; its picture has only the rows that are compared with a complete turn."""
+    shown = [row for row in rows if not str(row[0]).startswith("fusion") and "fusion of 94" not in str(row[0])]
+    figure = {"kind": "bars", "parts": {row[0]: row[3] for row in shown}, "x_title": "ms, logarithmic scale",
+              "title": f"{TITLES[table]} 3 s of speech and twelve words"}  # fmt: skip
+    head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "how")
+    return Section(table, TITLES[table], head, rows, text, measures, "×", "higher", figure)
 
 
 def _median_of_five(run: Run) -> float:

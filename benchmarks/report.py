@@ -19,6 +19,7 @@ from rich.console import Console
 from hbaf_edge.bench import command, page
 from hbaf_edge.bench.document import Report
 from hbaf_edge.bench.turns import Bench
+from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import HBAFError
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,6 +72,8 @@ def measure_and_report(
     """
     if folder is not None:
         page.check_folder(folder)
+    if bench is not None and not report.bundle:
+        report.bundle = load_bundle(bench.bundles[0]).key
     console = Console(quiet=as_json)
     command.measure_sections(report, sections, bench, console, folder)
     code = command.finish(report, folder, console)

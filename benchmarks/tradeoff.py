@@ -1,84 +1,58 @@
-"""Compare accuracy with cost: precisions, modalities and context of the default model, scored and timed.
+"""Compare accuracy with cost: precisions and modalities of the default model, scored and timed.
 
     export HBAF_DATA=...                                   # the corpora of the default recipe
     python -m benchmarks.tradeoff --bundle float32 --bundle float16 --save      # bundles besides the built-in one
 
-The model is scored on its own test conversations: MELD's texts, each with a clip of the same label. Latency and memory
-are measured on this machine with 3 s of audio and twelve words. `--save` also updates the choices from which
-`hbaf-edge advise` selects (hbaf_edge/bench/choices.json).
+Text and audio are scored as they are used, each alone, on the dev splits: MELD's turns by weighted F1, and RAVDESS'
+clips of actors that were not trained on by UAR. The two are different units and never share a picture. Audio and text
+together have no score, since no natural pairs of them are available. Latency and memory are measured on this machine
+with 3 s of audio and twelve words. `--save` also updates the choices of `hbaf-edge advise` (bench/choices.json).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from benchmarks.report import RESULTS, AsJson, Repeats, Threads, measure_and_report, run
-from export.conversations import conversations
-from export.score import predict_labelled_turns
+from export.score import bundle_sets, score
 from hbaf_edge import HBAFRuntime
 from hbaf_edge.bench.advise import CHOICES
 from hbaf_edge.bench.document import Cell, Report, Section, measures_of
 from hbaf_edge.bench.series import Series, interleave, rounded, single_value
 from hbaf_edge.bench.turns import TEXT, Bench, measure_fresh_process, repeatable_turn, total_ms
-from hbaf_edge.bundle import load_bundle
+from hbaf_edge.bundle import DEFAULT, load_bundle
 from hbaf_edge.machine import machine_info
 from training.config import Use
-from training.corpora.records import UNLABELLED, Dialogue, Utterance
-from training.evaluate import EvaluationSet
-from training.metrics import scores
+from training.corpora.records import UNLABELLED, EvaluationSet
 
-# What a turn has, by its name in choices.json: modalities, seconds of audio, and whether there is text.
-INPUTS: dict[str, tuple[Use, float | None, bool]] = {
-    "audio and text": ("audio+text", 3.0, True),
-    "text alone": ("text", None, True),
-    "audio alone": ("audio", 3.0, False),
+# What a turn has, by its name in choices.json: seconds of audio, whether there is text, and its score: the modalities,
+# the score's name in training/metrics.py, and its title.
+Score = tuple[Use, str, str]
+INPUTS: dict[str, tuple[float | None, bool, Score | None]] = {
+    "audio and text": (3.0, True, None),
+    "text alone": (None, True, ("text", "weighted_f1", "weighted F1")),
+    "audio alone": (3.0, False, ("audio", "uar", "UAR")),
 }
-COLUMNS = ("f1", "p50_ms", "p90_ms", "megabytes", "peak_mb")
+NO_SCORE = "none, since no natural pairs of audio and text are available"
+COLUMNS = ("score", "p50_ms", "p90_ms", "megabytes", "peak_mb")
 Choice = dict[str, Any]
 
 
-def weighted_f1(bundle: Path | None, dialogues: Sequence[Dialogue], use: Use, context: bool, threads: int) -> float:
-    """Return weighted F1 on the turns that have both modalities.
+def scored_choices(
+    bundles: list[Path | None], sets: dict[str, EvaluationSet], threads: int
+) -> tuple[list[Choice], dict[str, Callable[[], float]]]:
+    """Score every bundle with each kind of inputs; return the choices, and their turns to be timed.
 
     Args:
-        bundle: bundle to score; None for the built-in one.
-        dialogues: test conversations.
-        use: modalities that the model gets.
-        context: False to predict every turn without earlier turns.
-        threads: CPU threads per operator.
+        bundles: paths, None for the built-in one.
+        sets: dev sets by name.
+        threads: the larger of the two numbers of CPU threads.
     """
-    runtime = HBAFRuntime(bundle, threads=threads)
-    if not context:
-        dialogues = [replace(d, turns=(u,)) for d in dialogues for u in d.turns if has_both(u)]
-    # A turn with one modality stays as context if the model gets that modality, but it is not scored.
-    scored = [replace(d, turns=tuple(without_label_unless_both(u) for u in d.turns)) for d in dialogues]
-    title = f"{runtime.manifest['precision']}, {use}"
-    predictions, labels = predict_labelled_turns(runtime, EvaluationSet(use, scored), title)
-    logits = torch.tensor([list(p.probabilities.values()) for p in predictions]).log()
-    return float(scores(logits, torch.tensor(labels), runtime.labels)["weighted_f1"])
-
-
-def has_both(utterance: Utterance) -> bool:
-    """Return whether the utterance has text and audio."""
-    return bool(utterance.text and utterance.audio)
-
-
-def without_label_unless_both(utterance: Utterance) -> Utterance:
-    """Return the utterance, without its label if a modality is missing."""
-    return utterance if has_both(utterance) else replace(utterance, label=UNLABELLED)
-
-
-def scored_choices(
-    bundles: list[Path | None], dialogues: Sequence[Dialogue], threads: int
-) -> tuple[list[Choice], dict[str, Callable[[], float]]]:
-    """Score every bundle, and the built-in one also with one modality; return choices, and their turns to be timed."""
     choices: list[Choice] = []
     turns: dict[str, Callable[[], float]] = {}
     for path in bundles:
@@ -86,67 +60,77 @@ def scored_choices(
         precision = bundle.manifest["precision"]
         about = {"bundle": "built-in" if path is None else precision, "precision": precision,
                  "megabytes": rounded(bundle.megabytes)}  # fmt: skip
-        for inputs, (use, seconds, with_text) in INPUTS.items():
-            if path is not None and inputs != "audio and text":
-                continue
-            f1 = rounded(weighted_f1(path, dialogues, use, True, threads))
+        scored = score(path or DEFAULT, sets, threads=threads)
+        for inputs, (seconds, with_text, wanted) in INPUTS.items():
+            value = None
+            if wanted is not None:
+                (value,) = (scored[name][wanted[1]] for name, one in sets.items() if one.use == wanted[0])
             for n in sorted({1, threads}):
                 name = f"{precision}, {inputs}, {n} thread{'s' * (n > 1)}"
                 text = TEXT if with_text else None
                 turns[name] = total_ms(repeatable_turn(HBAFRuntime(path, threads=n), seconds, text))
                 peak = measure_fresh_process(Bench([path], n, "cpu", 6), seconds, with_text).peak_mb
-                choices.append({"name": name, **about, "given": inputs, "threads": n, "f1": f1, "peak_mb": peak})
+                choices.append({"name": name, **about, "given": inputs, "threads": n, "score": value and rounded(value),
+                                "peak_mb": peak})  # fmt: skip
     return choices, turns
 
 
-def default_model(
-    bundles: list[Path | None], threads: int, repeats: int, turn_count: int
-) -> tuple[Section, list[Choice]]:
-    """Score and time all choices; return their table and the choices."""
-    dialogues = conversations(load_bundle(None).manifest, "test", turn_count)
-    choices, turns = scored_choices(bundles, dialogues, threads)
-    without_context = weighted_f1(None, dialogues, "audio+text", False, threads)
-    times = {name: Series.of(values) for name, values in interleave(repeats, turns).items()}
-    for choice in choices:
-        series = times[choice["name"]]
-        choice.update(p50_ms=rounded(series.p50), p90_ms=rounded(series.p90))
-    front = pareto(choices)
-    rows: list[Sequence[Cell]] = [
-        [c["name"], *(c[k] for k in COLUMNS), "yes" if c["name"] in front else ""] for c in choices
-    ]
-    scored = sum(has_both(u) for d in dialogues for u in d.turns)
-    text = (
-        f"Weighted F1 on {scored} turns with both modalities of the default model's own test conversations: MELD's "
-        f"texts, each with a clip of the same label. Without earlier turns, audio and text reach "
-        f"{without_context:.3f}. A choice is on the front if no other is better in latency, size and F1 together."
-    )
-    head = ("what runs", "weighted F1", "p50, ms", "p90, ms", "bundle, MB", "peak memory, MB", "on the front")
-    measures = measures_of(times) | {f"{c['name']}, F1": {**single_value(c["f1"]), "better": "higher"} for c in choices}
-    return Section("tradeoff", "Accuracy against cost: the default model", head, rows, text, measures,
-                   figure=scatter(choices, sorted(front, key=lambda name: times[name].p50))), choices  # fmt: skip
+def score_titles(sets: dict[str, EvaluationSet]) -> dict[str, str]:
+    """By the name of the inputs: which score it is, of what, and of how many turns."""
+    titles = {}
+    for inputs, (_, _, wanted) in INPUTS.items():
+        titles[inputs] = NO_SCORE
+        for name, one in sets.items():
+            if wanted is not None and one.use == wanted[0]:
+                labelled = sum(u.label != UNLABELLED for d in one.dialogues for u in d.turns)
+                titles[inputs] = f"{wanted[2]} of {labelled} turns of {name}"
+    return titles
 
 
-def scatter(choices: Sequence[Choice], front: list[str]) -> dict[str, Any]:
-    """Return the figure of F1 against latency."""
+def sections(choices: Sequence[Choice], times: dict[str, Series], titles: dict[str, str]) -> list[Section]:
+    """Return a table for each kind of inputs, with a picture where there is a score."""
+    result = []
+    for inputs, title in titles.items():
+        mine = [c for c in choices if c["given"] == inputs]
+        front = pareto(mine) if mine[0]["score"] is not None else []
+        rows: list[Sequence[Cell]] = [
+            [c["name"], *(c[k] for k in COLUMNS), "yes" if c["name"] in front else ""] for c in mine
+        ]
+        text = f"Score: {title}."
+        if front:
+            text += " A row is on the front if no other is better in latency, size and score together."
+        measures = measures_of({c["name"]: times[c["name"]] for c in mine})
+        if front:
+            measures |= {f"{c['name']}, score": {**single_value(c["score"]), "better": "higher"} for c in mine}
+        head = ("what runs", "score", "p50, ms", "p90, ms", "bundle, MB", "peak memory, MB", "on the front")
+        figure = scatter(mine, sorted(front, key=lambda name: times[name].p50), title) if front else None
+        name = f"tradeoff_{inputs.split()[0] if front else 'both'}"
+        result.append(Section(name, f"Accuracy against cost: {inputs}", head, rows, text, measures, figure=figure))
+    return result
+
+
+def scatter(choices: Sequence[Choice], front: list[str], score_title: str) -> dict[str, Any]:
+    """Return the figure of the score against latency."""
     points = [
-        {"name": c["name"], "x": c["p50_ms"], "y": c["f1"], "label": str(c["threads"]),
-         "group": f"{c['precision']}, {c['given']}"} for c in choices
-    ]  # fmt: skip
-    return {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": "weighted F1", "front": front,
-            "title": "Accuracy against latency; numbers are CPU threads"}  # fmt: skip
+        {"name": c["name"], "x": c["p50_ms"], "y": c["score"], "label": str(c["threads"]), "group": c["precision"]}
+        for c in choices
+    ]
+    return {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": score_title.split(" of ")[0],
+            "front": front,
+            "title": f"Accuracy against latency: {choices[0]['given']}; numbers are CPU threads"}  # fmt: skip
 
 
 def pareto(choices: Sequence[Choice]) -> list[str]:
-    """Return the names of the choices that no other beats in latency, size and F1 together.
+    """Return the names of the choices that no other beats in latency, size and score together.
 
     >>> three = (("a", 1, 1), ("b", 2, 2), ("c", 3, 1))
-    >>> pareto([{"name": n, "p50_ms": t, "megabytes": 1, "f1": f} for n, t, f in three])
+    >>> pareto([{"name": n, "p50_ms": t, "megabytes": 1, "score": f} for n, t, f in three])
     ['a', 'b']
     """
 
     def beats(a: Choice, b: Choice) -> bool:
-        not_worse = (a["p50_ms"] <= b["p50_ms"], a["megabytes"] <= b["megabytes"], a["f1"] >= b["f1"])
-        not_better = (a["p50_ms"] >= b["p50_ms"], a["megabytes"] >= b["megabytes"], a["f1"] <= b["f1"])
+        not_worse = (a["p50_ms"] <= b["p50_ms"], a["megabytes"] <= b["megabytes"], a["score"] >= b["score"])
+        not_better = (a["p50_ms"] >= b["p50_ms"], a["megabytes"] >= b["megabytes"], a["score"] <= b["score"])
         return all(not_worse) and not all(not_better)
 
     return [c["name"] for c in choices if not any(beats(other, c) for other in choices)]
@@ -154,29 +138,31 @@ def pareto(choices: Sequence[Choice]) -> list[str]:
 
 def main(
     bundle: Annotated[list[Path] | None, typer.Option("--bundle", help="besides the built-in one")] = None,
-    note: Annotated[str, typer.Option(help="a sentence about these bundles, for the report")] = "",
     threads: Threads = 2,
     repeats: Repeats = 51,
-    turns: Annotated[int, typer.Option(help="turns of the test conversations")] = 1500,
     save: Annotated[
         bool, typer.Option("--save", help="write benchmarks/results/tradeoff and the choices of hbaf-edge advise")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    report = Report("hbaf-edge: accuracy against cost", {"threads": threads, "turns": turns})
-    choices: list[Choice] = []
+    built_in = load_bundle(None)
+    report = Report("hbaf-edge: accuracy against cost", {"threads": threads}, bundle=built_in.key)
+    sets = {name: one for name, one in bundle_sets(built_in.manifest).items() if one.use != "audio+text"}
+    titles, choices = score_titles(sets), list[Choice]()
 
-    def section() -> Section:
-        result, scored = default_model([None, *(bundle or [])], threads, repeats, turns)
+    def measure() -> list[Section]:
+        scored, turns = scored_choices([None, *(bundle or [])], sets, threads)
+        times = {name: Series.of(values) for name, values in interleave(repeats, turns).items()}
+        for choice in scored:
+            series = times[choice["name"]]
+            choice.update(p50_ms=rounded(series.p50), p90_ms=rounded(series.p90))
         choices.extend(scored)
-        result.text += f" {note}" if note else ""
-        return result
+        return sections(scored, times, titles)
 
     folder = RESULTS / "tradeoff" if save else None
-    code = measure_and_report("tradeoff", report, [("the default model", section)], folder=folder, as_json=as_json)
+    code = measure_and_report("tradeoff", report, [("the default model", measure)], folder=folder, as_json=as_json)
     if save and choices:
-        score = report.sections[0].text.removesuffix(note).rstrip()
-        stored = {"format": 1, "machine": machine_info(), "score": score, "choices": choices}
+        stored = {"format": 2, "key": built_in.key, "machine": machine_info(), "scores": titles, "choices": choices}
         CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
     return code
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hbaf_edge.bench.document import commit_here
+from hbaf_edge.bench.document import command_here, commit_here
 from hbaf_edge.bundle import Bundle
 from training.errors import TrainingError
 from training.files import CHECKOUT, write
@@ -89,24 +89,6 @@ def bundle_hash(bundle: Bundle) -> str:
         if name.endswith(".onnx") or name == "tokenizer.json":
             sha256.update(name.encode() + hashlib.sha256(bundle.files[name]).digest())
     return sha256.hexdigest()
-
-
-def command_here() -> str:
-    """The running command without paths outside of the checkout, such as `python -m training.evaluate runs/a --final`.
-
-    >>> command_here().startswith("python -m ")
-    True
-    """
-    program = Path(sys.argv[0])
-    module = ".".join([program.parent.name, program.stem]) if program.suffix == ".py" else program.name
-
-    def without_folder(argument: str) -> str:
-        path = Path(argument)
-        if not path.is_absolute():
-            return argument
-        return str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else path.name
-
-    return " ".join(["python -m", module, *map(without_folder, sys.argv[1:])])
 
 
 def _rounded(value: Any) -> Any:

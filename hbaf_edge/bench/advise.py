@@ -1,6 +1,8 @@
 """Recommend the most accurate bundle and settings within limits of latency and memory.
 
-Scores and memory come from benchmarks/tradeoff.py, which recorded them on one machine (choices.json). The latency of
+Scores and memory come from benchmarks/tradeoff.py, which recorded them on one machine (choices.json). Text and audio
+are scored as they are used, each alone, on turns that the model was not trained on; audio and text together have no
+score, since no natural pairs of them are available. So only settings for the same inputs are compared. The latency of
 the built-in bundle is measured here, with a few turns per setting. For other bundles the recorded latency is multiplied
 by how much slower the built-in bundle is on this machine; such values are marked as estimated.
 """
@@ -8,11 +10,12 @@ by how much slower the built-in bundle is on this machine; such values are marke
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hbaf_edge.bench.document import Cell, Section
 from hbaf_edge.bench.series import Series, interleave, rounded
@@ -20,12 +23,14 @@ from hbaf_edge.bench.turns import TEXT, Bench, repeatable_turn, total_ms
 from hbaf_edge.errors import InputError
 
 CHOICES = Path(__file__).with_name("choices.json")
-EQUAL_F1 = 0.02  # weighted F1; smaller differences are not significant on the test set
+EQUAL = 0.02  # smaller differences of a score are not significant on the scored turns
+Inputs = Literal["both", "text", "audio"]
+MODES: dict[Inputs, str] = {"both": "audio and text", "text": "text alone", "audio": "audio alone"}
 TURNS = 15  # measured per setting
 UNITS = {"latency": {"ms": 1.0, "s": 1000.0}, "memory": {"MB": 1.0, "GB": 1000.0}}
 HOW_TO_GET = {
     "built-in": "included in hbaf-edge",
-    "float32": "the folder WORK/float32 of python -m export.release, or make model",
+    "float32": "python -m training.from_bundle, then python -m export.to_onnx; or WORK/float32 of export.release",
     "float16": "python -m export.float16 FLOAT32 --out DIR",
     "int8-weights": "python -m export.quantize FLOAT32 --weights-only --out DIR",
 }
@@ -107,26 +112,45 @@ def advise(
 
     Args:
         limits: limits of the user.
-        choices: result of `with_local_latency`.
-        stored: content of choices.json, for the machine and the score that it names.
+        choices: result of `with_local_latency`, all for the same inputs.
+        stored: content of choices.json, for the machine and the scores that it names.
 
     Returns:
         A table of the choices that fit (of all choices if none fits), and the best one or None.
     """
     fitting = [c for c in choices if not exceeded_limits(c, limits)]
-    best_f1 = max((c["f1"] for c in fitting), default=0.0)
-    shown = sorted(fitting or choices, key=lambda c: (c["f1"] < best_f1 - EQUAL_F1, c["p90_ms"]))
+    best_score = max((c["score"] or 0.0 for c in fitting), default=0.0)
+    shown = sorted(fitting or choices, key=lambda c: ((c["score"] or 0.0) < best_score - EQUAL, c["p90_ms"]))
     rows: list[list[Cell]] = [
-        [c["name"], c["f1"], rounded(c["p90_ms"]), "measured" if c["measured"] else "estimated", c["peak_mb"],
-         c["megabytes"], "; ".join(exceeded_limits(c, limits)) or "fits"] for c in shown
+        [c["name"], "no score" if c["score"] is None else c["score"], rounded(c["p90_ms"]),
+         "measured" if c["measured"] else "estimated", c["peak_mb"], c["megabytes"],
+         "; ".join(exceeded_limits(c, limits)) or "fits"] for c in shown
     ]  # fmt: skip
+    unit = stored["scores"][choices[0]["given"]]
     text = (
-        f"Latency is the p90 of turns with 3 s and twelve words. Memory and scores are of {stored['machine']['cpu']}. "
-        f"Scores within {EQUAL_F1} of the best that fits are equal; the fastest of them is first. {stored['score']}"
+        f"Score: {unit}. Scores within {EQUAL} of the best that fits are equal; the fastest of them is first. Latency "
+        f"is the p90 of turns with 3 s and twelve words. Memory and scores are of {stored['machine']['cpu']}."
     )
-    head = ("settings", "F1", "p90, ms", "latency", "peak, MB", "bundle, MB", "limits")
+    head = ("settings", "score", "p90, ms", "latency", "peak, MB", "bundle, MB", "limits")
     title = f"Settings within the limits: {len(fitting)} of {len(choices)}"
     return Section("advise", title, head, rows, text), shown[0] if fitting else None
+
+
+def nearest(limits: Limits, choices: Sequence[Mapping[str, Any]]) -> str:
+    """The limits that the nearest choice would need, when none fits.
+
+    >>> choice = {"name": "int8, text alone, 1 thread", "p90_ms": 6.2, "peak_mb": 180.4}
+    >>> nearest(Limits(latency=5), [choice])
+    'the nearest is int8, text alone, 1 thread: --latency 7ms --memory 181MB'
+    """
+
+    def excess(choice: Mapping[str, Any]) -> float:
+        pairs = ((choice["p90_ms"], limits.latency), (choice["peak_mb"], limits.memory))
+        return float(max(value / limit for value, limit in pairs if limit))
+
+    choice = min(choices, key=excess)
+    return (f"the nearest is {choice['name']}: --latency {math.ceil(choice['p90_ms'])}ms "
+            f"--memory {math.ceil(choice['peak_mb'])}MB")  # fmt: skip
 
 
 def recipe(choice: Mapping[str, Any]) -> str:

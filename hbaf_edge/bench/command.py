@@ -16,7 +16,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hbaf_edge.backends.settings import default_threads
 from hbaf_edge.bench import page
-from hbaf_edge.bench.advise import Limits, load_choices, parse_quantity, recipe, with_local_latency
+from hbaf_edge.bench.advise import (
+    MODES,
+    Inputs,
+    Limits,
+    load_choices,
+    nearest,
+    parse_quantity,
+    recipe,
+    with_local_latency,
+)
 from hbaf_edge.bench.advise import advise as rank_choices
 from hbaf_edge.bench.compare import changes_section, other_differences
 from hbaf_edge.bench.document import Report, Section, load, print_section
@@ -58,12 +67,13 @@ def benchmark(
 
 def new_report(bench: Bench) -> Report:
     """Create an empty report with the settings of the run."""
-    manifest = load_bundle(bench.bundles[0]).manifest
+    bundle = load_bundle(bench.bundles[0])
+    manifest = bundle.manifest
     settings = {
         "bundle": manifest.get("name"), "precision": manifest.get("precision"), "provider": bench.runtime().provider,
         "threads": bench.threads, "repeats": bench.repeats, "quick": bench.quick,
     }  # fmt: skip
-    return Report(f"hbaf-edge benchmark: {settings['bundle']}", settings)
+    return Report(f"hbaf-edge benchmark: {settings['bundle']}", settings, bundle=bundle.key)
 
 
 def compare(
@@ -82,16 +92,18 @@ def compare(
 
 
 def advise(
+    inputs: Annotated[Inputs, typer.Option(help="what your turns have: both, text or audio")] = "both",
     latency: Annotated[str | None, typer.Option(help="limit for 90 % of turns, such as 30ms")] = None,
     memory: Annotated[str | None, typer.Option(help="limit for peak memory, such as 250MB")] = None,
 ) -> None:
     """Recommend the most accurate bundle and settings within limits on this machine."""
     limits = Limits(parse_quantity(latency, "latency"), parse_quantity(memory, "memory"))
     stored, console = load_choices(), Console()
-    section, best = rank_choices(limits, with_local_latency(stored["choices"]), stored)
+    choices = with_local_latency([c for c in stored["choices"] if c["given"] == MODES[inputs]])
+    section, best = rank_choices(limits, choices, stored)
     print_section(console, section)
     if best is None:
-        console.print("no settings fit the limits; the last column shows by how much each misses them", style="red")
+        show_line(console, f"no settings fit the limits; {nearest(limits, choices)}", "red")
         raise typer.Exit(1)
     show_line(console, str(best["name"]), "bold")
     console.print(recipe(best), markup=False)

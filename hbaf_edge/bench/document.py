@@ -9,6 +9,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from hbaf_edge.machine import machine_info
 from hbaf_edge.version import __version__
 
 FORMAT = 1
+CHECKOUT = Path(__file__).resolve().parents[2]  # if this is not an installed package
 PERCENTILES = ("p50", "p90", "p99", "max", "samples")  # columns of `percentile_rows`
 Cell = str | int | float | None
 
@@ -59,14 +61,33 @@ class Section:
 
 def commit_here() -> str:
     """Commit of this checkout, with "+" if files are modified; empty outside a checkout."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return ""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def command_here() -> str:
+    """The running command, such as `python -m benchmarks.natural --save`, with paths relative to the checkout.
+
+    Of other absolute paths only the last part is named, since results are published.
+    """
+    program = Path(sys.argv[0])
+    name = program.name
+    if program.suffix == ".py":
+        parts = program.with_suffix("").parts[-2:]
+        name = f"python -m {'.'.join(part for part in parts if part != '__main__')}"
+
+    def published(argument: str) -> str:
+        path = Path(argument)
+        if not path.is_absolute():
+            return argument
+        return str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else path.name
+
+    return " ".join([name, *map(published, sys.argv[1:])])
 
 
 @dataclass
@@ -84,6 +105,8 @@ class Report:
         created: time in UTC.
         version: version of hbaf-edge.
         commit: `commit_here()`.
+        bundle: key of the bundle that was measured; empty if the values do not depend on one.
+        command: `command_here()`, which measures the same again.
     """
 
     title: str
@@ -96,6 +119,8 @@ class Report:
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     version: str = __version__
     commit: str = field(default_factory=commit_here)
+    bundle: str = ""
+    command: str = field(default_factory=command_here)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON, by `schema.json`."""
@@ -203,4 +228,5 @@ def about(report: Report) -> str:
     """Machine, versions and settings as one paragraph."""
     values = {**report.settings, **report.machine}
     settings = [f"{key.replace('_', ' ')}: {value}" for key, value in values.items() if value is not None]
-    return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *settings])
+    key = [f"bundle key: {report.bundle[:12]}"] if report.bundle else []
+    return "; ".join([f"{report.created}, hbaf-edge {report.version} {report.commit}".strip(), *key, *settings])

@@ -26,22 +26,15 @@ def run_benchmark(*arguments):
 
 
 @pytest.mark.slow
-def test_first_look_measures_a_turn_loading_and_memory():
-    sections = run_benchmark("benchmarks.first_look", "--threads", 1, "--repeats", 3)
-    measures = sections["first_look"]["measures"]
-    assert measures["a turn of 3 s and twelve words, ms"]["p50"] == sections["stages"]["measures"]["a turn"]["p50"] > 0
-    assert measures["import hbaf_edge, ms"]["p50"] < measures["HBAFRuntime(), ms"]["p50"]
-    assert measures["peak memory of hbaf-edge demo, MB"]["p50"] > 50
+def test_first_look_runs_the_demo():
+    sections = run_benchmark("benchmarks.first_look")
+    assert sections["first_look"]["measures"]["peak memory of hbaf-edge demo, MB"]["p50"] > 50
+    assert any("KiB of state" in line for (line,) in sections["demo"]["rows"])
 
 
 @pytest.mark.slow
-def test_incremental_measures_length_end_of_speech_and_feeding():
-    sections = run_benchmark("benchmarks.incremental", "--repeats", 3)
-    early, late = sections["depth"]["text"].removesuffix(" bytes.").rsplit(" ", 3)[1::2]
-    assert early == late, "the size of the state must not grow"
-    measures = {name: section["measures"] for name, section in sections.items()}
-    whole, dialogue = (measures["depth"][f"turn 33, {name}"] for name in ("whole", "dialogue scope"))
-    assert whole["p50"] > dialogue["p50"] > 0
+def test_incremental_measures_end_of_speech_and_feeding():
+    measures = {name: s["measures"] for name, s in run_benchmark("benchmarks.incremental", "--repeats", 3).items()}
     assert set(measures["end_of_speech"]) == {"1 s", "3 s", "5 s", "10 s", "20 s"}
     assert set(measures["feeding"]) == {"alone", "while another thread predicts"}
 

@@ -5,18 +5,21 @@ from typer.testing import CliRunner
 
 from hbaf_edge.bench import advise
 from hbaf_edge.bench.advise import Limits, exceeded_limits, load_choices, parse_quantity
+from hbaf_edge.bundle import load_bundle
 from hbaf_edge.cli import app
 from hbaf_edge.errors import InputError
 
 
 def test_recorded_choices_are_complete():
     stored = load_choices()
+    assert stored["key"] == load_bundle(None).key, "run: python -m benchmarks.tradeoff --save"
+    assert set(stored["scores"]) == {"audio and text", "text alone", "audio alone"}
     names = [c["name"] for c in stored["choices"]]
     assert len(set(names)) == len(names) >= 6
     assert {"float32", "float16", "int8"} <= {c["precision"] for c in stored["choices"]}
     for c in stored["choices"]:
         assert 0 < c["p50_ms"] <= c["p90_ms"]
-        assert 0.2 < c["f1"] < 1
+        assert c["score"] is None if c["given"] == "audio and text" else 0.2 < c["score"] < 1
         assert 30 < c["megabytes"] < c["peak_mb"]
         assert c["bundle"] in advise.HOW_TO_GET
 
@@ -27,15 +30,15 @@ def test_quantity_is_rejected_without_a_valid_unit(text):
         parse_quantity(text, "latency")
 
 
-def choice(name, f1, ms, mb=200, size=40):
-    return {"name": name, "f1": f1, "p50_ms": ms, "p90_ms": ms, "peak_mb": mb, "megabytes": size, "bundle": "built-in",
-            "given": "audio and text", "threads": 1, "measured": True}  # fmt: skip
+def choice(name, score, ms, mb=200, size=40):
+    return {"name": name, "score": score, "p50_ms": ms, "p90_ms": ms, "peak_mb": mb, "megabytes": size,
+            "bundle": "built-in", "given": "audio and text", "threads": 1, "measured": True}  # fmt: skip
 
 
 def test_fastest_of_the_most_accurate_choices_within_the_limits_is_first():
     choices = [choice("quick", 0.5, 5), choice("good", 0.7, 20), choice("as good", 0.71, 25),
                choice("best", 0.8, 60, mb=400)]  # fmt: skip
-    stored = {"machine": {"cpu": "test"}, "score": "Of a test."}
+    stored = {"machine": {"cpu": "test"}, "scores": {"audio and text": "Of a test"}}
     for limits, first in (
         (Limits(), "best"),
         (Limits(latency=30), "good"),
@@ -68,3 +71,4 @@ def test_command_prints_the_best_choice_or_fails_when_none_fits(monkeypatch):
     none = CliRunner().invoke(app, ["advise", "--memory", "1MB"])
     assert none.exit_code == 1
     assert "no settings fit" in none.output
+    assert "the nearest is int8" in none.output
