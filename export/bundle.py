@@ -19,14 +19,14 @@ import onnx
 
 from export import metadata
 from export.atomic_replace import check_output, replace_atomically, work_folder
+from export.model_card import headline, licence_text, model_card
 from hbaf_edge import __version__
 from hbaf_edge.audio import SAMPLE_RATE
 from hbaf_edge.bundle import FORMAT, GRAPHS, Bundle, load_bundle
-from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import InputError
 from hbaf_edge.runtime import HBAFRuntime
 from hbaf_edge.sign import SIGNATURE, sign
-from training import encoders
+from training import encoders, ledger
 from training.command import cli, emit
 from training.config import ModelConfig
 
@@ -35,10 +35,6 @@ NON_COMMERCIAL = {
     "id": "CC-BY-NC-SA-4.0",
     "commercial": False,
     "why": "trained on acted speech (RAVDESS and others) whose licences forbid commercial use",
-}
-TERMS = {
-    "CC-BY-NC-SA-4.0": "Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0):\n"
-    "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode"
 }
 OPEN = {
     "id": "CC-BY-SA-4.0",
@@ -72,8 +68,6 @@ DATA: dict[str, dict[str, Any]] = {
     },
 }
 PARITY_COLUMNS = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
-# These conversations pair texts with clips of the same label, so only differences between scores are meaningful.
-PRECISIONS = "Every precision against PyTorch in float32 (on one set of conversations: compare the rows)"
 LIMITS = [
     "English text and acted speech. No natural pairs of audio and text were available, so training paired texts and "
     "clips of the same label from different corpora. No score on such pairs is claimed.",
@@ -116,7 +110,7 @@ def _write_files(
     tokenizer = onnx_folder / "tokenizer.json"
     shutil.copy(tokenizer if tokenizer.exists() else encoders.folder("text") / "tokenizer.json", folder)
     if not about["licence"].get("commercial"):
-        (folder / LICENCE_FILE).write_text(_licence_text(about))
+        (folder / LICENCE_FILE).write_text(licence_text(about))
     (folder / "MODEL_CARD.md").write_text(model_card(about, config.labels))
     manifest = {
         **about,
@@ -183,80 +177,9 @@ def _signature(path: Path) -> dict[str, Any]:
     return {"file": path.name, "inputs": describe(graph.input), "outputs": describe(graph.output)}
 
 
-def _licence_text(about: dict[str, Any]) -> str:
-    licence = about["licence"]
-    terms = TERMS.get(licence["id"], f"{licence['id']}.")
-    lines = [
-        f"The weights in this folder ({about['name']}) are licensed under {terms}",
-        "",
-        f"They may NOT be used commercially: {licence['why']}.",
-        "The code of hbaf-edge is Apache-2.0; a model trained on other data does not have this restriction.",
-        "",
-        "Trained on:",
-        *(f"- {d['name']}: {d['licence']} ({d['use']})" for d in about.get("data", [])),
-        "",
-        "Built on:",
-        *(f"- {e['model']}: {e['licence']}" for e in about.get("encoders", {}).values()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def model_card(about: dict[str, Any], labels: tuple[str, ...]) -> str:
-    """The model card in Markdown, from the descriptive fields of the manifest.
-
-    >>> about = {"name": "m", "precision": "float32", "licence": {"id": "MIT", "commercial": True, "why": "example"}}
-    >>> print(model_card(about, ("joy", "fear")).splitlines()[0])
-    # Model card: m
-    """
-    licence = about["licence"]
-    use = "commercial use is allowed" if licence.get("commercial") else "**not for commercial use**"
-    parts = [
-        f"# Model card: {about['name']}",
-        f"{about.get('description', 'HBAF')}. Labels: {', '.join(labels)}. Weights: {about['precision']}.\n\n{NOTICE}",
-        f"## Licence of the weights\n{licence['id']}, {use}: {licence['why']}.",
-        _section("Trained on", [f"{d['name']}: {d['licence']}; {d['use']}" for d in about.get("data", [])]),
-        _section(
-            "Built on", [f"{kind}: {e['model']} ({e['licence']})" for kind, e in about.get("encoders", {}).items()]
-        ),
-        _section("Scores, measured with the runtime", _scores(about.get("scores", {}))),
-        _section(PRECISIONS, [_parity_line(row) for row in about.get("parity", [])]),
-        _section("Limits", about.get("limits", [])),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _section(title: str, lines: list[str]) -> str:
-    return "\n".join([f"## {title}", *(f"- {line}" for line in lines)]) if lines else ""
-
-
-def _parity_line(row: dict[str, Any]) -> str:
-    """One precision of a parity chain."""
-    f1 = "" if row["weighted_f1"] is None else f", weighted F1 {row['weighted_f1']:.4f} ({-row['f1_drop']:+.4f})"
-    return (
-        f"{row['name']}: {row['flip_rate']:.2%} of the labels differ, cosine of the embedding "
-        f"{row['cosine_mean']:.4f}{f1}, {row['megabytes']:.1f} MB"
-        + (f"; **exceeds its limits**: {'; '.join(row['broken'])}" if row["broken"] else "")
-    )
-
-
-def _scores(scores: dict[str, Any]) -> list[str]:
-    """One line per test set with the recall of each label, and the difference from float32."""
-    lines = []
-    for name, s in scores.items():
-        if "weighted_f1" not in s:
-            lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in s.items()))
-            continue
-        recalls = ", ".join(f"{label} {value:.2f}" for label, value in s["recall"].items())
-        lines.append(
-            f"{name}, {s['utterances']} utterances: weighted F1 {s['weighted_f1']:.3f}, macro F1 {s['macro_f1']:.3f}, "
-            f"UAR {s['uar']:.3f}, ECE {s['ece']:.3f}; recall {recalls}"
-        )
-    return lines
-
-
 def finish_bundle(source: Path, out: Path, name: str | None = None, parity: Path | None = None,
                   key: Path | None = None, zipped: bool = False) -> Path:  # fmt: skip
-    """Write a copy of a bundle with a complete card and a signature.
+    """Write a copy of a bundle with a complete card, with its test scores from the ledger, and a signature.
 
     Returns the new folder, or with `zipped` the `.hbaf` file. The parameters are those of the command, see `main`.
 
@@ -270,22 +193,28 @@ def finish_bundle(source: Path, out: Path, name: str | None = None, parity: Path
     bundle = load_bundle(source)
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
-        about["parity"] = _parity_rows(parity, bundle)
+        about |= _parity(parity, bundle)
+    on_test = ledger.scores_of(ledger.bundle_hash(bundle))
+    if on_test:
+        about["scores"] = {name: s for name, s in on_test.items() if "weighted_f1" in s}
+        about["voices"] = {name: s for name, s in on_test.items() if "linear, first turn" in s}
+        about["headline"] = headline(about["scores"])
     rewrite_bundle(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about, key)
     return zip_bundle(out, zip_path) if zipped else out
 
 
-def _parity_rows(path: Path, bundle: Bundle) -> list[dict[str, Any]]:
-    """The rows of a parity chain, reduced to what a card shows. One of them must be of this bundle."""
+def _parity(path: Path, bundle: Bundle) -> dict[str, Any]:
+    """The rows of a parity chain, reduced to what a card shows, and its reference. One row must be of this bundle."""
     try:
-        steps = json.loads(path.read_text())["steps"]
+        stored = json.loads(path.read_text())
+        steps = stored["steps"]
         keys = {step["key"] for step in steps}
         rows = [{column: step[column] for column in PARITY_COLUMNS} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of python -m export.verify --save ({error})") from None
     if bundle.key not in keys:
         raise InputError(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on this bundle")
-    return rows
+    return {"parity": rows, "parity_reference": stored.get("reference", "the weights of the trained checkpoint")}
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from export import calibrate, float16, quantize, score, to_onnx, verify
 from export.bundle import PARITY_COLUMNS, rewrite_bundle
 from export.console import note
 from export.conversations import conversations
+from export.model_card import headline
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from hbaf_edge.errors import BundleError
 from training.command import cli, emit
@@ -71,9 +72,9 @@ def release(
     if final:
         scores = score.final_scores(small) | scores
     about = {
-        "scores": scores, "headline": score.headline(scores), "float32_difference": difference,
+        "scores": scores, "headline": headline(scores), "float32_difference": difference,
         "parity": [{column: row[column] for column in PARITY_COLUMNS} for row in rows],
-        "checkpoint": weights_hash([folder]),
+        "parity_reference": verify.reference_of(folder), "checkpoint": weights_hash([folder]),
     }  # fmt: skip
     rewrite_bundle(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about)
     return scores
@@ -108,7 +109,7 @@ def main(
         final: also score test, once, and enter the scores in the ledger.
     """
     scores = release(checkpoint, work, out, name, final)
-    lines = (f"{name}: {line}" for name, line in score.headline(scores).items())
+    lines = (f"{name}: {line}" for name, line in headline(scores).items())
     emit(scores, json_output, *lines, f"saved to {out}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from export.compare import ModelOutputs, drift, score_turns
 from export.console import progress
 from export.conversations import predict_dialogue
+from export.model_card import headline
 from hbaf_edge import HBAFRuntime, Prediction
 from hbaf_edge.bundle import load_bundle
 from training import ledger
@@ -89,18 +90,6 @@ def final_scores(bundle: Path) -> dict[str, Any]:
     data = {name: digest(one.dialogues) for name, one in sets.items()}
     name = f"{loaded.manifest['name']}, {loaded.manifest['precision']}"
     return ledger.score_once(name, ledger.bundle_hash(loaded), data, lambda: score(bundle, sets))
-
-
-def headline(result: dict[str, Any]) -> dict[str, str]:
-    """One line per set, and one for the difference from float32, as the model card shows them."""
-    lines = {
-        name: f"weighted F1 {s['weighted_f1']:.3f}, UAR {s['uar']:.3f} on {s['utterances']} utterances"
-        for name, s in result.items() if name != "against_float32"
-    }  # fmt: skip
-    if "against_float32" in result:
-        d = result["against_float32"]
-        lines["against float32"] = f"{d['label_flips']} of {d['turns']} labels differ ({d['flip_rate']:.2%})"
-    return lines
 
 
 def main(bundle: Path, /, reference: Path | None = None, final: bool = False, json_output: bool = False) -> None:

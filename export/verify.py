@@ -36,6 +36,7 @@ from export.conversations import conversations, counts, first_turns
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
 from hbaf_edge.machine import machine_info
+from training.checkpoint import describe
 from training.command import cli, emit
 from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
@@ -181,6 +182,12 @@ def parity_table(rows: Sequence[ParityRow], turns: int) -> Table:
     return table
 
 
+def reference_of(folder: Path) -> str:
+    """What a checkpoint's float32 weights are, for the card."""
+    key = describe(folder)[0].get("restored_from")
+    return f"the weights that bundle {key[:12]} holds" if key else "the weights of the trained checkpoint"
+
+
 def example_dialogue(turns: int = 100, seed: int = 0) -> Dialogue:
     """The example's clips and texts in random order, with random speakers and missing modalities."""
     rng = random.Random(seed)
@@ -224,7 +231,7 @@ def main(
     rows = parity_chain(load_training_module(checkpoint), bundles, dialogues, threads)
     result = {
         "machine": machine_info(), "threads": threads, "data": {**counts(dialogues), "split": split or "example"},
-        "model": manifest["name"], "steps": rows,
+        "model": manifest["name"], "reference": reference_of(checkpoint), "steps": rows,
     }  # fmt: skip
     if save:
         write_json(save, result, indent=1)

@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from hbaf_edge.bench.document import Cell, cell_text
 from training import distributed
 from training.command import cli, emit
 from training.config import ModelConfig, TrainConfig
 from training.errors import TrainingError
 from training.files import write_json
 from training.metrics import paired_bootstrap
+from training.results import save_report
 from training.tasks import load_corpus
 from training.train import Plan, run_plan, score_cells
 
@@ -108,16 +110,19 @@ def difference(whole: dict[str, Any], variant: dict[str, Any]) -> dict[str, floa
     return paired_bootstrap(torch.cat(whole_logits), torch.cat(variant_logits), torch.cat(labels), groups)
 
 
-def table(results: dict[str, Any]) -> Table:
+HEAD = ("variant", "weighted F1", "macro F1", "UAR", "weighted F1 lost [95 %]", "p")
+
+
+def table_rows(results: dict[str, Any]) -> list[list[Cell]]:
     """Scores of each variant, its loss of weighted F1 with an interval, and p."""
-    shown = Table("variant", "weighted F1", "macro F1", "UAR", "weighted F1 lost [95 %]", "p")
+    rows: list[list[Cell]] = []
     for name, r in results.items():
-        row = score_cells(r, ("weighted_f1", "macro_f1", "uar"))
+        row: list[Cell] = [name, *score_cells(r, ("weighted_f1", "macro_f1", "uar")), None, None]
         if lost := r.get("against_whole"):
             difference, low, high = (100 * lost[k] for k in ("difference", "low", "high"))
-            row += [f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", f"{lost['p']:.3f}"]
-        shown.add_row(name, *row)
-    return shown
+            row[4:] = [f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", f"{lost['p']:.3f}"]
+        rows.append(row)
+    return rows
 
 
 def main(
@@ -126,6 +131,7 @@ def main(
     model: ModelConfig = ModelConfig(),
     plan: Plan = Plan((0, 1, 2)),
     only: tuple[str, ...] = (),
+    save: Path | None = None,
     compute: distributed.Compute = distributed.Compute(),
     json_output: bool = False,
 ) -> None:
@@ -137,11 +143,20 @@ def main(
         model: its flags and sizes.
         plan: seeds, folds and start of each variant.
         only: names of variants; the whole model is always included.
+        save: JSON file for the table, such as benchmarks/results/ablation-features.json.
         compute: device and threads.
     """
     results = ablate(train, out, plan, model, only, compute.start())
     if distributed.rank() == 0:
-        emit({name: r["mean"]["weighted_f1"] for name, r in results.items()}, json_output, table(results))
+        rows, shown = table_rows(results), Table(*HEAD)
+        if save is not None:
+            text = (
+                f"Scored on dev, {len(results[WHOLE]['runs'])} seeds; differences by paired bootstrap over dialogues."
+            )
+            save_report(save, f"Ablations on {train.corpus}", HEAD, rows, text)
+        for row in rows:
+            shown.add_row(*map(cell_text, row))
+        emit({name: r["mean"]["weighted_f1"] for name, r in results.items()}, json_output, shown)
 
 
 if __name__ == "__main__":

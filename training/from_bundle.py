@@ -87,6 +87,7 @@ def save_checkpoint(path: Path, out: Path) -> None:
         "train": bundle.manifest.get("training", {}),
         "corpora": bundle.manifest.get("corpora", ["unknown"]),
         "tuned": ["text", "audio"],
+        "restored_from": bundle.key,
     }
     checkpoint.save(out, model, text, about, audio)
 

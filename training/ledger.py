@@ -82,6 +82,11 @@ def score_once(model: str, sha256: str, data: dict[str, str], score: Callable[[]
     return dict(scores)
 
 
+def scores_of(sha256: str) -> dict[str, Any]:
+    """All scores of a model in the ledger, by test set."""
+    return {name: s for entry in entries() if entry["sha256"] == sha256 for name, s in entry["scores"].items()}
+
+
 def bundle_hash(bundle: Bundle) -> str:
     """SHA-256 of a bundle's graphs and tokeniser. Unlike its key, it does not change with the card and its scores."""
     sha256 = hashlib.sha256()
