@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders docs bench report guard gpu gpu-check model clean
+.PHONY: demo test quick test-slow test-all fuzz arm64 lint types encoders docs bench report figures guard gpu gpu-check model clean
 
 demo: .venv/demo.done
 	@$(BIN)/hbaf-edge demo
@@ -63,6 +63,11 @@ bench: .venv/test.done
 REPORT ?= runs/report
 report: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.full_report --report $(REPORT)
+
+# Write README's and the site's tables and pictures from the committed results; FIGURES=--check only compares.
+FIGURES ?=
+figures: .venv/test.done
+	$(BIN)/python -m benchmarks.publish $(FIGURES)
 
 # Compare the counted cost of a turn with recorded budgets. If valgrind is installed, instructions are counted as well.
 guard: .venv/test.done

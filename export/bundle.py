@@ -67,7 +67,7 @@ DATA: dict[str, dict[str, Any]] = {
         "open": True,
     },
 }
-PARITY_COLUMNS = ("name", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
+PARITY_COLUMNS = ("name", "sha256", "flip_rate", "cosine_mean", "weighted_f1", "f1_drop", "megabytes", "broken")
 LIMITS = [
     "English text and acted speech. No natural pairs of audio and text were available, so training paired texts and "
     "clips of the same label from different corpora. No score on such pairs is claimed.",

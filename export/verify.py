@@ -42,6 +42,7 @@ from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
 from training.feature_provider import FeatureProvider
 from training.files import write_json
+from training.ledger import bundle_hash
 from training.tasks import predict
 from training.training_module import TrainingModule, load_training_module
 
@@ -70,13 +71,13 @@ def parity_row(
     """Compare one bundle with PyTorch and check the limits of its precision.
 
     Returns:
-        `measures` (export/compare.py); name (the precision) and key (of the bundle); broken (exceeded limits, as
-        text); weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any); milliseconds
+        `measures` (export/compare.py); name (the precision), key and sha256 (of the bundle and of its graphs); broken
+        (exceeded limits, as text); weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any); milliseconds
         (median per turn on this machine); megabytes; layers (cosine of each residual sum with float32's, by name).
     """
     name = bundle.manifest["precision"]
-    row: ParityRow = {"name": name, "key": bundle.key, **measures(outputs, reference), "weighted_f1": None,
-                      "f1_drop": None, "f1_by_label": {}, "milliseconds": outputs.milliseconds,
+    row: ParityRow = {"name": name, "key": bundle.key, "sha256": bundle_hash(bundle), **measures(outputs, reference),
+                      "weighted_f1": None, "f1_drop": None, "f1_by_label": {}, "milliseconds": outputs.milliseconds,
                       "megabytes": bundle.megabytes, "layers": layers}  # fmt: skip
     expected, actual = (score_turns(results, labels, bundle.labels) for results in (reference, outputs))
     if expected is not None and actual is not None:

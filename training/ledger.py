@@ -71,9 +71,10 @@ def score_once(model: str, sha256: str, data: dict[str, str], score: Callable[[]
             print(f"already scored on these test data on {entry['date'][:10]}; the ledger's scores are used",
                   file=sys.stderr)  # fmt: skip
             return dict(entry["scores"])
+    commit = commit_here()  # of the code that runs, whatever is committed meanwhile
     scores = json.loads(json.dumps(_rounded(score())))
     entry = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit_here(), "command": command_here(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit, "command": command_here(),
         "model": model, "sha256": sha256, "data": data, "scores": scores,
     }  # fmt: skip
     path = ledger_path()

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hbaf_edge.bench.document import Report, Section
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = ROOT / "benchmarks" / "results" / "arm64.json"
 
 # INT8 activations are rounded to 256 steps, so a last-bit difference in a float kernel can change a value by a complete
 # step. Measured on these turns: up to .021 between two versions of ONNX Runtime on one x86 processor, .008 between Arm
-# and x86 with the same version (.019 and .013 on MELD dev and RAVDESS). Quantization itself changes a probability by up
-# to .14 (benchmarks/results/parity-default.json). The bound lies between rounding and the error of a wrong kernel.
+# and x86 with the same version (.019 and .013 on MELD dev and RAVDESS). The bound lies between
+# rounding and the error of a wrong kernel.
 BOUND = 0.05
 TIE = 0.025  # margin between the two likeliest labels that another version of ONNX Runtime can reverse
 
@@ -99,11 +99,20 @@ def report(result: dict[str, Any]) -> str:
 
 
 def save(result: dict[str, Any]) -> None:
-    """Write the result to benchmarks/results, with date and commit."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    dated = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": commit or None, **result}
-    SAVED.write_text(json.dumps(dated, indent=1) + "\n")
+    """Write the result as a report (hbaf_edge/bench/schema.json) to benchmarks/results."""
+    rows: list[tuple[str, Any]] = [
+        ("turns", result["turns"]),
+        ("turns with audio", result["turns_with_audio"]),
+        ("turns with different labels", len(result["labels_differing"])),
+        ("largest difference of a probability", result["largest_difference"]),
+        ("median difference of a probability", result["median_difference"]),
+        ("bound", result["bound"]),
+    ]
+    title = "Emulated 64-bit Arm compared with this machine"
+    section = Section("arm64", title, ("what", "value"), rows, f"Material: {result['material']}.")
+    new = Report(title, {"arm64": result["arm64"]}, result["x86_64"], [section], bundle=result["bundle"])
+    new.command = "make arm64 ARM64=--save"
+    SAVED.write_text(json.dumps(new.to_json(), indent=1) + "\n")
     print(f"saved {SAVED.relative_to(ROOT)}")
 
 

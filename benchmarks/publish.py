@@ -1,0 +1,275 @@
+"""Write the published figures into README and the site, from the result files, the ledger and the default bundle.
+
+    python -m benchmarks.publish            # make figures
+    python -m benchmarks.publish --check    # changes nothing; fails if a page or a picture is out of date
+
+A page marks a generated part with `<!-- figures: NAME -->` and `<!-- end of figures -->`; NAME is a key of `PARTS`. A
+result of another bundle than the one that ships cannot be published: measure it again with the command that the error
+names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.report import RESULTS, run
+from hbaf_edge.bench.document import Cell, Report, Section, cell_text, load
+from hbaf_edge.bundle import load_bundle
+from hbaf_edge.errors import InputError
+from training import ledger
+from training.files import CHECKOUT
+
+PICTURES = {"state": "whole", "encoders": "whole", "stages": "whole", "tradeoff_text": "tradeoff"}  # name: its report
+PART = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+WITHOUT_BUNDLE = ("formats", "ablation-features")  # results that do not depend on a bundle
+
+
+def result(name: str) -> Report:
+    """Load a committed result.
+
+    Raises:
+        InputError: it is missing, or of another bundle than the default one.
+    """
+    folder = RESULTS / name
+    report = load(folder if folder.is_dir() else RESULTS / f"{name}.json")
+    key = load_bundle(None).key
+    if report.bundle != key and name not in WITHOUT_BUNDLE:
+        raise InputError(f"the result {name} is of bundle {report.bundle[:12] or 'unknown'}, and {key[:12]} ships; "
+                         f"measure it again: {report.command or 'docs/benchmarks.md has the command'}")  # fmt: skip
+    return report
+
+
+def section(name: str, section_name: str) -> Section:
+    """Load a section of a result."""
+    found = result(name).section(section_name)
+    if found is None:
+        raise InputError(f"the result {name} has no section {section_name}; measure it again")
+    return found
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A Markdown table.
+
+    >>> print(markdown_table(("what", "ms"), [("a turn", 15.04)]))
+    | what | ms |
+    |---|---|
+    | a turn | 15.0 |
+    """
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell_text(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def measured_on(name: str) -> str:
+    """One line on when, where and how a result was measured."""
+    report = result(name)
+    machine = report.machine
+    where = f"{machine['cores']} cores of {machine['cpu'].strip()}, ONNX Runtime {machine['onnxruntime']}"
+    key = f", bundle {report.bundle[:12]}" if report.bundle else ""
+    commit = f"commit {report.commit.rstrip('+')}"
+    return f"Measured {report.created[:10]} with `{report.command}`: {where}, {commit}{key}."
+
+
+def table_of(name: str, section_name: str) -> Callable[[], str]:
+    """A part with a section's text and table, and where it was measured."""
+
+    def part() -> str:
+        one = section(name, section_name)
+        text = f"{one.text}\n\n" if one.text else ""
+        return f"{text}{markdown_table(one.head, one.rows)}\n\n{measured_on(name)}"
+
+    return part
+
+
+def on_test() -> dict[str, Any]:
+    """The default bundle's scores in the ledger, by test set.
+
+    Raises:
+        InputError: it was never scored on test.
+    """
+    scores = ledger.scores_of(ledger.bundle_hash(load_bundle(None)))
+    if not scores:
+        command = "python -m export.score hbaf_edge/models/default --final"
+        raise InputError(f"the default bundle is not in the ledger; run: {command}")
+    return scores
+
+
+def readme_table() -> str:
+    """README's figures: speed, sizes, scores."""
+    whole, manifest = result("whole"), load_bundle(None).manifest
+    turn = section("whole", "stages").measures["a turn"]
+    ratios = {name: m for s in ("state", "encoders", "software") for name, m in section("whole", s).measures.items()}
+    sizes = {row[0]: row[1] for row in section("first_look", "first_look").rows}
+    memory = {row[0]: row[1] for row in section("whole", "memory").rows}
+    rows: list[tuple[str, str]] = [
+        (f"a turn (3 s of audio, twelve words), {whole.settings['threads']} threads: p50, p90, p99",
+         f"{turn['p50']:.1f}, {turn['p90']:.1f}, {turn['p99']:.1f} ms"),
+        *((f"{name}: relative to our {'fusion' if 'fusion of' in name else 'turn'}",
+           f"**{ratios[name]['p50']:.1f} ×** as long ({ratios[name]['low']:.1f}–{ratios[name]['high']:.1f})")
+          for name in README_RATIOS),
+        ("state of a conversation, at any length", f"{cell_text(memory['state of a conversation'])} KiB"),
+        ("weights; wheel; installed with all dependencies",
+         f"{cell_text(memory['bundle'])}; {cell_text(sizes['wheel, MB'])}; "
+         f"{cell_text(sizes['installed, without torch, MB'])} MB"),
+        *score_rows(on_test()),
+        ("labels that differ between the INT8 files that ship and float32 "
+         f"({manifest['parity_reference']}), dev conversations", f"{manifest['parity'][-1]['flip_rate']:.2%}"),
+    ]  # fmt: skip
+    return markdown_table(("what", "measured"), rows) + f"\n\n{measured_on('whole')}"
+
+
+README_RATIOS = (
+    "the last 32 turns again, without state",
+    "fusion of all 94 turns again, without state",
+    "RoBERTa + wav2vec2, random weights, INT8: one utterance, no fusion",
+    "Whisper tiny.en speech recognition (faster-whisper)",
+)
+
+
+def score_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """README's rows of test scores, the voices of unseen corpora first."""
+    rows = []
+    unseen = {name: s for name, s in scores.items() if "model, first turn" in s}
+    if unseen:
+        model, linear, chance = (
+            sum(s[column] for s in unseen.values()) / len(unseen)
+            for column in ("model, first turn", "linear, first turn", "chance")
+        )
+        what = f"**audio only, corpora that it never met** ({', '.join(unseen)}): mean UAR"
+        rows.append((what, f"**{model:.2f}**; a linear model on the same encoder {linear:.2f}, chance {chance:.2f}"))
+    for name, s in scores.items():
+        if "weighted_f1" in s:
+            rows.append((f"{name} ({s['utterances']:,} turns): weighted F1, macro F1, UAR, ECE",
+                         f"{s['weighted_f1']:.3f}, {s['macro_f1']:.3f}, {s['uar']:.3f}, {s['ece']:.3f}"))  # fmt: skip
+    return rows
+
+
+def natural() -> str:
+    """How many of the natural clips the default model gets right."""
+    one = section("natural", "natural")
+    counts = {use: int(m["p50"]) for use, m in one.measures.items()}
+    return (f"On {len(one.rows)} natural MELD clips (`python -m benchmarks.natural`) the default model is right on "
+            f"{counts['text']} by text, {counts['audio']} by audio and {counts['both']} by both: an anecdote, not a "
+            "score.")  # fmt: skip
+
+
+def demo() -> str:
+    """What `make demo` prints, shortened: the first turns, and the last line."""
+    lines = [str(line) for (line,) in section("first_look", "demo").rows]
+    turns = [i for i, line in enumerate(lines) if "→" in line]
+    shown = [line.rstrip() for line in (*lines[turns[0] : turns[2]], "…", lines[-1])]
+    return "```text\n" + "\n".join(shown) + "\n```"
+
+
+def parity() -> str:
+    """The chain of precisions of the bundle that ships, from its manifest."""
+    manifest = load_bundle(None).manifest
+    rows: list[list[Cell]] = [
+        [row["name"], f"{row['flip_rate']:.2%}", row["cosine_mean"], f"{row['weighted_f1']:.4f}", row["megabytes"]]
+        for row in manifest["parity"]
+    ]
+    head = ("precision", "labels that differ", "cosine of the embedding", "weighted F1", "MB")
+    return f"Reference: PyTorch in float32 with {manifest['parity_reference']}.\n\n{markdown_table(head, rows)}"
+
+
+def scores_on_test() -> str:
+    """Test scores of the bundle that ships, with the recall of each label."""
+    rows: list[list[Cell]] = [
+        [name, s["utterances"], *(f"{s[k]:.3f}" for k in ("weighted_f1", "macro_f1", "uar", "ece")),
+         ", ".join(f"{label} {value:.2f}" for label, value in s["recall"].items())]
+        for name, s in on_test().items() if "weighted_f1" in s
+    ]  # fmt: skip
+    return markdown_table(("test set", "turns", "weighted F1", "macro F1", "UAR", "ECE", "recall"), rows)
+
+
+def unseen_voices() -> str:
+    """Unseen corpora: the bundle that ships and the linear model."""
+    kinds = [f"{who}, {kind}" for who in ("linear", "model") for kind in ("first turn", "life-like", "one mood")]
+    rows: list[list[Cell]] = [
+        [name, s["clips"], f"{s['chance']:.2f}", *(f"{s[kind]:.3f}" if kind in s else None for kind in kinds)]
+        for name, s in on_test().items() if "linear, first turn" in s
+    ]  # fmt: skip
+    return markdown_table(("corpus", "clips", "chance", *kinds), rows)
+
+
+def readings() -> str:
+    """Every line of the ledger."""
+    rows: list[list[Cell]] = []
+    for entry in ledger.entries():
+        sets = ", ".join(name.split(",")[0].split(";")[0] for name in entry["data"])
+        rows.append([entry["date"][:10], entry["commit"].rstrip("+"), entry["model"], entry["sha256"][:12], sets,
+                     f"`{entry['command']}`"])  # fmt: skip
+    return markdown_table(("date", "commit", "model", "hash of its weights", "test data", "command"), rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "readme": readme_table,
+    "demo": demo,
+    "natural": natural,
+    "natural-clips": table_of("natural", "natural"),
+    "test-scores": scores_on_test,
+    "unseen-voices": unseen_voices,
+    "voices": table_of("voices", "voices"),
+    "parity": parity,
+    "ledger": readings,
+    "ablations": table_of("ablation-features", "ablation_features"),
+    "state": table_of("whole", "state"),
+    "encoders": table_of("whole", "encoders"),
+    "software": table_of("whole", "software"),
+    "stages": table_of("whole", "stages"),
+    "context": table_of("whole", "context"),
+    "live": table_of("incremental", "end_of_speech"),
+    "threads": table_of("incremental", "many_threads"),
+    "memory": table_of("incremental", "long_memory"),
+    "tradeoff-text": table_of("tradeoff", "tradeoff_text"),
+    "tradeoff-audio": table_of("tradeoff", "tradeoff_audio"),
+    "interrupts": table_of("interrupts", "interrupted"),
+    "formats": table_of("formats", "formats"),
+}
+
+
+def pages() -> list[Path]:
+    """README and the pages of the site."""
+    return [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+
+
+def rendered(text: str) -> str:
+    """A page with its generated parts written anew.
+
+    Raises:
+        InputError: a part has an unknown name, or its result cannot be published.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match[2] not in PARTS:
+            raise InputError(f"there is no part {match[2]!r}; PARTS in {Path(__file__).name} has: {', '.join(PARTS)}")
+        return f"{match[1]}{PARTS[match[2]]()}\n{match[3]}"
+
+    return PART.sub(replace, text)
+
+
+def outdated() -> dict[Path, bytes]:
+    """Pages and pictures that differ from their results, with what they should be."""
+    wanted = {page: rendered(page.read_text(encoding="utf-8")).encode() for page in pages()}
+    for name, report in PICTURES.items():
+        wanted[CHECKOUT / "docs" / "figures" / f"{name}.png"] = (RESULTS / report / f"{name}.png").read_bytes()
+    return {path: content for path, content in wanted.items() if not path.exists() or path.read_bytes() != content}
+
+
+def main(check: Annotated[bool, typer.Option("--check", help="only report what is out of date")] = False) -> int:
+    changed = outdated()
+    for path, content in changed.items():
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(CHECKOUT)}")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+    return int(check and bool(changed))
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
