@@ -72,8 +72,9 @@ def parity_row(
 
     Returns:
         `measures` (export/compare.py); name (the precision), key and sha256 (of the bundle and of its graphs); broken
-        (exceeded limits, as text); weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without any); milliseconds
-        (median per turn on this machine); megabytes; layers (cosine of each residual sum with float32's, by name).
+        (exceeded limits, as text); weighted_f1, f1_drop and f1_by_label (of labelled turns; None and empty without
+        any); milliseconds (median per turn on this machine); megabytes; layers (cosine of each residual sum with
+        float32's, by name).
     """
     name = bundle.manifest["precision"]
     row: ParityRow = {"name": name, "key": bundle.key, "sha256": bundle_hash(bundle), **measures(outputs, reference),

@@ -14,7 +14,7 @@ from hbaf_edge.errors import BundleError, InputError
 
 def test_card_of_finished_bundle_shows_every_precision(tiny, tmp_path):
     step = {"name": "int8", "flip_rate": 0.0125, "cosine_mean": 0.9991, "weighted_f1": 0.61, "f1_drop": 0.002,
-            "megabytes": 43.2, "broken": [], "key": load_bundle(tiny.bundle).key}  # fmt: skip
+            "megabytes": 43.2, "broken": [], "sha256": "a", "key": load_bundle(tiny.bundle).key}  # fmt: skip
     parity = tmp_path / "parity.json"
     parity.write_text(json.dumps({"steps": [step, {**step, "broken": ["snr_db 20"]}]}))
     out = finish_bundle(tiny.bundle, tmp_path / "out", "another name", parity)
