@@ -187,7 +187,7 @@ def parity_table(rows: Sequence[ParityRow], turns: int) -> Table:
 def reference_of(folder: Path) -> str:
     """What a checkpoint's float32 weights are, for the card."""
     key = describe(folder)[0].get("restored_from")
-    return f"the weights that bundle {key[:12]} holds" if key else "the weights of the trained checkpoint"
+    return "the weights that its INT8 files hold" if key else "the weights of the trained checkpoint"
 
 
 def example_dialogue(turns: int = 100, seed: int = 0) -> Dialogue:

@@ -53,6 +53,7 @@ def test_verify_fails_when_a_bundle_exceeds_its_limits(tiny, tmp_path, monkeypat
     monkeypatch.setattr(
         verify, "load_training_module", lambda folder: TrainingModule(tiny.model, tiny.text, tiny.audio).eval()
     )
+    monkeypatch.setattr(verify, "describe", lambda folder: ({}, tiny.model.config))
     command = ["checkpoint", str(tiny.bundle), "--save", str(tmp_path / "parity.json")]
     cli(verify.main, command)
     assert "against PyTorch in float32, 300 turns" in capsys.readouterr().out

@@ -144,7 +144,7 @@ def test_finetune_starts_from_the_default_bundle_with_own_labels(small_corpora, 
     stored = checkpoint.load(small_corpora / "run")
     assert stored.hbaf.config.labels == ("pleased", "upset")
     assert stored.about["corpora"][-1] == "manifest"
-    (name,) = [n for n in result["scores"] if n.endswith("test, text")]
+    (name,) = [n for n in result["scores"] if n.endswith("dev, text")]
     assert result["scores"][name]["utterances"] == 8
     base = checkpoint.load(small_corpora / "run" / "base")
     assert torch.equal(base.text.state_dict()["embeddings.word_embeddings.weight"],
