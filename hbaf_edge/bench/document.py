@@ -27,6 +27,7 @@ from hbaf_edge.machine import machine_info
 from hbaf_edge.version import __version__
 
 FORMAT = 1
+MEASURED = ("benchmarks/results", "hbaf_edge/bench/choices.json")  # files that measurements write
 CHECKOUT = Path(__file__).resolve().parents[2]  # if this is not an installed package
 PERCENTILES = ("p50", "p90", "p99", "max", "samples")  # columns of `percentile_rows`
 Cell = str | int | float | None
@@ -60,12 +61,17 @@ class Section:
 
 
 def commit_here() -> str:
-    """Commit of this checkout, with "+" if files are modified; empty outside a checkout."""
+    """Commit of this checkout, with "+" if files other than results are modified; empty outside a checkout."""
     if not (CHECKOUT / ".git").exists():
         return ""
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(CHECKOUT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()  # noqa: S603
+
+    try:
+        modified = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in MEASURED))
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if modified else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
