@@ -67,6 +67,7 @@ report: .venv/test.done
 # Write README's and the site's tables and pictures from the committed results; FIGURES=--check only compares.
 FIGURES ?=
 figures: .venv/test.done
+	$(if $(FIGURES),,$(BIN)/python docs/how_it_works.py)
 	$(BIN)/python -m benchmarks.publish $(FIGURES)
 
 # Compare the counted cost of a turn with recorded budgets. If valgrind is installed, instructions are counted as well.
@@ -97,7 +98,9 @@ gpu:
 # Train the default model: about an hour on two cores; needs the corpora (HBAF_DATA). OPEN=1 leaves out data that forbid
 # commercial use; AUDIO=audio-base uses the larger Whisper encoder. RUNS is the folder of checkpoints and logs, BUNDLE
 # that of the result. After an interruption the same command continues. If espeak-ng is installed, its synthetic voices
-# are added as audio without a particular emotion.
+# are added as audio without a particular emotion. FINAL=--final also scores test, once (training/ledger.py); a model
+# that was scored before gets its scores from the ledger.
+FINAL ?=
 AUDIO ?= audio
 RUNS ?= runs/$(if $(OPEN),open,default)
 BUNDLE ?= $(if $(OPEN),$(RUNS)/bundle,hbaf_edge/models/default)
@@ -116,7 +119,7 @@ model: .venv/test.done
 	$(TRAIN) $(PAIRS) $(SHARE) --init $(RUNS)/apart --epochs 2 --learning-rate 1.5e-4 --out $(RUNS)/whole
 	$(BIN)/python -m training.evaluate $(RUNS)/whole --stress
 	$(BIN)/python -m export.release $(RUNS)/whole --work $(RUNS)/release --out $(BUNDLE) \
-	  --name "hbaf-edge $(if $(OPEN),open,default)" --final
+	  --name "hbaf-edge $(if $(OPEN),open,default)" $(FINAL)
 
 .venv/bin/python:
 	@echo "== creating .venv with $$($(PYTHON) --version)"

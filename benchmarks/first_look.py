@@ -22,7 +22,6 @@ import typer
 from benchmarks.report import AsJson, Save, measure_and_report, run, verdict
 from hbaf_edge.bench.document import Report, Section
 from hbaf_edge.bench.series import rounded, single_value
-from hbaf_edge.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {
@@ -74,7 +73,7 @@ def main(
     save: Save = False,
     as_json: AsJson = False,
 ) -> int:
-    new = Report("hbaf-edge: first use", {"threads": 2}, bundle=load_bundle(None).key)
+    new = Report("hbaf-edge: first use", {"threads": 2})
     return measure_and_report("first_look", new, [("first use", partial(first_look, install))], save, as_json=as_json)
 
 

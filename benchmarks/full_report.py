@@ -33,7 +33,7 @@ def recorded(key: str) -> list[Section]:
     """Load the sections of the last accuracy run, and add when and where it was measured.
 
     Args:
-        key: of the bundle that this report measures.
+        key: `Bundle.model_key` of the bundle that this report measures.
 
     Raises:
         InputError: there is no recorded run, or it is of another bundle.
@@ -53,7 +53,7 @@ def report_sections(bench: Bench) -> Iterator[tuple[str, Callable[[], SectionRes
     for name, section in all_sections():
         yield name, partial(section, bench)
     yield "limits", partial(machine_limit.section, bench, bench.share_of_repeats(0.3))
-    yield "accuracy against cost", partial(recorded, load_bundle(bench.bundles[0]).key)
+    yield "accuracy against cost", partial(recorded, load_bundle(bench.bundles[0]).model_key)
 
 
 def main(

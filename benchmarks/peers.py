@@ -46,6 +46,7 @@ GOALS = {
     "our model in PyTorch float32: the last 32 turns as one batch": 25,
     "RoBERTa + wav2vec2, random weights, INT8: one utterance, no fusion": 10,
 }
+OURS = "INT8, ONNX Runtime"
 STATE, ENCODERS, SOFTWARE = "state", "encoders", "software"
 TITLES = {
     STATE: "What does the state save?",
@@ -177,21 +178,21 @@ def candidates(threads: int) -> tuple[dict[str, Candidate], list[str]]:
     runtime = Bench([None], threads, "cpu", 1).runtime()
     fusion = internals.fusion(runtime, RECEPTIVE_FIELD)
     torch_fusion, torch_window = eager(threads)
-    ours, other = "INT8, ONNX Runtime", "float32, PyTorch"
+    other = "float32, PyTorch"
     present = {
-        FUSION: Candidate(STATE, FUSION, lambda: fusion()["total"], False, f"{ours}; encoder states are given"),
+        FUSION: Candidate(STATE, FUSION, lambda: fusion()["total"], False, f"{OURS}; encoder states are given"),
         "fusion of all 94 turns again, without state": Candidate(
             STATE, FUSION, internals.fusion_of_all(runtime, RECEPTIVE_FIELD, BATCH), True,
-            f"{ours}; encoder states are given"),
-        TURN: Candidate(STATE, TURN, total_ms(repeatable_turn(runtime, past=WINDOW - 1)), False, f"{ours}; everything"),
+            f"{OURS}; encoder states are given"),
+        TURN: Candidate(STATE, TURN, total_ms(repeatable_turn(runtime, past=WINDOW - 1)), False, f"{OURS}; everything"),
         "the last 32 turns again, without state": Candidate(
-            STATE, TURN, stateless(runtime), True, f"{ours}; everything"),
+            STATE, TURN, stateless(runtime), True, f"{OURS}; everything"),
         "our model in PyTorch float32: fusion of 94 turns in one pass": Candidate(
             STATE, FUSION, torch_fusion, True, f"{other}; encoder states are given"),
         "our model in PyTorch float32: the last 32 turns as one batch": Candidate(
             STATE, TURN, torch_window, True, f"{other}; everything"),
         "RoBERTa + wav2vec2, random weights, INT8: one utterance, no fusion": Candidate(
-            ENCODERS, TURN, usual_encoders(threads), False, f"{ours}; embeddings and convolutions in float32"),
+            ENCODERS, TURN, usual_encoders(threads), False, f"{OURS}; embeddings and convolutions in float32"),
     }  # fmt: skip
     absent = []
     for name, run, what in (
@@ -248,12 +249,13 @@ def _compare(name: str, candidate: Candidate, times: dict[str, list[float]]) -> 
 
 
 def _section(table: str, rows: Sequence[Sequence[Cell]], measures: dict[str, Any], text: str) -> Section:
-    """Return a table; its picture has only the rows that are compared with a complete turn."""
-    shown = [row for row in rows if not str(row[0]).startswith("fusion") and "fusion of 94" not in str(row[0])]
-    figure = {"kind": "bars", "parts": {row[0]: row[3] for row in shown}, "x_title": "ms, logarithmic scale",
+    """Return a table. Its picture has only complete turns of the same precision and runtime as ours."""
+    alike = {row[0]: row[3] for row in rows if str(row[-1]).startswith(OURS) and row[0] != FUSION}
+    alike = {name: ms for name, ms in alike.items() if "fusion of all" not in str(name)}
+    figure = {"kind": "bars", "parts": alike, "x_title": f"ms, logarithmic scale; {OURS}",
               "title": f"{TITLES[table]} 3 s of speech and twelve words"}  # fmt: skip
     head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "how")
-    return Section(table, TITLES[table], head, rows, text, measures, "×", "higher", figure)
+    return Section(table, TITLES[table], head, rows, text, measures, "×", "higher", figure if len(alike) > 1 else None)
 
 
 def _median_of_five(run: Run) -> float:

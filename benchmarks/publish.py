@@ -17,16 +17,16 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.report import RESULTS, run
+from benchmarks.report import RESULTS, WITHOUT_BUNDLE, run
 from hbaf_edge.bench.document import Cell, Report, Section, cell_text, load
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import InputError
 from training import ledger
 from training.files import CHECKOUT
+from training.voices import MEAN_OF
 
 PICTURES = {"state": "whole", "encoders": "whole", "stages": "whole", "tradeoff_text": "tradeoff"}  # name: its report
 PART = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-WITHOUT_BUNDLE = ("formats", "ablation-features")  # results that do not depend on a bundle
 
 
 def result(name: str) -> Report:
@@ -37,10 +37,11 @@ def result(name: str) -> Report:
     """
     folder = RESULTS / name
     report = load(folder if folder.is_dir() else RESULTS / f"{name}.json")
-    key = load_bundle(None).key
+    key = load_bundle(None).model_key
     if report.bundle != key and name not in WITHOUT_BUNDLE:
-        raise InputError(f"the result {name} is of bundle {report.bundle[:12] or 'unknown'}, and {key[:12]} ships; "
-                         f"measure it again: {report.command or 'docs/benchmarks.md has the command'}")  # fmt: skip
+        found = report.bundle[:12] or "none"
+        raise InputError(f"the result {name} is of bundle {found}, and {key[:12]} ships; measure it again: "
+                         "docs/benchmarks.md names the command")  # fmt: skip
     return report
 
 
@@ -71,8 +72,7 @@ def measured_on(name: str) -> str:
     machine = report.machine
     where = f"{machine['cores']} cores of {machine['cpu'].strip()}, ONNX Runtime {machine['onnxruntime']}"
     key = f", bundle {report.bundle[:12]}" if report.bundle else ""
-    commit = f"commit {report.commit.rstrip('+')}"
-    return f"Measured {report.created[:10]} with `{report.command}`: {where}, {commit}{key}."
+    return f"Measured {report.created[:10]} with `{report.command}`: {where}, commit {report.commit}{key}."
 
 
 def table_of(name: str, section_name: str) -> Callable[[], str]:
@@ -92,11 +92,16 @@ def on_test() -> dict[str, Any]:
     Raises:
         InputError: it was never scored on test.
     """
-    scores = ledger.scores_of(ledger.bundle_hash(load_bundle(None)))
+    scores = ledger.scores_of(load_bundle(None).model_key)
     if not scores:
         command = "python -m export.score hbaf_edge/models/default --final"
         raise InputError(f"the default bundle is not in the ledger; run: {command}")
     return scores
+
+
+def voices_on_test() -> dict[str, Any]:
+    """The default bundle's rows of unseen corpora in the ledger, by corpus."""
+    return {name.removesuffix(", voices"): s for name, s in on_test().items() if name.endswith(", voices")}
 
 
 def readme_table() -> str:
@@ -111,16 +116,17 @@ def readme_table() -> str:
          f"{turn['p50']:.1f}, {turn['p90']:.1f}, {turn['p99']:.1f} ms"),
         *((f"{name}: relative to our {'fusion' if 'fusion of' in name else 'turn'}",
            f"**{ratios[name]['p50']:.1f} ×** as long ({ratios[name]['low']:.1f}–{ratios[name]['high']:.1f})")
-          for name in README_RATIOS),
+          for name in README_RATIOS if name in ratios),
         ("state of a conversation, at any length", f"{cell_text(memory['state of a conversation'])} KiB"),
         ("weights; wheel; installed with all dependencies",
          f"{cell_text(memory['bundle'])}; {cell_text(sizes['wheel, MB'])}; "
          f"{cell_text(sizes['installed, without torch, MB'])} MB"),
         *score_rows(on_test()),
-        ("labels that differ between the INT8 files that ship and float32 "
-         f"({manifest['parity_reference']}), dev conversations", f"{manifest['parity'][-1]['flip_rate']:.2%}"),
+        (f"labels that differ between INT8 and float32 ({manifest['parity_about']['reference']}), dev conversations",
+         f"{manifest['parity'][-1]['flip_rate']:.2%}"),
     ]  # fmt: skip
-    return markdown_table(("what", "measured"), rows) + f"\n\n{measured_on('whole')}"
+    return (f"{markdown_table(('what', 'measured'), rows)}\n\nTimes and ratios: {measured_on('whole')} Sizes: "
+            f"{measured_on('first_look')} Scores: the ledger in [Results](docs/results.md).")  # fmt: skip
 
 
 README_RATIOS = (
@@ -134,7 +140,7 @@ README_RATIOS = (
 def score_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """README's rows of test scores, the voices of unseen corpora first."""
     rows = []
-    unseen = {name: s for name, s in scores.items() if "model, first turn" in s}
+    unseen = {name: s for name, s in voices_on_test().items() if name in MEAN_OF and "model, first turn" in s}
     if unseen:
         model, linear, chance = (
             sum(s[column] for s in unseen.values()) / len(unseen)
@@ -153,9 +159,10 @@ def natural() -> str:
     """How many of the natural clips the default model gets right."""
     one = section("natural", "natural")
     counts = {use: int(m["p50"]) for use, m in one.measures.items()}
-    return (f"On {len(one.rows)} natural MELD clips (`python -m benchmarks.natural`) the default model is right on "
-            f"{counts['text']} by text, {counts['audio']} by audio and {counts['both']} by both: an anecdote, not a "
-            "score.")  # fmt: skip
+    command = "`python -m benchmarks.natural --final`"
+    return (f"On {len(one.rows)} natural MELD clips ({command}) the default model is right "
+            f"on {counts['text']} by text, {counts['audio']} by audio and {counts['both']} by both: an anecdote, not a "
+            f"score ({result('natural').created[:10]}, commit {result('natural').commit}).")  # fmt: skip
 
 
 def demo() -> str:
@@ -170,11 +177,14 @@ def parity() -> str:
     """The chain of precisions of the bundle that ships, from its manifest."""
     manifest = load_bundle(None).manifest
     rows: list[list[Cell]] = [
-        [row["name"], f"{row['flip_rate']:.2%}", row["cosine_mean"], f"{row['weighted_f1']:.4f}", row["megabytes"]]
+        [row["name"], f"{row['flip_rate']:.2%}", row["cosine_mean"], f"{-row['f1_drop']:+.4f}", row["megabytes"]]
         for row in manifest["parity"]
     ]
-    head = ("precision", "labels that differ", "cosine of the embedding", "weighted F1", "MB")
-    return f"Reference: PyTorch in float32 with {manifest['parity_reference']}.\n\n{markdown_table(head, rows)}"
+    head = ("precision", "labels that differ", "cosine of the embedding", "change of weighted F1", "MB")
+    about = manifest["parity_about"]
+    return (f"Reference: PyTorch in float32 with {about['reference']}; {about['turns']:,} turns of {about['split']} "
+            f"conversations.\n\n{markdown_table(head, rows)}\n\nMeasured {about['created'][:10]} with "
+            f"`python -m export.verify`, commit {about['commit']}.")  # fmt: skip
 
 
 def scores_on_test() -> str:
@@ -184,7 +194,8 @@ def scores_on_test() -> str:
          ", ".join(f"{label} {value:.2f}" for label, value in s["recall"].items())]
         for name, s in on_test().items() if "weighted_f1" in s
     ]  # fmt: skip
-    return markdown_table(("test set", "turns", "weighted F1", "macro F1", "UAR", "ECE", "recall"), rows)
+    head = ("test set", "turns", "weighted F1", "macro F1", "UAR", "ECE", "recall")
+    return f"{markdown_table(head, rows)}\n\n{read_on('test')}"
 
 
 def unseen_voices() -> str:
@@ -192,19 +203,41 @@ def unseen_voices() -> str:
     kinds = [f"{who}, {kind}" for who in ("linear", "model") for kind in ("first turn", "life-like", "one mood")]
     rows: list[list[Cell]] = [
         [name, s["clips"], f"{s['chance']:.2f}", *(f"{s[kind]:.3f}" if kind in s else None for kind in kinds)]
-        for name, s in on_test().items() if "linear, first turn" in s
+        for name, s in voices_on_test().items()
     ]  # fmt: skip
-    return markdown_table(("corpus", "clips", "chance", *kinds), rows)
+    return f"{markdown_table(('corpus', 'clips', 'chance', *kinds), rows)}\n\n{read_on('voices')}"
+
+
+def read_on(word: str) -> str:
+    """One line on when the default bundle's test sets with this word in their names were read."""
+    key = load_bundle(None).model_key
+    found = [e for e in ledger.entries() if e["sha256"] == key and any(word in name for name in e["data"])]
+    return " ".join(f"Read {e['date'][:10]} with `{e['command']}`, commit {e['commit']}." for e in found)
 
 
 def readings() -> str:
     """Every line of the ledger."""
     rows: list[list[Cell]] = []
-    for entry in ledger.entries():
-        sets = ", ".join(name.split(",")[0].split(";")[0] for name in entry["data"])
-        rows.append([entry["date"][:10], entry["commit"].rstrip("+"), entry["model"], entry["sha256"][:12], sets,
-                     f"`{entry['command']}`"])  # fmt: skip
-    return markdown_table(("date", "commit", "model", "hash of its weights", "test data", "command"), rows)
+    for e in ledger.entries():
+        sets = ", ".join(f"{name.split(';')[0]} ({digest[:8]})" for name, digest in e["data"].items())
+        rows.append([e["date"][:10], e["commit"], f"{e['model']} ({e['sha256'][:8]})", sets, _main_scores(e["scores"]),
+                     f"`{e['command']}`"])  # fmt: skip
+    return markdown_table(("date", "commit", "model (hash)", "test data (hash)", "scores", "command"), rows)
+
+
+def _main_scores(scores: dict[str, Any]) -> str:
+    """The first score of each test set of a reading."""
+    shown = []
+    for s in scores.values():
+        if isinstance(s, list):
+            shown.append(f"{len(s)} answers")
+        elif "weighted_f1" in s:
+            shown.append(f"weighted F1 {s['weighted_f1']:.3f}, UAR {s['uar']:.3f}")
+        elif "mean" in s:
+            shown.append(f"weighted F1 {s['mean']['weighted_f1']:.3f}, UAR {s['mean']['uar']:.3f}")
+        else:
+            shown.append(f"UAR {s['model, first turn']:.3f}" if "model, first turn" in s else "–")
+    return "; ".join(shown)
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -228,8 +261,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "memory": table_of("incremental", "long_memory"),
     "tradeoff-text": table_of("tradeoff", "tradeoff_text"),
     "tradeoff-audio": table_of("tradeoff", "tradeoff_audio"),
-    "interrupts": table_of("interrupts", "interrupted"),
-    "formats": table_of("formats", "formats"),
 }
 
 
@@ -257,7 +288,10 @@ def outdated() -> dict[Path, bytes]:
     """Pages and pictures that differ from their results, with what they should be."""
     wanted = {page: rendered(page.read_text(encoding="utf-8")).encode() for page in pages()}
     for name, report in PICTURES.items():
-        wanted[CHECKOUT / "docs" / "figures" / f"{name}.png"] = (RESULTS / report / f"{name}.png").read_bytes()
+        picture = RESULTS / report / f"{name}.png"
+        if not picture.exists():
+            raise InputError(f"{picture.relative_to(CHECKOUT)} is missing; measure {report} again")
+        wanted[CHECKOUT / "docs" / "figures" / picture.name] = picture.read_bytes()
     return {path: content for path, content in wanted.items() if not path.exists() or path.read_bytes() != content}
 
 

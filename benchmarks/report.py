@@ -23,6 +23,8 @@ from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import HBAFError
 
 RESULTS = Path(__file__).parent / "results"
+# Results that do not depend on a bundle.
+WITHOUT_BUNDLE = ("formats", "kernels", "ablation-features")
 EXIT_UNUSABLE = 2  # exit code if nothing could be measured; `hbaf-edge` uses the same code
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads per operator")]
@@ -72,8 +74,8 @@ def measure_and_report(
     """
     if folder is not None:
         page.check_folder(folder)
-    if bench is not None and not report.bundle:
-        report.bundle = load_bundle(bench.bundles[0]).key
+    if name not in WITHOUT_BUNDLE:
+        report.bundle = load_bundle(bench.bundles[0] if bench else None).model_key
     console = Console(quiet=as_json)
     command.measure_sections(report, sections, bench, console, folder)
     code = command.finish(report, folder, console)

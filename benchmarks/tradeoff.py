@@ -26,6 +26,7 @@ from hbaf_edge.bench.document import Cell, Report, Section, measures_of
 from hbaf_edge.bench.series import Series, interleave, rounded, single_value
 from hbaf_edge.bench.turns import TEXT, Bench, measure_fresh_process, repeatable_turn, total_ms
 from hbaf_edge.bundle import DEFAULT, load_bundle
+from hbaf_edge.errors import InputError
 from hbaf_edge.machine import machine_info
 from training.config import Use
 from training.corpora.records import UNLABELLED, EvaluationSet
@@ -75,16 +76,17 @@ def scored_choices(
     return choices, turns
 
 
-def score_titles(sets: dict[str, EvaluationSet]) -> dict[str, str]:
-    """By the name of the inputs: which score it is, of what, and of how many turns."""
-    titles = {}
+def score_titles(sets: dict[str, EvaluationSet]) -> tuple[dict[str, str], dict[str, int]]:
+    """By the name of the inputs: which score it is and of what; and the number of scored turns, 0 without a score."""
+    titles, turns = {}, {}
     for inputs, (_, _, wanted) in INPUTS.items():
-        titles[inputs] = NO_SCORE
+        titles[inputs], turns[inputs] = NO_SCORE, 0
         for name, one in sets.items():
             if wanted is not None and one.use == wanted[0]:
                 labelled = sum(u.label != UNLABELLED for d in one.dialogues for u in d.turns)
-                titles[inputs] = f"{wanted[2]} of {labelled} turns of {name}"
-    return titles
+                titles[inputs] = f"{wanted[2]} of {labelled} turns of {name}, which also chose the model"
+                turns[inputs] = labelled
+    return titles, turns
 
 
 def sections(choices: Sequence[Choice], times: dict[str, Series], titles: dict[str, str]) -> list[Section]:
@@ -146,9 +148,15 @@ def main(
     as_json: AsJson = False,
 ) -> int:
     built_in = load_bundle(None)
-    report = Report("hbaf-edge: accuracy against cost", {"threads": threads}, bundle=built_in.key)
+    report = Report("hbaf-edge: accuracy against cost", {"threads": threads}, bundle=built_in.model_key)
+    precisions = {row["sha256"] for row in built_in.manifest["parity"]}
+    for path in bundle or []:
+        if load_bundle(path).model_key not in precisions:
+            raise InputError(
+                f"{path} is not a precision of the model that ships; export.release makes them in its --work"
+            )
     sets = {name: one for name, one in bundle_sets(built_in.manifest).items() if one.use != "audio+text"}
-    titles, choices = score_titles(sets), list[Choice]()
+    (titles, scored_turns), choices = score_titles(sets), list[Choice]()
 
     def measure() -> list[Section]:
         scored, turns = scored_choices([None, *(bundle or [])], sets, threads)
@@ -162,7 +170,8 @@ def main(
     folder = RESULTS / "tradeoff" if save else None
     code = measure_and_report("tradeoff", report, [("the default model", measure)], folder=folder, as_json=as_json)
     if save and choices:
-        stored = {"format": 2, "key": built_in.key, "machine": machine_info(), "scores": titles, "choices": choices}
+        stored = {"format": 2, "key": report.bundle, "machine": machine_info(), "scores": titles,
+                  "turns": scored_turns, "choices": choices}  # fmt: skip
         CHOICES.write_text(json.dumps(stored, indent=1) + "\n")
     return code
 

@@ -73,7 +73,7 @@ LIMITS = [
     "clips of the same label from different corpora. No score on such pairs is claimed.",
     "Audio was learned from acted speech and is unreliable on natural speech (python -m benchmarks.natural shows by "
     "how much): prefer text where there is any.",
-    "Not evaluated on children, on people with speech impairments, or on any language but English.",
+    "Text is English only. Not evaluated on children or on people with speech impairments.",
     "An estimate of the emotion expressed, not of what a person feels; not for work or school (EU AI Act, Art. 5) "
     "except for medical or safety reasons.",
 ]
@@ -194,27 +194,37 @@ def finish_bundle(source: Path, out: Path, name: str | None = None, parity: Path
     about: dict[str, Any] = {"name": name} if name else {}
     if parity is not None:
         about |= _parity(parity, bundle)
-    on_test = ledger.scores_of(ledger.bundle_hash(bundle))
-    if on_test:
-        about["scores"] = {name: s for name, s in on_test.items() if "weighted_f1" in s}
-        about["voices"] = {name: s for name, s in on_test.items() if "linear, first turn" in s}
-        about["headline"] = headline(about["scores"])
+    about |= card_scores(bundle, bundle.manifest.get("scores", {}))
     rewrite_bundle(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about, key)
     return zip_bundle(out, zip_path) if zipped else out
+
+
+def card_scores(bundle: Bundle, on_dev: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the manifest with scores: the test scores of these graphs in the ledger, and those on dev.
+
+    Args:
+        bundle: its graphs are looked up.
+        on_dev: scores by set; those of test sets that the ledger does not hold are left out.
+    """
+    on_test = ledger.scores_of(bundle.model_key)
+    scores = {name: s for name, s in on_test.items() if "weighted_f1" in s}
+    scores |= {name: s for name, s in on_dev.items() if " dev, " in name or name == "against_float32"}
+    voices = {name.removesuffix(", voices"): s for name, s in on_test.items() if name.endswith(", voices")}
+    return {"scores": scores, "voices": voices, "headline": headline(scores)}
 
 
 def _parity(path: Path, bundle: Bundle) -> dict[str, Any]:
     """The rows of a parity chain, reduced to what a card shows, and its reference. One row must be of this bundle."""
     try:
         stored = json.loads(path.read_text())
-        steps = stored["steps"]
+        steps, about = stored["steps"], stored["about"]
         keys = {step["key"] for step in steps}
         rows = [{column: step[column] for column in PARITY_COLUMNS} for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of python -m export.verify --save ({error})") from None
     if bundle.key not in keys:
         raise InputError(f"{path} is of other bundles than {bundle.path}; run python -m export.verify on this bundle")
-    return {"parity": rows, "parity_reference": stored.get("reference", "the weights of the trained checkpoint")}
+    return {"parity": rows, "parity_about": about}
 
 
 def about_checkpoint(about: dict[str, Any], config: ModelConfig, name: str, precision: str) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from export import calibrate, float16, quantize, score, to_onnx, verify
-from export.bundle import PARITY_COLUMNS, rewrite_bundle
+from export.bundle import PARITY_COLUMNS, card_scores, rewrite_bundle
 from export.console import note
 from export.conversations import conversations
 from export.model_card import headline
+from export.voices import final_voices
 from hbaf_edge.bundle import GRAPHS, load_bundle
 from hbaf_edge.errors import BundleError
 from training.command import cli, emit
@@ -69,15 +70,18 @@ def release(
     flip_rate = scores["against_float32"]["flip_rate"]
     if flip_rate > quantize.Budget.max_flips:
         raise BundleError(f"INT8 flips {flip_rate:.2%} of the dev labels; {quantize.Budget.max_flips:.0%} are allowed")
+    if broken := [f"{row['name']}: {limit}" for row in rows for limit in row["broken"]]:
+        raise BundleError(f"a precision differs too much from PyTorch: {'; '.join(broken)}")
     if final:
-        scores = score.final_scores(small) | scores
-    about = {
-        "scores": scores, "headline": headline(scores), "float32_difference": difference,
+        score.final_scores(small)
+        final_voices(small)
+    about = card_scores(bundle, scores) | {
+        "float32_difference": difference, "checkpoint": weights_hash([folder]),
         "parity": [{column: row[column] for column in PARITY_COLUMNS} for row in rows],
-        "parity_reference": verify.reference_of(folder), "checkpoint": weights_hash([folder]),
+        "parity_about": verify.parity_about(folder, rows, "dev"),
     }  # fmt: skip
     rewrite_bundle(bundle, {graph: bundle.graph(graph) for graph in GRAPHS}, out, about)
-    return scores
+    return dict(about["scores"])
 
 
 def _export_float32(folder: Path, reference: Path, name: str, module: TrainingModule) -> float:

@@ -89,7 +89,7 @@ def final_scores(bundle: Path) -> dict[str, Any]:
     sets = bundle_sets(loaded.manifest, final=True)
     data = {name: digest(one.dialogues) for name, one in sets.items()}
     name = f"{loaded.manifest['name']}, {loaded.manifest['precision']}"
-    return ledger.score_once(name, ledger.bundle_hash(loaded), data, lambda: score(bundle, sets))
+    return ledger.score_once(name, loaded.model_key, data, lambda names: score(bundle, {n: sets[n] for n in names}))
 
 
 def main(bundle: Path, /, reference: Path | None = None, final: bool = False, json_output: bool = False) -> None:

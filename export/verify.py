@@ -11,6 +11,7 @@ the example's clips and texts, with random speakers and missing modalities, in c
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from export.compare import (
     tapped_runtime,
 )
 from export.conversations import conversations, counts, first_turns
+from hbaf_edge.bench.document import commit_here
 from hbaf_edge.bundle import GRAPHS, Bundle, load_bundle
 from hbaf_edge.cli import EXAMPLE, read_dialogue
 from hbaf_edge.machine import machine_info
@@ -42,7 +44,6 @@ from training.config import TrainConfig
 from training.corpora.records import UNLABELLED, Dialogue, Utterance
 from training.feature_provider import FeatureProvider
 from training.files import write_json
-from training.ledger import bundle_hash
 from training.tasks import predict
 from training.training_module import TrainingModule, load_training_module
 
@@ -77,7 +78,7 @@ def parity_row(
         float32's, by name).
     """
     name = bundle.manifest["precision"]
-    row: ParityRow = {"name": name, "key": bundle.key, "sha256": bundle_hash(bundle), **measures(outputs, reference),
+    row: ParityRow = {"name": name, "key": bundle.key, "sha256": bundle.model_key, **measures(outputs, reference),
                       "weighted_f1": None, "f1_drop": None, "f1_by_label": {}, "milliseconds": outputs.milliseconds,
                       "megabytes": bundle.megabytes, "layers": layers}  # fmt: skip
     expected, actual = (score_turns(results, labels, bundle.labels) for results in (reference, outputs))
@@ -184,10 +185,13 @@ def parity_table(rows: Sequence[ParityRow], turns: int) -> Table:
     return table
 
 
-def reference_of(folder: Path) -> str:
-    """What a checkpoint's float32 weights are, for the card."""
-    key = describe(folder)[0].get("restored_from")
-    return "the weights that its INT8 files hold" if key else "the weights of the trained checkpoint"
+def parity_about(folder: Path, rows: Sequence[ParityRow], split: str) -> dict[str, Any]:
+    """What the card says about a chain: what the float32 weights are, turns, split, date and commit."""
+    restored = "restored_from" in describe(folder)[0]
+    reference = "the rounded weights, since the trained ones were not kept" if restored else "the trained weights"
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"reference": reference, "turns": rows[0]["turns"], "split": split, "created": created,
+            "commit": commit_here()}  # fmt: skip
 
 
 def example_dialogue(turns: int = 100, seed: int = 0) -> Dialogue:
@@ -223,7 +227,7 @@ def main(
         on: corpus to use instead of the model's own, such as manifest:mine.jsonl.
         turns: number of turns, about.
         threads: of the runtimes.
-        save: JSON file for the result, such as benchmarks/results/parity-default.json.
+        save: JSON file for the result, for `export.bundle --parity`.
     """
     manifest = load_bundle(bundles[0]).manifest
     if split or on:
@@ -233,7 +237,7 @@ def main(
     rows = parity_chain(load_training_module(checkpoint), bundles, dialogues, threads)
     result = {
         "machine": machine_info(), "threads": threads, "data": {**counts(dialogues), "split": split or "example"},
-        "model": manifest["name"], "reference": reference_of(checkpoint), "steps": rows,
+        "model": manifest["name"], "steps": rows, "about": parity_about(checkpoint, rows, split or "example"),
     }  # fmt: skip
     if save:
         write_json(save, result, indent=1)

@@ -61,6 +61,18 @@ class Bundle:
         return tuple(self.manifest["labels"])
 
     @property
+    def model_key(self) -> str:
+        """SHA-256 of what results depend on: graphs, tokeniser and temperatures.
+
+        Measurements and scores are recorded under it. Unlike `key`, it does not change with the card that shows them.
+        """
+        sha256 = hashlib.sha256(json.dumps(self.manifest.get("temperatures", {}), sort_keys=True).encode())
+        for name in sorted(self.files):
+            if name.endswith(".onnx") or name == "tokenizer.json":
+                sha256.update(name.encode() + hashlib.sha256(self.files[name]).digest())
+        return sha256.hexdigest()
+
+    @property
     def megabytes(self) -> float:
         """Size of all files in MB."""
         return sum(map(len, self.files.values())) / 1e6

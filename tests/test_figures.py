@@ -8,7 +8,9 @@ import jsonschema
 import pytest
 
 from benchmarks import publish
-from export.model_card import headline, model_card
+from benchmarks.report import WITHOUT_BUNDLE
+from export.bundle import card_scores
+from export.model_card import model_card
 from hbaf_edge.bench.document import load
 from hbaf_edge.bundle import DEFAULT, load_bundle
 from hbaf_edge.errors import InputError
@@ -17,10 +19,13 @@ from tests.hbaf_edge.bench.test_report import SCHEMA
 from training import ledger
 
 RESULTS = sorted({*publish.RESULTS.glob("*.json"), *publish.RESULTS.glob("*/report.json")})
-PAGES = [page for page in publish.pages() if page.name not in ("changelog.md", "messages.md")]
-UNITS = "ms|MB|GB|KiB|MiB|kB|×|%|times|minutes?|min|hours?|seconds?|s|h|W|J|turns/s|dB"
-# A number with a unit, or a score such as .614.
-FIGURE = re.compile(rf"(?<![\w.])\d[\d,]*(?:\.\d+)?\s?(?:{UNITS})(?!\w)|(?<![\w.])0?\.\d+(?![\w.])")
+PAGES = [*publish.pages(), ROOT / "CONTRIBUTING.md"]
+PAGES = [page for page in PAGES if page.name not in ("changelog.md", "messages.md")]
+UNITS = "µs|ms|MB|GB|GiB|KiB|MiB|kB|×|x|%|times|minutes?|min|hours?|seconds?|s|h|W|J|turns/s|dB"
+# A number with a unit, a score such as .614, or a share such as "5 of 10".
+FIGURE = re.compile(
+    rf"(?<![\w.])\d[\d,]*(?:\.\d+)?\s?(?:{UNITS})(?!\w)|(?<![\w.])0?\.\d+(?!\w|\.\d)|(?<![\w.])\d[\d,]* of \d[\d,]*"
+)
 # Settings, limits and definitions: they are decided, not measured, or follow from arithmetic.
 DECIDED = {
     "README.md": {"20 s", "3 s", "95 %"},
@@ -66,7 +71,7 @@ def test_a_result_names_its_bundle_commit_command_and_machine(path):
     jsonschema.validate(stored, SCHEMA)
     report = load(path)
     name = path.parent.name if path.name == "report.json" else path.stem
-    assert report.bundle == ("" if name in publish.WITHOUT_BUNDLE else load_bundle(None).key)
+    assert report.bundle == ("" if name in WITHOUT_BUNDLE else load_bundle(None).model_key)
     assert re.fullmatch(r"[0-9a-f]{12}", report.commit), "measure on a committed state"
     assert re.match(r"(OMP_\w+=\w+ )?(python -m |hbaf-edge |make )", report.command)
     assert not re.search(r"(^|\s)/", report.command), "no paths of a machine"
@@ -88,14 +93,15 @@ def test_a_figure_edited_by_hand_is_noticed():
 
 
 def test_results_of_another_bundle_are_refused(monkeypatch):
-    other = replace(load_bundle(None), key="0" * 64)
+    bundle = load_bundle(None)
+    other = replace(bundle, manifest={**bundle.manifest, "temperatures": {"audio": 2.0}})
     monkeypatch.setattr(publish, "load_bundle", lambda path: other)
-    with pytest.raises(InputError, match=r"is of bundle [0-9a-f]{12}, and 000000000000 ships; measure it again: "):
+    with pytest.raises(InputError, match=r"is of bundle [0-9a-f]{12}, and [0-9a-f]{12} ships; measure it again: "):
         publish.result("whole")
 
 
 def test_a_bundle_that_was_never_scored_on_test_is_refused(monkeypatch):
-    monkeypatch.setattr(ledger, "bundle_hash", lambda bundle: "another")
+    monkeypatch.setattr(ledger, "entries", list)
     with pytest.raises(InputError, match=r"not in the ledger; run: python -m export\.score"):
         publish.on_test()
 
@@ -107,14 +113,21 @@ def test_an_unknown_part_is_named():
 
 def test_the_card_holds_the_scores_of_the_ledger():
     bundle = load_bundle(None)
-    scores = ledger.scores_of(ledger.bundle_hash(bundle))
-    assert bundle.manifest["scores"] == {name: s for name, s in scores.items() if "weighted_f1" in s}
-    assert bundle.manifest["voices"] == {name: s for name, s in scores.items() if "linear, first turn" in s}
-    assert bundle.manifest["headline"] == headline(bundle.manifest["scores"])
+    expected = card_scores(bundle, bundle.manifest["scores"])
+    assert "meld test, text" in expected["scores"]
+    assert "turev" in expected["voices"]
+    assert {name: bundle.manifest[name] for name in expected} == expected
+    assert all(name in ledger.scores_of(bundle.model_key) or " dev, " in name for name in expected["scores"])
     assert (DEFAULT / "MODEL_CARD.md").read_text(encoding="utf-8") == model_card(bundle.manifest, bundle.labels)
+
+
+def test_the_ledger_scored_the_bundle_that_ships_on_committed_code():
+    key = load_bundle(None).model_key
+    for entry in ledger.entries():
+        assert entry["sha256"] != key or re.fullmatch(r"[0-9a-f]{12}", entry["commit"])
 
 
 def test_the_last_row_of_the_parity_chain_is_the_bundle_that_ships():
     manifest = load_bundle(None).manifest
     assert manifest["parity"][-1]["name"] == manifest["precision"]
-    assert manifest["parity"][-1]["sha256"] == ledger.bundle_hash(load_bundle(None))
+    assert manifest["parity"][-1]["sha256"] == load_bundle(None).model_key

@@ -87,7 +87,8 @@ def evaluate(
     if final:
         tests = final_sets(config, corpus, use)
         data = {name: digest(one.dialogues) for name, one in tests.items()}
-        results = ledger.score_once(folder.name, weights_hash([folder]), data, lambda: score(tests))
+        key = weights_hash([folder])
+        results = ledger.score_once(folder.name, key, data, lambda names: score({n: tests[n] for n in names}))
     else:
         results = score(dev | (stress_sets(dev) if stressed else {}))
     result = {"temperatures": temperatures, "scores": results, "note": NOTICE}
@@ -113,8 +114,6 @@ def final_of_runs(folder: Path, device: torch.device | str = "cpu") -> dict[str,
     configs = [scoring_config(checkpoint.describe(run)[0]) for run in folders]
     corpora_of_runs = [load_corpus(config) for config in configs]
     tests = [corpus.final_test() for corpus in corpora_of_runs]
-    names = [f"{corpus.name} test, {c.use}" + ("" if c.fold is None else f", fold {c.fold}")
-             for corpus, c in zip(corpora_of_runs, configs)]  # fmt: skip
 
     def score() -> dict[str, Any]:
         runs = []
@@ -129,17 +128,20 @@ def final_of_runs(folder: Path, device: torch.device | str = "cpu") -> dict[str,
             runs.append(pooled_scores(predictions, corpora_of_runs[start].labels))
         return summarise_seeds(runs)
 
-    data = {name: digest(test) for name, test in zip(names, tests)}
-    return ledger.score_once(folder.name, weights_hash(folders), data, score)
+    name = f"{corpora_of_runs[0].name} test, {configs[0].use}, {summary['folds']} folds, {len(summary['seeds'])} seeds"
+    data = {name: digest([dialogue for test in tests for dialogue in test])}
+    return dict(ledger.score_once(folder.name, weights_hash(folders), data, lambda _: {name: score()})[name])
 
 
 def weights_hash(folders: Sequence[Path]) -> str:
-    """SHA-256 of all weight files of checkpoints."""
+    """SHA-256 of the weights and model configs of checkpoints."""
     sha256 = hashlib.sha256()
     for folder in folders:
-        for path in sorted(folder.rglob("*.safetensors")):
-            if path.name != "dev.safetensors":
-                sha256.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        weights = [folder / f"{role}.safetensors" for role in ("hbaf", "text", "audio")]
+        encoders = [path for role in ("text", "audio") for path in (folder / f"{role}_encoder").glob("*.safetensors")]
+        for path in sorted(path for path in (*weights, *encoders) if path.exists()):
+            sha256.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        sha256.update(json.dumps(checkpoint.describe(folder)[1].to_json(), sort_keys=True).encode())
     return sha256.hexdigest()
 
 
@@ -204,8 +206,7 @@ def dev_sets(config: TrainConfig, corpus: Corpus | None, use: Use | None = None)
     if corpus is not None:
         return {f"{corpus.name} dev, {u}": EvaluationSet(u, corpus.split("dev")) for u in _uses(config, corpus, use)}
     text = corpora.load(config.corpus)
-    loaded = [corpora.load(name) for name in config.pairs.clips]
-    clips = next((c for c in loaded if c.split("dev")), None)
+    clips = next((c for c in map(corpora.load, config.pairs.clips) if c.split("dev")), None)
     by_use: dict[Use, tuple[Corpus | None, list[Dialogue]]] = {
         "text": (text, text.split("dev")),
         "audio": (clips, clips.split("dev") if clips else []),
@@ -286,7 +287,11 @@ def main(
         compute: device and threads.
     """
     device = compute.start()
+    if final and stress:
+        raise TrainingError("--stress is for choosing and makes harder versions of dev; give it without --final")
     if final and not (folder / "config.json").exists() and (folder / "summary.json").exists():
+        if on or use or skip:
+            raise TrainingError(f"{folder} holds several runs; --on, --use and --skip are for a single checkpoint")
         result = final_of_runs(folder, device)
         emit(result, json_output, runs_table({str(folder): result | {"scored_on": "test"}}))
         return

@@ -143,7 +143,7 @@ def table(results: Mapping[str, dict[str, Any]], first_column: str = "run") -> T
     """A table with the scores of each summary."""
     shown = Table(first_column, "scored on", "seeds", *(name.replace("_", " ") for name in TABLE_SCORES))
     for name, r in results.items():
-        scored_on = {"dev": "dev, also used for selection"}.get(r["scored_on"], r["scored_on"])
+        scored_on = "dev, also used for selection" if r["scored_on"] == "dev" else r["scored_on"]
         shown.add_row(name, scored_on, str(len(r["runs"])), *score_cells(r))
     return shown
 

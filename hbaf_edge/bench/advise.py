@@ -23,7 +23,7 @@ from hbaf_edge.bench.turns import TEXT, Bench, repeatable_turn, total_ms
 from hbaf_edge.errors import InputError
 
 CHOICES = Path(__file__).with_name("choices.json")
-EQUAL = 0.02  # smaller differences of a score are not significant on the scored turns
+MARGIN = 1.1  # of the latency that `nearest` names: a p90 of few turns varies
 Inputs = Literal["both", "text", "audio"]
 MODES: dict[Inputs, str] = {"both": "audio and text", "text": "text alone", "audio": "audio alone"}
 TURNS = 15  # measured per setting
@@ -118,18 +118,23 @@ def advise(
     Returns:
         A table of the choices that fit (of all choices if none fits), and the best one or None.
     """
+    inputs = choices[0]["given"]
+    # The standard error of a difference of two shares on so many turns; smaller differences mean nothing.
+    equal = 0.7 / math.sqrt(turns) if (turns := stored["turns"][inputs]) else 0.0
     fitting = [c for c in choices if not exceeded_limits(c, limits)]
     best_score = max((c["score"] or 0.0 for c in fitting), default=0.0)
-    shown = sorted(fitting or choices, key=lambda c: ((c["score"] or 0.0) < best_score - EQUAL, c["p90_ms"]))
+    shown = sorted(fitting or choices, key=lambda c: ((c["score"] or 0.0) < best_score - equal, c["p90_ms"]))
     rows: list[list[Cell]] = [
         [c["name"], "no score" if c["score"] is None else c["score"], rounded(c["p90_ms"]),
          "measured" if c["measured"] else "estimated", c["peak_mb"], c["megabytes"],
          "; ".join(exceeded_limits(c, limits)) or "fits"] for c in shown
     ]  # fmt: skip
-    unit = stored["scores"][choices[0]["given"]]
+    ranked = "The fastest is first."
+    if equal:
+        ranked = f"Scores within {equal:.3f} of the best that fits are equal; the fastest of them is first."
     text = (
-        f"Score: {unit}. Scores within {EQUAL} of the best that fits are equal; the fastest of them is first. Latency "
-        f"is the p90 of turns with 3 s and twelve words. Memory and scores are of {stored['machine']['cpu']}."
+        f"Score: {stored['scores'][inputs]}. {ranked} Latency is the p90 of turns with 3 s and twelve words. Memory "
+        f"and scores are of {stored['machine']['cpu']}."
     )
     head = ("settings", "score", "p90, ms", "latency", "peak, MB", "bundle, MB", "limits")
     title = f"Settings within the limits: {len(fitting)} of {len(choices)}"
@@ -141,7 +146,7 @@ def nearest(limits: Limits, choices: Sequence[Mapping[str, Any]]) -> str:
 
     >>> choice = {"name": "int8, text alone, 1 thread", "p90_ms": 6.2, "peak_mb": 180.4}
     >>> nearest(Limits(latency=5), [choice])
-    'the nearest is int8, text alone, 1 thread: --latency 7ms --memory 181MB'
+    'the nearest is int8, text alone, 1 thread: --latency 7ms'
     """
 
     def excess(choice: Mapping[str, Any]) -> float:
@@ -149,8 +154,9 @@ def nearest(limits: Limits, choices: Sequence[Mapping[str, Any]]) -> str:
         return float(max(value / limit for value, limit in pairs if limit))
 
     choice = min(choices, key=excess)
-    return (f"the nearest is {choice['name']}: --latency {math.ceil(choice['p90_ms'])}ms "
-            f"--memory {math.ceil(choice['peak_mb'])}MB")  # fmt: skip
+    needed = [f"--latency {math.ceil(MARGIN * choice['p90_ms'])}ms"] if limits.latency else []
+    needed += [f"--memory {math.ceil(choice['peak_mb'])}MB"] if limits.memory else []
+    return f"the nearest is {choice['name']}: {' '.join(needed)}"
 
 
 def recipe(choice: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ def new_report(bench: Bench) -> Report:
         "bundle": manifest.get("name"), "precision": manifest.get("precision"), "provider": bench.runtime().provider,
         "threads": bench.threads, "repeats": bench.repeats, "quick": bench.quick,
     }  # fmt: skip
-    return Report(f"hbaf-edge benchmark: {settings['bundle']}", settings, bundle=bundle.key)
+    return Report(f"hbaf-edge benchmark: {settings['bundle']}", settings, bundle=bundle.model_key)
 
 
 def compare(
@@ -96,7 +96,7 @@ def advise(
     latency: Annotated[str | None, typer.Option(help="limit for 90 % of turns, such as 30ms")] = None,
     memory: Annotated[str | None, typer.Option(help="limit for peak memory, such as 250MB")] = None,
 ) -> None:
-    """Recommend the most accurate bundle and settings within limits on this machine."""
+    """Recommend bundle and settings within limits on this machine: the most accurate, or without scores the fastest."""
     limits = Limits(parse_quantity(latency, "latency"), parse_quantity(memory, "memory"))
     stored, console = load_choices(), Console()
     choices = with_local_latency([c for c in stored["choices"] if c["given"] == MODES[inputs]])

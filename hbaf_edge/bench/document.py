@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -77,7 +78,7 @@ def commit_here() -> str:
 
 
 def command_here() -> str:
-    """The running command, such as `python -m benchmarks.natural --save`, with paths relative to the checkout.
+    """The running command, such as `python -m benchmarks.natural --final`, with paths relative to the checkout.
 
     Of other absolute paths only the last part is named, since results are published.
     """
@@ -88,10 +89,12 @@ def command_here() -> str:
         name = f"python -m {'.'.join(part for part in parts if part != '__main__')}"
 
     def published(argument: str) -> str:
-        path = Path(argument)
+        option, equals, value = argument.partition("=")
+        path = Path(value if equals else argument)
         if not path.is_absolute():
-            return argument
-        return str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else path.name
+            return shlex.quote(argument)
+        shown = str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else path.name
+        return shlex.quote(option + equals + shown if equals else shown)
 
     return " ".join([name, *map(published, sys.argv[1:])])
 
@@ -111,7 +114,7 @@ class Report:
         created: time in UTC.
         version: version of hbaf-edge.
         commit: `commit_here()`.
-        bundle: key of the bundle that was measured; empty if the values do not depend on one.
+        bundle: `Bundle.model_key` of the bundle that was measured; empty if the values do not depend on one.
         command: `command_here()`, which measures the same again.
     """
 

@@ -27,8 +27,8 @@ def test_a_ratio_uses_the_same_rounds_and_goals_are_checked(monkeypatch):
     slow = "our model in PyTorch float32: the last 32 turns as one batch"
     candidates = {
         FUSION: Candidate(STATE, FUSION, on_a_slowing_machine(1.0), False, ""),
-        TURN: Candidate(STATE, TURN, on_a_slowing_machine(10.0), False, ""),
-        fast: Candidate(ENCODERS, TURN, on_a_slowing_machine(50.0), False, ""),
+        TURN: Candidate(STATE, TURN, on_a_slowing_machine(10.0), False, peers.OURS),
+        fast: Candidate(ENCODERS, TURN, on_a_slowing_machine(50.0), False, peers.OURS),
         slow: Candidate(STATE, TURN, on_a_slowing_machine(1000.0), True, ""),
     }
     monkeypatch.setattr(peers, "candidates", lambda threads: (candidates, ["another: not installed"]))
@@ -43,11 +43,12 @@ def test_a_ratio_uses_the_same_rounds_and_goals_are_checked(monkeypatch):
     assert "another: not installed." in software.text
     assert state.better == "higher"
     assert encoders.measures[fast]["unsteady"], "the machine became slower"
-    assert FUSION not in state.figure["parts"], "a picture shows complete turns only"
+    assert state.figure is None, "no other row has the precision and the runtime of ours"
+    assert list(encoders.figure["parts"]) == [TURN, fast]
 
 
 def test_without_state_all_turns_are_computed_again(tiny):
-    """The results are those of the turns with state; how long they take is measured, not asserted."""
+    """How long they take is measured, not asserted."""
     with HBAFRuntime(tiny.bundle, threads=1) as runtime:
         calls, run = [], peers.stateless(runtime)
         with runtime.tap(lambda graph, inputs, outputs: calls.append((graph, len(next(iter(outputs.values())))))):
@@ -72,7 +73,7 @@ def test_the_full_report_shows_recorded_accuracy_only_of_its_own_bundle(monkeypa
     names = [name for name, _ in full_report.report_sections(bench)]
     assert names[0] == "peers"
     assert {"stages of a turn", "energy", "limits", "accuracy against cost"} <= set(names)
-    for section in full_report.recorded(load_bundle(None).key):
+    for section in full_report.recorded(load_bundle(None).model_key):
         assert "Recorded 20" in section.text
     with pytest.raises(InputError, match="is of bundle"):
         full_report.recorded("another")
@@ -84,8 +85,9 @@ def test_the_full_report_shows_recorded_accuracy_only_of_its_own_bundle(monkeypa
 def test_units_are_never_mixed_and_both_modalities_have_no_score():
     sets = {"meld dev, text": EvaluationSet("text", [Dialogue("d", "dev", (Utterance("hi", 3), Utterance("x", -1)))]),
             "ravdess dev, audio": EvaluationSet("audio", [Dialogue("c", "dev", (Utterance("", 3),))])}  # fmt: skip
-    titles = tradeoff.score_titles(sets)
-    assert titles["text alone"] == "weighted F1 of 1 turns of meld dev, text"
+    titles, turns = tradeoff.score_titles(sets)
+    assert turns == {"audio and text": 0, "text alone": 1, "audio alone": 1}
+    assert titles["text alone"] == "weighted F1 of 1 turns of meld dev, text, which also chose the model"
     assert "no natural pairs" in titles["audio and text"]
     choices = [{"name": f"int8, {given}", "given": given, "precision": "int8", "threads": 1, "p50_ms": 1.0,
                 "p90_ms": 1.0, "megabytes": 1, "peak_mb": 2, "score": None if "and" in given else 0.5}

@@ -16,14 +16,16 @@ def test_card_of_finished_bundle_shows_every_precision(tiny, tmp_path):
     step = {"name": "int8", "flip_rate": 0.0125, "cosine_mean": 0.9991, "weighted_f1": 0.61, "f1_drop": 0.002,
             "megabytes": 43.2, "broken": [], "sha256": "a", "key": load_bundle(tiny.bundle).key}  # fmt: skip
     parity = tmp_path / "parity.json"
-    parity.write_text(json.dumps({"steps": [step, {**step, "broken": ["snr_db 20"]}]}))
+    about = {"reference": "the trained weights"}
+    parity.write_text(json.dumps({"steps": [step, {**step, "broken": ["snr_db 20"]}], "about": about}))
     out = finish_bundle(tiny.bundle, tmp_path / "out", "another name", parity)
     card = (out / "MODEL_CARD.md").read_text()
     assert "# Model card: another name" in card
-    assert "int8: 1.25% of the labels differ, cosine of the embedding 0.9991, weighted F1 0.6100 (-0.0020)" in card
+    assert "int8: 1.25% of the labels differ, cosine of the embedding 0.9991, weighted F1 changes by -0.0020" in card
+    assert "compared with PyTorch in float32, with the trained weights" in card
     assert "**exceeds its limits**: snr_db 20" in card
     assert finish_bundle(tiny.bundle, tmp_path / "zip", zipped=True).suffix == ".hbaf"
-    parity.write_text(json.dumps({"steps": [{**step, "key": "another"}]}))
+    parity.write_text(json.dumps({"steps": [{**step, "key": "another"}], "about": about}))
     with pytest.raises(InputError, match="is of other bundles"):
         finish_bundle(tiny.bundle, tmp_path / "refused", parity=parity)
     parity.write_text("{}")

@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.corpora import TEXT_RUN, write_manifest
 from tests.training.test_commands import TINY_MODEL
-from training import ablate, evaluate, ledger, loop, probe, voices
+from training import ablate, evaluate, ledger, loop, probe
+from training.command import cli
 from training.config import TrainConfig
-from training.corpora.records import Corpus, CorpusError
+from training.corpora.records import Corpus, CorpusError, Dialogue, Utterance
 from training.errors import TrainingError
 from training.train import Plan, run_plan
 
@@ -52,12 +53,21 @@ def test_test_dialogues_are_not_a_split():
 
 def test_only_commands_with_final_read_test_dialogues():
     files = [path for folder in ("training", "export", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    reading = {path.name for path in files if re.search(r"\.final_test\(", path.read_text())}
-    assert reading == {"evaluate.py", "voices.py"}
-    for name in reading:
-        text = (ROOT / "training" / name).read_text()
-        assert "ledger.score_once" in text
-        assert "if final" in text
+    reading = {path.name for path in files if re.search(r"\.final_test\(|split [!=]= \"test\"", path.read_text())}
+    # records.py defines it; voices.py is called by export/voices.py through the ledger.
+    assert reading == {"records.py", "evaluate.py", "voices.py"}
+    callers = {path.name for path in files if "unseen_sets(" in path.read_text() or "final_sets(" in path.read_text()}
+    assert callers == {"evaluate.py", "score.py", "voices.py"}
+
+
+def test_dialogues_of_the_own_test_split_are_never_dev_in_a_fold():
+    turns = (Utterance("Hello.", 0),)
+    splits = ("train", "train", "train", "test", "train")
+    corpus = Corpus("mine", ("calm",), tuple(Dialogue(str(n), s, turns, fold=n) for n, s in enumerate(splits)))
+    for fold in range(5):
+        dev = corpus.for_fold(fold).split("dev")
+        assert dev
+        assert all(corpus.dialogues[int(d.name)].split != "test" for d in dev)
 
 
 def test_a_model_is_scored_on_the_same_test_data_once(tmp_path, small_corpora, capsys, monkeypatch):
@@ -72,7 +82,8 @@ def test_a_model_is_scored_on_the_same_test_data_once(tmp_path, small_corpora, c
     monkeypatch.setattr(evaluate, "score_predictions", lambda *_: pytest.fail("test was scored again"))
     assert evaluate.evaluate(tmp_path / "run", final=True)["scores"] == first
     assert len(ledger.entries()) == 1
-    assert "already scored on these test data" in capsys.readouterr().err
+    assert "the ledger's scores are used: mine test, text" in capsys.readouterr().err
+    assert ledger.scores_of(entry["sha256"]) == first
 
 
 def test_other_test_data_make_another_entry(tmp_path, small_corpora):
@@ -89,39 +100,38 @@ def test_folds_are_pooled_in_one_entry(vectors, tmp_path):
     result = evaluate.final_of_runs(tmp_path / "run")
     assert [r["utterances"] for r in result["runs"]] == [100, 100], "every utterance is in one test fold"
     (entry,) = ledger.entries()
-    assert len(entry["data"]) == 5
+    assert list(entry["data"]) == ["features-v test, audio+text, 5 folds, 2 seeds"]
+    assert evaluate.final_of_runs(tmp_path / "run") == result
+    assert len(ledger.entries()) == 1
 
 
-def test_damaged_ledger_raises(tmp_path):
-    ledger.ledger_path().write_text("{}\n")
-    with pytest.raises(TrainingError, match="is not an entry"):
+def test_only_test_sets_that_are_new_are_scored():
+    calls = []
+
+    def score(names):
+        calls.append(names)
+        return {name: {"uar": float(len(calls))} for name in names}
+
+    assert ledger.score_once("m", "k", {"a": "1"}, score) == {"a": {"uar": 1.0}}
+    assert ledger.score_once("m", "k", {"a": "1", "b": "2"}, score) == {"a": {"uar": 1.0}, "b": {"uar": 2.0}}
+    assert ledger.score_once("m", "k", {"b": "2"}, score) == {"b": {"uar": 2.0}}
+    ledger.score_once("m", "k", {"a": "changed data"}, score)
+    ledger.score_once("m", "another model", {"a": "1"}, score)
+    assert calls == [["a"], ["b"], ["a"], ["a"]]
+    assert ledger.scores_of("k")["a"] == {"uar": 1.0}, "the first reading counts"
+
+
+def test_damaged_ledger_raises_with_the_line():
+    ledger.score_once("m", "k", {"a": "1"}, lambda names: {"a": {}})
+    with ledger.ledger_path().open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(TrainingError, match=r"ledger.jsonl:2 is not an entry"):
         ledger.entries()
 
 
-def test_histories_are_of_the_same_speaker_and_unlabelled(small_corpora):
-    clips = voices.corpora.load("nemo").split("train") + voices.corpora.load("ravdess").split("train")
-    for kind in ("life-like", "one mood"):
-        dialogues = voices.with_history(clips, kind)
-        speakers = [{t.speaker for t in d.turns} for d in dialogues]
-        assert dialogues
-        assert all(len(s) == 1 for s in speakers)
-        assert all(len(d.turns) == 17 and all(t.label == -1 for t in d.turns[:-1]) for d in dialogues)
-    assert not voices.with_history([replace(c, turns=(replace(c.turns[0], speaker=None),)) for c in clips], "life-like")
-
-
-def test_unseen_uar_counts_only_labels_that_occur():
-    import torch
-
-    logits = torch.tensor([[0.0, 9.0, 1.0], [0.0, 9.0, -1.0]])
-    padded = torch.cat([logits, torch.full((2, 4), 20.0)], 1)
-    assert voices.unseen_uar(padded, torch.tensor([2, 0])) == 1.0
-
-
-def test_linear_model_hears_labels_of_another_corpus(small_corpora):
-    """The pitch of the generated clips is their label, in all corpora."""
-    encoder = voices.encoders.load_audio()
-    states = voices.PooledStates(encoder, voices.encoders.model_config())
-    linear = voices.fit_linear(states, ("nemo",), "first turn")
-    clips = voices.corpora.load("ravdess").split("dev")
-    uar = voices.unseen_uar(linear(states.matrix(clips)), voices.torch.tensor([c.turns[0].label for c in clips]))
-    assert uar > 0.6
+def test_options_for_choosing_are_refused_with_final(tmp_path):
+    with pytest.raises(SystemExit, match="--stress is for choosing"):
+        cli(evaluate.main, [str(tmp_path), "--final", "--stress"])
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="--on, --use and --skip are for a single checkpoint"):
+        cli(evaluate.main, [str(tmp_path), "--final", "--use", "text"])

@@ -93,12 +93,17 @@ class Corpus:
         return {name for name, is_present in present.items() if is_present}
 
     def for_fold(self, fold: int) -> Corpus:
-        """Fold k becomes test, fold k + 1 dev, the others train (docs/model.md, "Protocol")."""
+        """Fold k becomes test, the next fold dev, the others train (docs/model.md, "Protocol").
+
+        Dialogues of the corpus' own test split are never dev, since models are chosen on dev.
+        """
         if not 0 <= fold < self.folds or self.folds < 3:
             raise CorpusError(
                 f"{self.name} has {self.folds} folds; cannot test on fold {fold} (at least three folds are needed)"
             )
-        split_of = {fold: "test", (fold + 1) % self.folds: "dev"}
+        others = [(fold + n) % self.folds for n in range(1, self.folds)]
+        dev = next((f for f in others if any(d.fold == f and d.split != "test" for d in self.dialogues)), others[0])
+        split_of = {fold: "test", dev: "dev"}
         return replace(self, dialogues=tuple(replace(d, split=split_of.get(d.fold, "train")) for d in self.dialogues))
 
     def without(self, skipped: Iterable[str]) -> Corpus:

@@ -12,7 +12,8 @@ from hbaf_edge.errors import InputError
 
 def test_recorded_choices_are_complete():
     stored = load_choices()
-    assert stored["key"] == load_bundle(None).key, "run: python -m benchmarks.tradeoff --save"
+    assert stored["key"] == load_bundle(None).model_key, "run: python -m benchmarks.tradeoff --save"
+    assert stored["turns"]["audio and text"] == 0 < stored["turns"]["audio alone"] < stored["turns"]["text alone"]
     assert set(stored["scores"]) == {"audio and text", "text alone", "audio alone"}
     names = [c["name"] for c in stored["choices"]]
     assert len(set(names)) == len(names) >= 6
@@ -38,7 +39,7 @@ def choice(name, score, ms, mb=200, size=40):
 def test_fastest_of_the_most_accurate_choices_within_the_limits_is_first():
     choices = [choice("quick", 0.5, 5), choice("good", 0.7, 20), choice("as good", 0.71, 25),
                choice("best", 0.8, 60, mb=400)]  # fmt: skip
-    stored = {"machine": {"cpu": "test"}, "scores": {"audio and text": "Of a test"}}
+    stored = {"machine": {"cpu": "test"}, "scores": {"audio and text": "Of a test"}, "turns": {"audio and text": 400}}
     for limits, first in (
         (Limits(), "best"),
         (Limits(latency=30), "good"),
@@ -50,6 +51,15 @@ def test_fastest_of_the_most_accurate_choices_within_the_limits_is_first():
         assert (best["name"] if best else None) == first
         assert len(section.rows) == (4 if first is None else sum(row[-1] == "fits" for row in section.rows))
     assert exceeded_limits(choice("x", 0.5, 40), Limits(30, 150)) == ["10 ms too slow", "50 MB too large"]
+
+
+def test_without_scores_the_fastest_choice_is_first():
+    choices = [choice("slow", None, 20), choice("fast", None, 5)]
+    stored = {"machine": {"cpu": "test"}, "scores": {"audio and text": "none"}, "turns": {"audio and text": 0}}
+    section, best = advise.advise(Limits(), choices, stored)
+    assert best["name"] == "fast"
+    assert section.rows[0][1] == "no score"
+    assert "The fastest is first" in section.text
 
 
 def test_built_in_choices_are_measured_and_those_for_more_cores_are_omitted(monkeypatch):
@@ -68,6 +78,10 @@ def test_command_prints_the_best_choice_or_fails_when_none_fits(monkeypatch):
     assert result.exit_code == 0
     assert "HBAFRuntime(" in result.output
     assert "not of what a person feels" in " ".join(result.output.split())
+    for inputs in ("text", "audio"):
+        chosen = CliRunner().invoke(app, ["advise", "--inputs", inputs]).output
+        assert f"{inputs} alone" in chosen
+        assert "audio, text=transcript" not in chosen
     none = CliRunner().invoke(app, ["advise", "--memory", "1MB"])
     assert none.exit_code == 1
     assert "no settings fit" in none.output
