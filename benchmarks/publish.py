@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.report import RESULTS, WITHOUT_BUNDLE, run
+from export.model_card import CORPORA
 from hbaf_edge.bench.document import Cell, Report, Section, cell_text, load
 from hbaf_edge.bundle import load_bundle
 from hbaf_edge.errors import InputError
@@ -146,7 +147,7 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
             sum(s[column] for s in unseen.values()) / len(unseen)
             for column in ("model, first turn", "linear, first turn", "chance")
         )
-        what = f"**audio only, corpora that it never met** ({', '.join(unseen)}): mean UAR"
+        what = f"**audio only, corpora that it never met** ({', '.join(map(CORPORA.__getitem__, unseen))}): mean UAR"
         rows.append((what, f"**{model:.2f}**; a linear model on the same encoder {linear:.2f}, chance {chance:.2f}"))
     for name, s in scores.items():
         if "weighted_f1" in s:
@@ -202,7 +203,7 @@ def unseen_voices() -> str:
     """Unseen corpora: the bundle that ships and the linear model."""
     kinds = [f"{who}, {kind}" for who in ("linear", "model") for kind in ("first turn", "life-like", "one mood")]
     rows: list[list[Cell]] = [
-        [name, s["clips"], f"{s['chance']:.2f}", *(f"{s[kind]:.3f}" if kind in s else None for kind in kinds)]
+        [CORPORA[name], s["clips"], f"{s['chance']:.2f}", *(f"{s[kind]:.3f}" if kind in s else None for kind in kinds)]
         for name, s in voices_on_test().items()
     ]  # fmt: skip
     return f"{markdown_table(('corpus', 'clips', 'chance', *kinds), rows)}\n\n{read_on('voices')}"
