@@ -252,7 +252,7 @@ def _section(table: str, rows: Sequence[Sequence[Cell]], measures: dict[str, Any
     """Return a table. Its picture has only complete turns of the same precision and runtime as ours."""
     alike = {row[0]: row[3] for row in rows if str(row[-1]).startswith(OURS) and row[0] != FUSION}
     alike = {name: ms for name, ms in alike.items() if "fusion of all" not in str(name)}
-    figure = {"kind": "bars", "parts": alike, "x_title": f"ms, logarithmic scale; {OURS}",
+    figure = {"kind": "bars", "parts": alike, "x_title": f"ms; {OURS}",
               "title": f"{TITLES[table]} 3 s of speech and twelve words"}  # fmt: skip
     head = ("what", "times ours", "95 %", "p50, ms", "p90, ms", "rounds", "goal", "how")
     return Section(table, TITLES[table], head, rows, text, measures, "×", "higher", figure if len(alike) > 1 else None)

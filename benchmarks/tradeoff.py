@@ -118,7 +118,7 @@ def scatter(choices: Sequence[Choice], front: list[str], score_title: str) -> di
         for c in choices
     ]
     return {"kind": "scatter", "points": points, "x_title": "a turn, ms", "y_title": score_title.split(" of ")[0],
-            "front": front,
+            "front": front, "y_span": 0.1,
             "title": f"Accuracy against latency: {choices[0]['given']}; numbers are CPU threads"}  # fmt: skip
 
 

@@ -4,9 +4,10 @@ Pictures need matplotlib (extra `bench`), which is imported when one is drawn. A
 `kind`, `title`, and these keys:
     stack      parts {name: value}: one bar of several parts; optional beside [names]: parts that run in parallel with
                the part before them and are drawn below it
-    bars       parts {name: value}, x_title: one bar per part, on a logarithmic scale
+    bars       parts {name: value}, x_title: one bar per part
     lines      x, lines {name: values}, x_title, y_title
-    scatter    points [{name, x, y, group, label}], x_title, y_title, optional front [names in order]
+    scatter    points [{name, x, y, group, label}], x_title, y_title, optional front [names in order],
+               optional y_span, the smallest range of y
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hbaf_edge.card import NOTICE
 from hbaf_edge.errors import BackendError, InputError
 from hbaf_edge.files import write_atomically
 
+LINEAR = 50  # bars whose lengths differ by a larger factor are drawn on a logarithmic scale
 LONG = 18  # characters; longer cells may be wrapped
 COLOURS = ("#3b6ea5", "#e08e45", "#5a9e6f", "#b05a7a", "#8d7cc0", "#7f7f7f", "#c2a83e")
 STYLE = """
@@ -159,8 +161,10 @@ def _bars(axes: Any, figure: dict[str, Any]) -> None:
     )
     axes.tick_params(axis="y", labelsize=9)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel=figure["x_title"])
-    axes.set_xlim(right=4 * max(values))
+    axes.set(xlabel=figure["x_title"])
+    if max(values) > LINEAR * min(values):
+        axes.set(xscale="log", xlabel=f"{figure['x_title']}, logarithmic scale")
+        axes.set_xlim(right=4 * max(values))
 
 
 def _lines(axes: Any, figure: dict[str, Any]) -> None:
@@ -184,5 +188,9 @@ def _scatter(axes: Any, figure: dict[str, Any]) -> None:
     axes.plot([p["x"] for p in front], [p["y"] for p in front], "--", color="#999", linewidth=1, zorder=1)
     axes.grid(color="#eee", linewidth=0.6)
     axes.margins(x=0.1, y=0.15)
+    low, high = axes.get_ylim()
+    if high - low < figure.get("y_span", 0.0):  # differences that mean nothing should look small
+        middle, half = (low + high) / 2, figure["y_span"] / 2
+        axes.set_ylim(middle - half, middle + half)
     axes.set(xlabel=figure["x_title"], ylabel=figure["y_title"])
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
