@@ -123,7 +123,7 @@ def readme_table() -> str:
          f"{cell_text(memory['bundle'])}; {cell_text(sizes['wheel, MB'])}; "
          f"{cell_text(sizes['installed, without torch, MB'])} MB"),
         *score_rows(on_test()),
-        (f"labels that differ between INT8 and float32 ({manifest['parity_about']['reference']}), dev conversations",
+        (f"labels that differ between INT8 and float32 with {manifest['parity_about']['reference']}; dev conversations",
          f"{manifest['parity'][-1]['flip_rate']:.2%}"),
     ]  # fmt: skip
     return (f"{markdown_table(('what', 'measured'), rows)}\n\nTimes and ratios: {measured_on('whole')} Sizes: "
@@ -170,7 +170,7 @@ def demo() -> str:
     """What `make demo` prints, shortened: the first turns, and the last line."""
     lines = [str(line) for (line,) in section("first_look", "demo").rows]
     turns = [i for i, line in enumerate(lines) if "→" in line]
-    shown = [line.rstrip() for line in (*lines[turns[0] : turns[2]], "…", lines[-1])]
+    shown = [line.rstrip() for line in (*lines[turns[0] : turns[2]], "…", *lines[-2:])]
     return "```text\n" + "\n".join(shown) + "\n```"
 
 
