@@ -167,10 +167,10 @@ def natural() -> str:
 
 
 def demo() -> str:
-    """What `make demo` prints, shortened: the first turns, and the last line."""
+    """What `make demo` prints, shortened: the second turn, and the last lines."""
     lines = [str(line) for (line,) in section("first_look", "demo").rows]
     turns = [i for i, line in enumerate(lines) if "→" in line]
-    shown = [line.rstrip() for line in (*lines[turns[0] : turns[2]], "…", *lines[-2:])]
+    shown = [line.rstrip() for line in (*lines[turns[1] : turns[2]], "…", *lines[-2:])]
     return "```text\n" + "\n".join(shown) + "\n```"
 
 
