@@ -40,18 +40,18 @@ def result(name: str) -> Report:
     report = load(folder if folder.is_dir() else RESULTS / f"{name}.json")
     key = load_bundle(None).model_key
     if report.bundle != key and name not in WITHOUT_BUNDLE:
-        found = report.bundle[:12] or "none"
-        raise InputError(f"the result {name} is of bundle {found}, and {key[:12]} ships; measure it again: "
+        measured = report.bundle[:12] or "none"
+        raise InputError(f"the result {name} is of bundle {measured}, and {key[:12]} ships; measure it again: "
                          "docs/benchmarks.md names the command")  # fmt: skip
     return report
 
 
 def section(name: str, section_name: str) -> Section:
     """Load a section of a result."""
-    found = result(name).section(section_name)
-    if found is None:
+    one = result(name).section(section_name)
+    if one is None:
         raise InputError(f"the result {name} has no section {section_name}; measure it again")
-    return found
+    return one
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -212,8 +212,8 @@ def unseen_voices() -> str:
 def read_on(word: str) -> str:
     """One line on when the default bundle's test sets with this word in their names were read."""
     key = load_bundle(None).model_key
-    found = [e for e in ledger.entries() if e["sha256"] == key and any(word in name for name in e["data"])]
-    return " ".join(f"Read {e['date'][:10]} with `{e['command']}`, commit {e['commit']}." for e in found)
+    entries = [e for e in ledger.entries() if e["sha256"] == key and any(word in name for name in e["data"])]
+    return " ".join(f"Read {e['date'][:10]} with `{e['command']}`, commit {e['commit']}." for e in entries)
 
 
 def readings() -> str:

@@ -61,8 +61,8 @@ def test_every_page_and_picture_is_what_its_results_hold():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_figure_stands_outside_of_a_generated_part(page):
-    found = {match.strip() for match in FIGURE.findall(prose(page.read_text(encoding="utf-8")))}
-    assert found <= DECIDED.get(page.name, set()), "publish it from a result file (benchmarks/publish.py)"
+    figures = {match.strip() for match in FIGURE.findall(prose(page.read_text(encoding="utf-8")))}
+    assert figures <= DECIDED.get(page.name, set()), "publish it from a result file (benchmarks/publish.py)"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(publish.RESULTS)))

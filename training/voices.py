@@ -94,8 +94,8 @@ def _with_every_history(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
     result = []
     for name, clips in _by_speaker(dialogues).items():
         counts = Counter(d.turns[0].label for d in clips)
-        kept = [d for d in clips if counts[d.turns[0].label] > 1]
-        result += kept if name is not None and len({d.turns[0].label for d in kept}) > 1 else []
+        usable = [d for d in clips if counts[d.turns[0].label] > 1]
+        result += usable if name is not None and len({d.turns[0].label for d in usable}) > 1 else []
     return result
 
 

@@ -89,9 +89,9 @@ def test_units_are_never_mixed_and_both_modalities_have_no_score():
     assert turns == {"audio and text": 0, "text alone": 1, "audio alone": 1}
     assert titles["text alone"] == "weighted F1 of 1 turns of meld dev, text, which also chose the model"
     assert "no natural pairs" in titles["audio and text"]
-    choices = [{"name": f"int8, {given}", "given": given, "precision": "int8", "threads": 1, "p50_ms": 1.0,
-                "p90_ms": 1.0, "megabytes": 1, "peak_mb": 2, "score": None if "and" in given else 0.5}
-               for given in titles]  # fmt: skip
+    choices = [{"name": f"int8, {inputs}", "given": inputs, "precision": "int8", "threads": 1, "p50_ms": 1.0,
+                "p90_ms": 1.0, "megabytes": 1, "peak_mb": 2, "score": None if "and" in inputs else 0.5}
+               for inputs in titles]  # fmt: skip
     times = {c["name"]: Series.of([1.0] * 5) for c in choices}
     both, text, audio = tradeoff.sections(choices, times, titles)
     assert both.figure is None

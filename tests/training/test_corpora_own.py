@@ -52,7 +52,7 @@ def test_meld_raw_is_read_from_its_original_folders(meld_raw):
     assert [t.audio.suffix for t in first.turns] == [".wav", ".mp4"]
     assert second.turns[1].audio is None
     assert second.turns[1].text == "Words 1 1."
-    assert [d.turns[0].audio.name for d in corpus.split("test")] == ["dia0_utt0.mp4", "dia1_utt0.mp4"]
+    assert [d.turns[0].audio.name for d in corpus.final_test()] == ["dia0_utt0.mp4", "dia1_utt0.mp4"]
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_manifest_is_the_same_in_json_lines_and_csv(tmp_path):
 def test_manifest_without_splits_is_split_by_dialogue_names(tmp_path):
     lines = [{"text": "x", "label": "ab"[n % 2], "dialogue": f"d{n}"} for n in range(300)]
     corpus = manifest.load(write_lines(tmp_path, *lines))
-    share = [len(corpus.split(s)) / 300 for s in ("train", "dev", "test")]
+    share = [len(turns) / 300 for turns in (corpus.split("train"), corpus.split("dev"), corpus.final_test())]
     assert share == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
     assert [d.split for d in manifest.load(write_lines(tmp_path, *lines[:9])).dialogues] == (
         [d.split for d in corpus.dialogues[:9]]
