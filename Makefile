@@ -59,7 +59,7 @@ docs: .venv/test.done
 bench: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/hbaf-edge benchmark --quick
 
-# The full report with all peers on one page: about ten minutes on two cores, longer the first time.
+# The full report with all peers on one page: about five minutes on two cores, longer the first time.
 REPORT ?= runs/report
 report: .venv/test.done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.full_report --report $(REPORT)

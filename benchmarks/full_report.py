@@ -1,7 +1,7 @@
 """Write the full report on one page: peers, stages, context, memory, energy, the machine's limit, accuracy.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --report runs/report   # make report; about 10 minutes
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --quick --report DIR   # fewer samples; about 5
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --report runs/report   # make report; about 5 minutes
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --quick --report DIR   # fewer samples; about 2
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --save                 # to benchmarks/results/whole
 
 Accuracy needs the corpora (HBAF_DATA) and is measured by benchmarks/tradeoff.py; this report shows its last committed

@@ -1,6 +1,6 @@
 """Compare a turn's latency with alternatives, all measured in one run and interleaved.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --only peers --report DIR       # six minutes
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.full_report --only peers --report DIR       # two minutes
 
 Three tables, each with one question:
 
