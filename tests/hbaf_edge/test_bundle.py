@@ -35,7 +35,7 @@ def test_default_bundle_is_small_and_describes_itself():
     assert sum(map(len, bundle.files.values())) <= 60e6
     assert bundle.manifest["licence"]["commercial"] is False
     assert bundle.manifest["precision"] == "int8"
-    assert bundle.manifest["scores"]["against_float32_before_rewriting"]["turns"] > 1000
+    assert bundle.manifest["parity_about"]["turns"] > 1000
     assert {p.name for p in DEFAULT.iterdir()} == {*bundle.files, "manifest.json"}
 
 
