@@ -4,14 +4,15 @@
     python -m benchmarks.publish --check    # changes nothing; fails if a page or a picture is out of date
 
 A page marks a generated part with `<!-- figures: NAME -->` and `<!-- end of figures -->`; NAME is a key of `PARTS`. A
-result of another bundle than the one that ships cannot be published: measure it again with the command that the error
-names.
+result of another bundle than the one that ships cannot be published: measure it again with its command, which
+docs/benchmarks.md names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,8 @@ import typer
 
 from benchmarks.report import RESULTS, WITHOUT_BUNDLE, run
 from export.model_card import CORPORA
-from hbaf_edge.bench.document import Cell, Report, Section, cell_text, load
-from hbaf_edge.bundle import load_bundle
+from hbaf_edge.bench.document import Cell, Report, Section, cell_text, load, markdown_table
+from hbaf_edge.bundle import Bundle, load_bundle
 from hbaf_edge.errors import InputError
 from training import ledger
 from training.files import CHECKOUT
@@ -28,6 +29,12 @@ from training.voices import MEAN_OF
 
 PICTURES = {"state": "whole", "encoders": "whole", "stages": "whole", "tradeoff_text": "tradeoff"}  # name: its report
 PART = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+@cache
+def shipped() -> Bundle:
+    """The bundle that ships, read and hashed once for all parts."""
+    return load_bundle(None)
 
 
 def result(name: str) -> Report:
@@ -38,7 +45,7 @@ def result(name: str) -> Report:
     """
     folder = RESULTS / name
     report = load(folder if folder.is_dir() else RESULTS / f"{name}.json")
-    key = load_bundle(None).model_key
+    key = shipped().model_key
     if report.bundle != key and name not in WITHOUT_BUNDLE:
         measured = report.bundle[:12] or "none"
         raise InputError(f"the result {name} is of bundle {measured}, and {key[:12]} ships; measure it again: "
@@ -52,19 +59,6 @@ def section(name: str, section_name: str) -> Section:
     if one is None:
         raise InputError(f"the result {name} has no section {section_name}; measure it again")
     return one
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A Markdown table.
-
-    >>> print(markdown_table(("what", "ms"), [("a turn", 15.04)]))
-    | what | ms |
-    |---|---|
-    | a turn | 15.0 |
-    """
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cell_text(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def measured_on(name: str) -> str:
@@ -93,7 +87,7 @@ def on_test() -> dict[str, Any]:
     Raises:
         InputError: it was never scored on test.
     """
-    scores = ledger.scores_of(load_bundle(None).model_key)
+    scores = ledger.scores_of(shipped().model_key)
     if not scores:
         command = "python -m export.score hbaf_edge/models/default --final"
         raise InputError(f"the default bundle is not in the ledger; run: {command}")
@@ -107,7 +101,7 @@ def voices_on_test() -> dict[str, Any]:
 
 def readme_table() -> str:
     """README's figures: speed, sizes, scores."""
-    whole, manifest = result("whole"), load_bundle(None).manifest
+    whole, manifest = result("whole"), shipped().manifest
     turn = section("whole", "stages").measures["a turn"]
     ratios = {name: m for s in ("state", "encoders", "software") for name, m in section("whole", s).measures.items()}
     sizes = {row[0]: row[1] for row in section("first_look", "first_look").rows}
@@ -176,7 +170,7 @@ def demo() -> str:
 
 def parity() -> str:
     """The chain of precisions of the bundle that ships, from its manifest."""
-    manifest = load_bundle(None).manifest
+    manifest = shipped().manifest
     rows: list[list[Cell]] = [
         [row["name"], f"{row['flip_rate']:.2%}", row["cosine_mean"], f"{-row['f1_drop']:+.4f}", row["megabytes"]]
         for row in manifest["parity"]
@@ -211,7 +205,7 @@ def unseen_voices() -> str:
 
 def read_on(word: str) -> str:
     """One line on when the default bundle's test sets with this word in their names were read."""
-    key = load_bundle(None).model_key
+    key = shipped().model_key
     entries = [e for e in ledger.entries() if e["sha256"] == key and any(word in name for name in e["data"])]
     return " ".join(f"Read {e['date'][:10]} with `{e['command']}`, commit {e['commit']}." for e in entries)
 

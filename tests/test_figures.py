@@ -95,7 +95,7 @@ def test_a_figure_edited_by_hand_is_noticed():
 def test_results_of_another_bundle_are_refused(monkeypatch):
     bundle = load_bundle(None)
     other = replace(bundle, manifest={**bundle.manifest, "temperatures": {"audio": 2.0}})
-    monkeypatch.setattr(publish, "load_bundle", lambda path: other)
+    monkeypatch.setattr(publish, "shipped", lambda: other)
     with pytest.raises(InputError, match=r"is of bundle [0-9a-f]{12}, and [0-9a-f]{12} ships; measure it again: "):
         publish.result("whole")
 

@@ -227,10 +227,20 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", *([f"**Incomplete: {report.stopped}.**"] if report.stopped else []), about(report)]
     parts += [f"> {warning}" for warning in report.warnings]
     for s in report.sections:
-        rows = [s.head, ["---", *["---:"] * (len(s.head) - 1)], *([cell_text(c) for c in row] for row in s.rows)]
-        table = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows)
-        parts += [f"## {s.title}", *([s.text] if s.text else []), table]
+        parts += [f"## {s.title}", *([s.text] if s.text else []), markdown_table(s.head, s.rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A Markdown table.
+
+    >>> print(markdown_table(("what", "ms"), [("a turn", 15.04)]))
+    | what | ms |
+    | --- | ---: |
+    | a turn | 15.0 |
+    """
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([cell_text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def about(report: Report) -> str:
